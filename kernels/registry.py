@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""The table of kernels: which function computes an op on which device and dtype."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class NoKernelError(LookupError):
+    """No registered kernel can compute an op on this device and dtype."""
+
+
+@attrs.frozen
+class Kernel:
+    """One way to compute an op.
+
+    `supports` is the capability predicate: it says whether this kernel is legal for a device type
+    and dtype on this machine.  `preference` orders legal kernels; the highest runs.
+    """
+
+    op: str
+    backend: str
+    run: Callable[..., Any]
+    supports: Callable[[str, torch.dtype], bool]
+    preference: int = 0
+
+
+_kernels: list[Kernel] = []
+
+
+def register(
+    op: str,
+    *,
+    backend: str,
+    supports: Callable[[str, torch.dtype], bool] = lambda device_type, dtype: True,
+    preference: int = 0,
+) -> Callable[[Function], Function]:
+    """Register the decorated function as a kernel for `op`."""
+
+    def add(run: Function) -> Function:
+        _kernels.append(Kernel(op, backend, run, supports, preference))
+        select.cache_clear()
+        return run
+
+    return add
+
+
+@cache
+def select(op: str, device_type: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the most preferred kernel that is legal for `op` here.
+
+    Raises:
+        NoKernelError: nothing registered for `op` supports the device and dtype.
+    """
+    return choose(op, device_type, dtype).run
+
+
+def choose(op: str, device_type: str, dtype: torch.dtype, backend: str | None = None) -> Kernel:
+    """Return the kernel `select` would run, or the named backend's if it is legal.
+
+    Raises:
+        NoKernelError: nothing registered for `op` supports the device, dtype and backend.
+    """
+    legal = [
+        kernel
+        for kernel in candidates(op)
+        if backend in (None, kernel.backend) and kernel.supports(device_type, dtype)
+    ]
+    if not legal:
+        known = ", ".join(kernel.backend for kernel in candidates(op)) or "none"
+        raise NoKernelError(
+            f"no kernel for op {op!r} on {device_type} in {dtype}"
+            f"{f' from backend {backend!r}' if backend else ''}; registered backends: {known}. "
+            f"Import the module that registers it, or choose another dtype."
+        )
+    return max(legal, key=lambda kernel: kernel.preference)
+
+
+def candidates(op: str) -> list[Kernel]:
+    """Return every kernel registered for `op`, legal here or not."""
+    return [kernel for kernel in _kernels if kernel.op == op]
