@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""Every struct that crosses a process boundary.
+
+A message is a msgpack array `[tag, field, ...]`.  Tags never change their meaning, fields are only
+ever appended, and a reader ignores trailing fields that it does not know.  A *column* is a msgpack
+`bin` holding little-endian values back to back; its element type is in the field's comment, and
+columns of one group have one length.  Ids are unsigned unless a comment says otherwise.
+"""
+
+import enum
+
+import msgspec
+
+WIRE_VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_ERROR_CHARS = 2000
+
+
+class Role(enum.IntEnum):
+    """What a process that says Hello is."""
+
+    FRONTEND = 0
+    WORKER = 1
+
+
+class FinishReason(enum.IntEnum):
+    """Why a request produces no further token; NONE while it runs."""
+
+    NONE = 0
+    STOP = 1  # a stop id was sampled; the id itself is delivered
+    LENGTH = 2  # max_tokens or the model's length was reached
+    ABORT = 3  # the frontend asked
+    WORKER_LOST = 4  # the workers died under it; the client may retry
+    NUMERIC = 5  # NaN or infinity in the logits of this request alone
+
+
+class RefusalCode(enum.IntEnum):
+    """Why a connection or a request was turned away."""
+
+    VERSION = 1
+    TOKEN = 2
+    RANK = 3
+    SHAPE = 4  # ranks disagree about block count, block size or program
+    MALFORMED = 5
+    DUPLICATE = 6
+    EMPTY_PROMPT = 7
+    TOO_LONG = 8
+    TOKEN_ID = 9
+    PARAMETER = 10
+    QUEUE_FULL = 11
+    NEVER_FITS = 12
+    DRAINING = 13
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    pass
+
+
+class Hello(_Message, tag=1):
+    """First message of every peer to the scheduler; a worker fills the worker fields."""
+
+    version: int
+    token: bytes  # 16 bytes, the run's session token
+    role: int
+    name: str  # for logs
+    rank: int = 0
+    num_ranks: int = 1
+    num_blocks: int = 0  # KV blocks this rank can hold, scratch block 0 included
+    block_size: int = 0  # tokens in a block
+    program_hash: bytes = b""  # must agree on all ranks
+
+
+class Welcome(_Message, tag=2):
+    """The scheduler's answer to Hello, sent again to frontends whenever `ready` or `epoch` changes."""
+
+    version: int
+    epoch: int
+    ready: bool  # all ranks are in
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+
+
+class Refused(_Message, tag=3):
+    """The scheduler turned a connection away."""
+
+    code: int
+    message: str
+
+
+class Heartbeat(_Message, tag=4):
+    """Proof of life; sent by either side when it has nothing else to say."""
+
+    time_ns: int
+
+
+class HelloRequired(_Message, tag=5):
+    """The scheduler does not know this peer (it restarted): say Hello again, forget everything."""
+
+
+class Shutdown(_Message, tag=6):
+    """The scheduler tells a worker to exit."""
+
+    reason: str
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How one request samples."""
+
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0
+    seed: int = 0  # u64
+    logprobs: bool = False  # report the log-probability of each sampled token
+
+
+class Submit(_Message, tag=10):
+    """A frontend asks for a completion of `prompt`."""
+
+    request_id: int  # u64, unique within the frontend's connection
+    prompt: bytes  # i32 column
+    max_tokens: int
+    sampling: Sampling
+    stop_ids: bytes = b""  # i32 column; sampling one of them ends the request
+    priority: int = 0  # signed, larger runs earlier; reserved, must be 0 in wire version 1
+    salt: bytes = b""  # prefix cache namespace
+    session: str = ""
+
+
+class Abort(_Message, tag=11):
+    """A frontend takes a request back; idempotent.
+
+    `kept` is the number of generated tokens that the client was given (a stop string may cut some
+    off); -1 keeps all.
+    """
+
+    request_id: int
+    kept: int = -1
+
+
+class TokenDeltas(_Message, tag=20):
+    """What one step brought the requests of one frontend, a row a request.
+
+    A finished request appears exactly once with a finish reason, possibly with no token.
+    """
+
+    step: int
+    request_ids: bytes  # u64 column
+    counts: bytes  # i32 column: tokens of this row
+    tokens: bytes  # i32 column, rows back to back
+    logprobs: bytes  # f32 column beside tokens, empty if no row asked for it
+    finish_reasons: bytes  # u8 column
+    cached_tokens: bytes  # i32 column: prompt tokens served from the prefix cache
+
+
+class Rejected(_Message, tag=21):
+    """A request was not admitted, or named an id that cannot be accepted."""
+
+    request_id: int
+    code: int
+    message: str
+
+
+class Stats(_Message, tag=22):
+    """The scheduler's counters, sent to frontends as their heartbeat."""
+
+    time_ns: int
+    epoch: int
+    ready: bool
+    running: int
+    waiting: int
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int  # sealed and unreferenced, evictable
+    active_blocks: int  # referenced by requests, in-flight frees included
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preemptions: int
+    finished: int
+    rejected: int
+    dropped_frames: int
+    in_flight_steps: int
+    oldest_step_age_ns: int  # 0 if no step is in flight
+    plan_time_ns: int  # total time in planning and result handling
+
+
+class StepPlan(_Message, tag=30):
+    """One step for every rank, as deltas against what the worker already knows.
+
+    Applied in field order: slots are removed, then added, then blocks appended, copies made, rows
+    run.  Travels as two frames: these bytes, then the 16-byte running digest
+    `siphash128(key=previous digest, bytes)`; an epoch's first previous digest is the epoch number
+    as 16 little-endian bytes.
+    """
+
+    epoch: int
+    step: int  # counts from 1 in each epoch, no gaps
+    removed_slots: bytes = b""  # i32
+    added_slots: bytes = b""  # i32
+    added_context: bytes = b""  # i32: tokens whose KV is already in the slot's blocks
+    added_temperature: bytes = b""  # f32
+    added_top_k: bytes = b""  # i32
+    added_top_p: bytes = b""  # f32
+    added_seed: bytes = b""  # u64
+    added_logprobs: bytes = b""  # u8
+    block_slots: bytes = b""  # i32: append block_ids[i] to table block_groups[i] of this slot
+    block_groups: bytes = b""  # i32
+    block_ids: bytes = b""  # i32
+    copy_groups: bytes = b""  # i32: copy block copy_sources[i] onto copy_targets[i]
+    copy_sources: bytes = b""  # i32
+    copy_targets: bytes = b""  # i32
+    prefix_slots: bytes = b""  # i32: this slot now shares its leading blocks ...
+    prefix_groups: bytes = b""  # i32: ... with the slots of this prefix group (-1: with none)
+    prefix_blocks: bytes = b""  # i32: ... namely this many
+    rows: bytes = b""  # i32: the slot of each row; rows of one token come first
+    row_tokens: bytes = b""  # i32: query tokens of the row
+    row_flags: bytes = b""  # u8: bit 0 tokens are in prompt_tokens, else the slot's last sampled
+    #                              token is the input; bit 1 the row samples a token
+    prompt_tokens: bytes = b""  # i32: rows with bit 0 back to back
+
+
+ROW_HAS_TOKENS = 1
+ROW_SAMPLES = 2
+
+
+class StepResult(_Message, tag=40):
+    """Rank 0 reports what a step sampled."""
+
+    epoch: int
+    step: int
+    digest: bytes  # 16 bytes, the plan's running digest
+    tokens: bytes  # i32: one per sampling row in row order; -1 if the row's logits were not finite
+    logprobs: bytes  # f32 beside tokens, empty if no row asked
+
+
+class StepAck(_Message, tag=41):
+    """Every rank, rank 0 included, reports that it finished a step; a step retires when all have."""
+
+    epoch: int
+    step: int
+    digest: bytes  # 16 bytes
+    token_hash: bytes  # 16 bytes: siphash128(key=digest, StepResult.tokens); equal on all ranks
+
+
+class WorkerFailed(_Message, tag=42):
+    """A worker reports why it is about to exit."""
+
+    rank: int
+    epoch: int
+    step: int
+    message: str
+
+
+class SchedulerConfig(_Message, tag=50):
+    """All that `tokenspeed-scheduler` is told, read from a file of these bytes."""
+
+    version: int
+    token: bytes  # 16 bytes, session token
+    hash_key: bytes  # 16 bytes, SipHash key of the prefix index
+    frontend_endpoint: str  # ipc://... the scheduler binds
+    worker_endpoint: str
+    num_ranks: int
+    max_slots: int  # requests running at once
+    max_step_tokens: int  # token budget of a step
+    max_model_len: int
+    max_waiting: int  # queue bound: one more is refused with QUEUE_FULL
+    vocab_size: int
+    depth: int = 2  # plans in flight beyond which the scheduler waits for results
+    prefix_caching: bool = True
+    heartbeat_ms: int = 250
+    parent_pid: int = 0  # exit when this process is gone; 0 watches nobody
+    max_prefill_tokens: int = 0  # longest prefill chunk of one row in a step; 0: max_step_tokens
+
+
+Peer = Welcome | Refused | Heartbeat | HelloRequired
+ToFrontend = Peer | TokenDeltas | Rejected | Stats
+ToWorker = Peer | Shutdown | StepPlan
+FromFrontend = Hello | Heartbeat | Submit | Abort
+FromWorker = Hello | Heartbeat | StepResult | StepAck | WorkerFailed
