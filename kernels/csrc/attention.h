@@ -18,8 +18,9 @@
 
 namespace tokenspeed::cpu::TOKENSPEED_ISA {
 
-constexpr size_t kQueryTile = 8;    // query tokens of one item; times groups rows of scores
-constexpr size_t kMinRange = 256;   // context tokens below which a range is not cut
+constexpr size_t kQueryTile = 8;   // query tokens of one item; times groups rows of scores
+constexpr size_t kChunk = 64;      // context tokens between two updates of the running maxima
+constexpr size_t kMinRange = 256;  // context tokens below which a range is not cut
 constexpr size_t kItemsPerThread = 4;
 
 struct Item {
@@ -30,16 +31,53 @@ struct Item {
 };
 
 // Scratch of one thread.
+template <typename T>
 struct Workspace {
+  std::vector<T> queries;
   std::vector<float> scores, values, maxima, sums, output;
-  void Reserve(size_t query_rows, size_t block_size, size_t head_dim) {
-    scores.resize(query_rows * block_size);
-    values.resize(block_size * head_dim);
-    maxima.resize(query_rows);
-    sums.resize(query_rows);
-    output.resize(query_rows * head_dim);
+  size_t stride;  // of scores
+  Workspace(size_t query_rows, size_t block_size, size_t head_dim)
+      : queries(query_rows * head_dim),
+        maxima(query_rows),
+        sums(query_rows),
+        output(query_rows * head_dim),
+        stride((kChunk + block_size - 1) / block_size * block_size) {
+    scores.resize(query_rows * stride);
+    values.resize(stride * head_dim);
   }
 };
+
+// output[R, h] += weights[R, count] . values[count, h], for R rows at once.
+template <int R>
+inline void AddWeighted(const float* weights, size_t stride, const float* values, size_t count,
+                        size_t h, float* output) {
+  typedef float Lane __attribute__((vector_size(64), aligned(4), may_alias));
+  constexpr size_t kLanes = 4, kLane = 16, kWidth = kLanes * kLane;
+  size_t first = 0;
+  for (; first + kWidth <= h; first += kWidth) {
+    Lane sums[R][kLanes];
+    for (int r = 0; r < R; ++r)
+      for (size_t i = 0; i < kLanes; ++i)
+        sums[r][i] = *reinterpret_cast<const Lane*>(output + r * h + first + i * kLane);
+    for (size_t slot = 0; slot < count; ++slot) {
+      const Lane* v = reinterpret_cast<const Lane*>(values + slot * h + first);
+      for (int r = 0; r < R; ++r) {
+        const float p = weights[r * stride + slot];
+        for (size_t i = 0; i < kLanes; ++i) sums[r][i] += p * v[i];
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (size_t i = 0; i < kLanes; ++i)
+        *reinterpret_cast<Lane*>(output + r * h + first + i * kLane) = sums[r][i];
+  }
+  for (size_t slot = 0; slot < count && first < h; ++slot) {
+    for (int r = 0; r < R; ++r) {
+      const float p = weights[r * stride + slot];
+#pragma omp simd
+      for (size_t i = first; i < h; ++i) output[r * h + i] += p * values[slot * h + i];
+    }
+  }
+}
 
 template <typename T>
 void WriteCache(const Attention& a) {
@@ -62,31 +100,36 @@ void WriteCache(const Attention& a) {
 
 // Attends the item's queries over its range; leaves the unnormalised result in the workspace.
 template <typename T>
-void RunItem(const Attention& a, const Item& item, Workspace& work) {
-  const size_t h = a.head_dim, g = a.groups, bs = a.block_size;
+void RunItem(const Attention& a, const Item& item, Workspace<T>& work) {
+  const size_t h = a.head_dim, g = a.groups, bs = a.block_size, stride = work.stride;
   const size_t query_rows = item.num_queries * g;
-  const T* q = static_cast<const T*>(a.q);
   const int32_t* table = a.block_tables + item.row * a.max_blocks;
-  work.Reserve(kQueryTile * g, bs, h);
+  for (size_t query = 0; query < item.num_queries; ++query) {
+    const size_t from = ((item.first_query + query) * a.kv_heads + item.head) * g * h;
+    std::copy_n(static_cast<const T*>(a.q) + from, g * h, work.queries.data() + query * g * h);
+  }
   std::fill_n(work.maxima.begin(), query_rows, -std::numeric_limits<float>::infinity());
   std::fill_n(work.sums.begin(), query_rows, 0.0f);
   std::fill_n(work.output.begin(), query_rows * h, 0.0f);
-  for (size_t start = item.begin; start < item.end; start += bs) {
-    const size_t count = std::min(bs, item.end - start);
-    const size_t base = (static_cast<size_t>(table[start / bs]) * a.kv_heads + item.head) * bs * h;
-    const T* keys = static_cast<const T*>(a.k_cache) + base;
-    const T* values = static_cast<const T*>(a.v_cache) + base;
-    for (size_t query = 0; query < item.num_queries; ++query) {
-      const T* row = q + (((item.first_query + query) * a.kv_heads + item.head) * g) * h;
-      Dot(keys, h, count, row, h, g, h, work.scores.data() + query * g * bs, bs);
-    }
+  for (size_t start = item.begin; start < item.end; start += stride) {
+    const size_t count = std::min(stride, item.end - start);
+    for (size_t offset = 0; offset < count; offset += bs) {
+      const size_t slots = std::min(bs, count - offset);
+      const size_t block = static_cast<size_t>(table[(start + offset) / bs]);
+      const size_t base = (block * a.kv_heads + item.head) * bs * h;
+      Dot(static_cast<const T*>(a.k_cache) + base, h, slots, work.queries.data(), h, query_rows, h,
+          work.scores.data() + offset, stride);
+      const T* values = static_cast<const T*>(a.v_cache) + base;
+      float* to = work.values.data() + offset * h;
 #pragma omp simd
-    for (size_t i = 0; i < count * h; ++i) work.values[i] = ToFloat(values[i]);
+      for (size_t i = 0; i < slots * h; ++i) to[i] = ToFloat(values[i]);
+    }
     for (size_t row = 0; row < query_rows; ++row) {
       const size_t position = item.first_query_position + row / g;
-      if (position < start) continue;
-      const size_t visible = std::min(count, position - start + 1);
-      float* scores = work.scores.data() + row * bs;
+      float* scores = work.scores.data() + row * stride;
+      const size_t visible = position < start ? 0 : std::min(count, position - start + 1);
+      std::fill(scores + visible, scores + count, 0.0f);
+      if (visible == 0) continue;
       float maximum = work.maxima[row];
 #pragma omp simd reduction(max : maximum)
       for (size_t i = 0; i < visible; ++i) {
@@ -102,26 +145,19 @@ void RunItem(const Attention& a, const Item& item, Workspace& work) {
       }
       work.sums[row] = work.sums[row] * keep + sum;
       work.maxima[row] = maximum;
-      float* output = work.output.data() + row * h;
       if (keep != 1.0f) {
+        float* output = work.output.data() + row * h;
 #pragma omp simd
         for (size_t i = 0; i < h; ++i) output[i] *= keep;
       }
-      size_t slot = 0;
-      for (; slot + 4 <= visible; slot += 4) {
-        const float* v = work.values.data() + slot * h;
-        const float p0 = scores[slot], p1 = scores[slot + 1];
-        const float p2 = scores[slot + 2], p3 = scores[slot + 3];
-#pragma omp simd
-        for (size_t i = 0; i < h; ++i)
-          output[i] += p0 * v[i] + p1 * v[h + i] + p2 * v[2 * h + i] + p3 * v[3 * h + i];
-      }
-      for (; slot < visible; ++slot) {
-        const float* v = work.values.data() + slot * h;
-#pragma omp simd
-        for (size_t i = 0; i < h; ++i) output[i] += scores[slot] * v[i];
-      }
     }
+    size_t row = 0;
+    for (; row + 4 <= query_rows; row += 4)
+      AddWeighted<4>(work.scores.data() + row * stride, stride, work.values.data(), count, h,
+                     work.output.data() + row * h);
+    for (; row < query_rows; ++row)
+      AddWeighted<1>(work.scores.data() + row * stride, stride, work.values.data(), count, h,
+                     work.output.data() + row * h);
   }
 }
 
@@ -175,7 +211,7 @@ void RunAttention(const Attention& a) {
   };
 #pragma omp parallel
   {
-    Workspace work;
+    Workspace<T> work(kQueryTile * g, a.block_size, h);
 #pragma omp for schedule(dynamic, 1)
     for (size_t index = 0; index < items.size(); ++index) {
       const Item& item = items[index];
