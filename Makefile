@@ -1,0 +1,56 @@
+# One command each; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH ?= torch==2.13.0
+# Our folders must not hide other packages of the same name (kernels, ops, ...).
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-py soak lint format wheel bench clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/.torch:
+	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 \
+	  || { echo "tokenspeed needs a C++20 compiler: install g++ 12 or clang 15 or newer (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	@touch $@
+
+SOURCES := $(shell find scheduler kernels/csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+
+$(STAMP): $(VENV)/.torch pyproject.toml $(SOURCES)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+serve: $(STAMP) ## set up, then serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
+	$(BIN)/tokenspeed serve smollm2
+
+test: $(STAMP) test-cpp ## set up, then run every test
+	$(BIN)/pytest -m 'not soak'
+
+test-py: $(STAMP) ## the Python tests only
+	$(BIN)/pytest -m 'not soak'
+
+lint: $(STAMP) ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p tokenspeed_core
+	find scheduler kernels -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(STAMP) ## rewrite sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find scheduler kernels -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+wheel: $(VENV)/.torch ## build a wheel into dist/ that needs no compiler to install
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps -w dist .
+
+bench: $(STAMP) ## print every benchmark's table
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## remove what the build made
+	rm -rf build dist $(VENV)
