@@ -103,10 +103,11 @@ class GgufCheckpoint(Checkpoint):
         last = -(-inner.stop // block)
         stored = np.array(rows[..., first * block_bytes : last * block_bytes], copy=True, order="C")
         trim = slice(inner.start - first * block, inner.stop - first * block)
-        if (plain := _PLAIN.get(tensor.type)) is not None:
-            return torch.from_numpy(stored).view(plain)
-        if stored.size == 0:
-            return torch.empty((*stored.shape[:-1], inner.stop - inner.start))
+        dtype = self.dtype(name)
+        if stored.size == 0 or inner.start == inner.stop:
+            return torch.empty((*stored.shape[:-1], inner.stop - inner.start), dtype=dtype)
+        if tensor.type in _PLAIN:
+            return torch.from_numpy(stored).view(dtype)
         return torch.from_numpy(dequantize(stored, tensor.type))[..., trim].contiguous()
 
     def close(self) -> None:
