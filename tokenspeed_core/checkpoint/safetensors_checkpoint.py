@@ -109,8 +109,8 @@ class SafetensorsCheckpoint(Checkpoint):
             # A name with a directory in it could lead out of the model's own.
             if not isinstance(shard, str) or Path(shard).name != shard:
                 raise CheckpointError(
-                    f"{self._directory / INDEX_NAME} names weight file {shard!r}, which is no plain "
-                    f"file name; download it again"
+                    f"{self._directory / INDEX_NAME} names weight file {shard!r}, which is no "
+                    f"plain file name; download it again"
                 )
         stored = {name: set(self._open(name).keys()) for name in sorted(set(listed.values()))}
         for tensor, shard in listed.items():
