@@ -69,7 +69,7 @@ def _draw(logits: Tensor, drawn: NDArray[np.intp], rows: SamplingRows) -> NDArra
     top_p = torch.from_numpy(rows.top_p[drawn])[:, None]
     vocabulary = logits.shape[-1]
     # A stable sort makes ties, and so tokens, independent of the batch.
-    scaled, order = (logits / temperature).sort(-1, descending=True, stable=True)
+    scaled, order = (logits / temperature).sort(dim=-1, descending=True, stable=True)
     place = torch.arange(vocabulary)
     scaled = scaled.masked_fill((top_k > 0) & (place >= top_k), float("-inf"))
     probabilities = scaled.softmax(-1)

@@ -61,7 +61,7 @@ class Slots:
             PlanError: the plan names a slot or block out of range, adds an occupied slot, or runs
                 a row whose slot has too few blocks.
         """
-        self._remove(_int32(plan.removed_slots))
+        self._remove(plan)
         self._add(plan)
         self._append_blocks(plan)
         rows, counts = _int32(plan.rows), _int32(plan.row_tokens)
@@ -88,7 +88,9 @@ class Slots:
         # A row without a finite logit has token -1; the scheduler ends it, until then it feeds 0.
         self._last_token[step.sampling_slots] = np.maximum(tokens, 0)
 
-    def _remove(self, slots: Int32) -> None:
+    def _remove(self, plan: StepPlan) -> None:
+        slots = _int32(plan.removed_slots)
+        self._check_slots(slots, plan, "removed slot")
         self._occupied[slots] = False
         self._blocks_used[slots] = 0
 
