@@ -5,20 +5,16 @@ Each function has the name, shapes and meaning of the reference beside it in thi
 take contiguous tensors; what is not contiguous is copied first.
 """
 
-from typing import TYPE_CHECKING
-
 import torch  # before `_cpu`: both then share one OpenMP team
 from torch import Tensor
 
+from .paged_attention import Rows
 from .registry import register
 
 try:
     from . import _cpu
 except ImportError:  # a checkout that was not built: the torch references compute everything
     _cpu = None
-
-if TYPE_CHECKING:
-    from ..ops.batch import Batch
 
 # Above this many tokens oneDNN's blocked GEMM is faster than our inner products.
 MAX_LINEAR_TOKENS = 128
@@ -110,13 +106,16 @@ def paged_attention(
     v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    batch: "Batch",
+    batch: Rows,
     scale: float,
 ) -> Tensor:
     """Write k, v to the cache, then attend causally, reading the blocks in place.
 
     q [n, k, g, h]; k, v [n, k, h]; caches [b, k, s, h]; returns [n, k, g, h].
     """
+    dtype = q.dtype
+    if dtype != k_cache.dtype:  # a cache kept wider or narrower than the activations
+        q, k, v = q.to(k_cache.dtype), k.to(k_cache.dtype), v.to(k_cache.dtype)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     out = torch.empty_like(q)
@@ -133,7 +132,7 @@ def paged_attention(
         batch.context_lens.data_ptr(),
         batch.block_tables.data_ptr(),
         tokens,
-        batch.num_rows,
+        batch.context_lens.shape[0],
         batch.block_tables.shape[1],
         kv_heads,
         groups,
@@ -142,7 +141,7 @@ def paged_attention(
         scale,
         q.dtype == torch.bfloat16,
     )
-    return out
+    return out.to(dtype)
 
 
 for _function in (rms_norm, add_rms_norm, rope, silu_mul, paged_attention):

@@ -165,6 +165,9 @@ template <typename T>
 void RunAttention(const Attention& a) {
   WriteCache<T>(a);
   const size_t h = a.head_dim, g = a.groups;
+  T* out = static_cast<T*>(a.out);
+  const size_t used = static_cast<size_t>(a.query_starts[a.rows]);
+  std::memset(out + used * a.kv_heads * g * h, 0, (a.tokens - used) * a.kv_heads * g * h * sizeof(T));
   const size_t threads = static_cast<size_t>(omp_get_max_threads());
   size_t tiles = 0;
   for (size_t row = 0; row < a.rows; ++row) {
@@ -199,7 +202,6 @@ void RunAttention(const Attention& a) {
   // A partial result: per query row its maximum, its sum and its unnormalised output.
   const size_t stride = kQueryTile * g * (h + 2);
   std::vector<float> parts(partials * stride);
-  T* out = static_cast<T*>(a.out);
   const auto store = [&](const Item& item, const float* output, const float* sums) {
     for (size_t row = 0; row < item.num_queries * g; ++row) {
       const size_t token = item.first_query + row / g;
