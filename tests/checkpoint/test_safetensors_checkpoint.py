@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +193,15 @@ def test_places_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").unlink()
     with pytest.raises(CheckpointError, match=r"a\.gguf.*LFS"):
         open_checkpoint(tmp_path)
+
+
+def test_looking_at_the_configuration_does_not_load_torch(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    code = (
+        "import sys; from tokenspeed_core.checkpoint import open_checkpoint\n"
+        f"checkpoint = open_checkpoint({str(tmp_path)!r})\n"
+        "assert checkpoint.config['vocab_size'] == 50\n"
+        "assert checkpoint.shape('model.norm.weight') == (32,)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,8 +5,10 @@ import abc
 import difflib
 from collections.abc import Collection
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a process that only looks at the configuration must not pay for torch
+    import torch
 
 
 class CheckpointError(ValueError):
@@ -34,11 +36,11 @@ class Checkpoint(abc.ABC):
         """Return the whole shape of tensor `name`; CheckpointError if there is none."""
 
     @abc.abstractmethod
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> "torch.dtype":
         """Return the dtype that `read` gives for `name`: float32 for quantised GGUF types."""
 
     @abc.abstractmethod
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> torch.Tensor:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> "torch.Tensor":
         """Return `tensor[index]` as a contiguous CPU tensor that shares no memory with the file.
 
         Dimensions beyond `index` are read whole.  Bytes outside the slice are not read, except

@@ -3,10 +3,10 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from .checkpoint import Checkpoint, CheckpointError, bounded_slices, missing_tensor
@@ -14,10 +14,14 @@ from .gguf_architecture import GgufArchitecture
 from .gguf_config import ROPE_FACTORS, gguf_config
 from .gguf_file import GgufFile, GgufTensor
 
+if TYPE_CHECKING:
+    import torch
+
+# Names of torch dtypes; torch itself is loaded when a tensor is.
 _PLAIN = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
+    GGMLQuantizationType.F32: "float32",
+    GGMLQuantizationType.F16: "float16",
+    GGMLQuantizationType.BF16: "bfloat16",
 }
 _QUANTISED = (
     GGMLQuantizationType.Q8_0,
@@ -80,12 +84,17 @@ class GgufCheckpoint(Checkpoint):
         """Return the whole shape of tensor `name`."""
         return self._tensor(name).shape
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> "torch.dtype":
         """Return the stored dtype, or float32 for a quantised tensor."""
-        return _PLAIN.get(self._tensor(name).type, torch.float32)
+        import torch
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, _PLAIN.get(self._tensor(name).type, "float32"))
+        return dtype
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> "torch.Tensor":
         """Return `tensor[index]`, decoding only the rows and blocks that the slice touches."""
+        import torch
+
         tensor = self._tensor(name)
         assert self._file is not None, f"{self._path} is closed"
         *outer, inner = bounded_slices(name, tensor.shape, index)

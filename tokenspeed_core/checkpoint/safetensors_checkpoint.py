@@ -4,29 +4,32 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint import Checkpoint, CheckpointError, bounded_slices, missing_tensor
 
+if TYPE_CHECKING:
+    import torch
+
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
+# Names of torch dtypes; torch itself is loaded when a tensor is.
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 
 
@@ -42,6 +45,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._directory = directory
         self._config = _read_object(directory / "config.json", "the model's configuration")
         self._shards: dict[str, Any] = {}
+        self._readers: dict[str, Any] = {}
         try:
             if (directory / INDEX_NAME).exists():
                 self._shard_of = self._open_shards()
@@ -68,7 +72,7 @@ class SafetensorsCheckpoint(Checkpoint):
         """Return the whole shape of tensor `name`."""
         return tuple(self._slice(name).get_shape())
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> "torch.dtype":
         """Return the stored dtype of tensor `name`."""
         stored = self._slice(name).get_dtype()
         if stored not in _DTYPES:
@@ -76,22 +80,30 @@ class SafetensorsCheckpoint(Checkpoint):
                 f"tensor {name} in {self._directory} has dtype {stored}; "
                 f"supported are {', '.join(_DTYPES)}"
             )
-        return _DTYPES[stored]
+        import torch
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, _DTYPES[stored])
+        return dtype
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> "torch.Tensor":
         """Return `tensor[index]` in the stored dtype."""
         bounded = bounded_slices(name, self.shape(name), index)
+        shard = self._shard_of[name]
+        if shard not in self._readers:
+            self._readers[shard] = safe_open(str(self._directory / shard), framework="pt")
+        reader = self._readers[shard]
         if not bounded:
-            tensor: torch.Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+            tensor: torch.Tensor = reader.get_tensor(name)
             return tensor
-        part: torch.Tensor = self._slice(name)[bounded]
+        part: torch.Tensor = reader.get_slice(name)[bounded]
         return part.contiguous()
 
     def close(self) -> None:
         """Unmap the files."""
-        for shard in self._shards.values():
-            shard.__exit__(None, None, None)
+        for file in (*self._shards.values(), *self._readers.values()):
+            file.__exit__(None, None, None)
         self._shards.clear()
+        self._readers.clear()
 
     def _slice(self, name: str) -> Any:
         if name not in self._shard_of:
@@ -128,7 +140,7 @@ class SafetensorsCheckpoint(Checkpoint):
                 f"weight file {path} is missing; {INDEX_NAME} lists it: download it again"
             )
         try:
-            self._shards[name] = safe_open(str(path), framework="pt")
+            self._shards[name] = safe_open(str(path), framework="np")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} ({path.stat().st_size} bytes) is no complete safetensors file: {error}; "
