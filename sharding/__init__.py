@@ -1,1 +1,54 @@
 # SPDX-License-Identifier: MIT
+"""Placements: types, mesh, tracer, rules, propagation, verification, simulation, emission."""
+
+from .boundary import spmd
+from .error import (
+    AnnotationError,
+    BudgetError,
+    MeshError,
+    PlacementError,
+    ShardingError,
+    TraceError,
+    VerificationError,
+)
+from .layout import Layout
+from .mesh import Mesh, parse_mesh
+from .op import register_rule
+from .plan import CacheShape, Plan, build
+from .rule import rule
+from .scan import scan
+from .spec import Placed, Spec, parse_spec
+from .storage import Member, Pack, nest
+from .trace import trace
+from .tree import declare, leaves, map_leaves, module
+
+__all__ = [
+    "AnnotationError",
+    "BudgetError",
+    "CacheShape",
+    "Layout",
+    "Member",
+    "Mesh",
+    "MeshError",
+    "Pack",
+    "Placed",
+    "PlacementError",
+    "Plan",
+    "ShardingError",
+    "Spec",
+    "TraceError",
+    "VerificationError",
+    "build",
+    "declare",
+    "leaves",
+    "map_leaves",
+    "module",
+    "nest",
+    "parse_mesh",
+    "parse_spec",
+    "register_rule",
+    "rule",
+    "scan",
+    "spmd",
+    "trace",
+]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""Causal attention over a paged cache: the torch reference."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .registry import register
+
+
+class Rows(Protocol):
+    """What attention reads of a step's batch; see `ops/batch.py` for shapes."""
+
+    @property
+    def cache_slots(self) -> Tensor: ...
+    @property
+    def query_starts(self) -> Tensor: ...
+    @property
+    def context_lens(self) -> Tensor: ...
+    @property
+    def block_tables(self) -> Tensor: ...
+
+
+@register("paged_attention", backend="torch")
+def paged_attention(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Rows, scale: float
+) -> Tensor:
+    """Write `k[n,k,h]`, `v[n,k,h]` to the caches, then attend `q[n,k,g,h]`; return `o[n,k,g,h]`.
+
+    Caches are `[b,k,s,h]` (b blocks of s slots) and are written in place.  Row r's queries are
+    the last of its `context_lens[r]` tokens, each attending to itself and what precedes it.  The
+    softmax is in float32 at least.  Rows of `q` that belong to no request come back as zeros.
+    """
+    size = k_cache.shape[2]
+    block = torch.div(batch.cache_slots, size, rounding_mode="floor")
+    slot = batch.cache_slots % size
+    k_cache[block, :, slot] = k
+    v_cache[block, :, slot] = v
+    out = torch.zeros_like(q)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    starts = batch.query_starts.tolist()
+    for row, context in enumerate(batch.context_lens.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        blocks = batch.block_tables[row, : -(-context // size)]
+        keys = k_cache[blocks].transpose(1, 2).flatten(0, 1)[:context].to(wide)
+        values = v_cache[blocks].transpose(1, 2).flatten(0, 1)[:context].to(wide)
+        scores = torch.einsum("qkgh,skh->kgqs", q[begin:end].to(wide), keys) * scale
+        at = torch.arange(context - (end - begin), context, device=q.device)
+        ahead = torch.arange(context, device=q.device) > at[:, None]
+        weights = scores.masked_fill(ahead, float("-inf")).softmax(dim=-1)
+        out[begin:end] = torch.einsum("kgqs,skh->qkgh", weights, values).to(q.dtype)
+    return out

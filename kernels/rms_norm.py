@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""Root-mean-square norm, alone and fused with the residual add: torch references."""
+
+import torch
+from torch import Tensor
+
+from .registry import register
+
+
+@register("rms_norm", backend="torch")
+def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Return `w * cast(x / sqrt(mean_d(x^2) + eps))` for `x[n,d]`, `w[d]`.
+
+    The statistics are in float32 at least; the product with `w` is in the dtype of `x`.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return w * normed.to(x.dtype)
+
+
+@register("add_rms_norm", backend="torch")
+def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return `(rms_norm(residual + x), residual + x)` for `x[n,d]`, `residual[n,d]`."""
+    residual = residual + x
+    return rms_norm(residual, w, eps), residual

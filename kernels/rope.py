@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: MIT
+"""Rotary position embedding: the torch reference."""
+
+import torch
+from torch import Tensor
+
+from .registry import register
+
+
+@register("rope", backend="torch")
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of `x[n,...,h]` by angles given as `cos[n,h]`, `sin[n,h]`.
+
+    `(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)` with x1 the first h/2 elements (Su et al.
+    2021, half layout), in float32 at least, rounded once to the dtype of `x`.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    shape = (x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos.view(shape) + turned * sin.view(shape)).to(x.dtype)

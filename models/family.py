@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Families: what one model architecture brings, and its compilation for a layout."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..ops import Batch
+from ..sharding import Layout, Plan, build, declare, trace
+from .checkpoint import Source
+
+C = TypeVar("C")
+
+
+@attrs.frozen
+class Family(Generic[C]):
+    """One architecture.
+
+    `config` reads a checkpoint's `config.json`; `params` and `caches` declare trees for a config
+    and dtype; `forward(params, caches, batch, config) -> (logits, caches)` is the model;
+    `hf` and `gguf` map parameter paths to checkpoint tensors; `derived` gives parameters that
+    come from the config, by path.
+    """
+
+    name: str
+    config: Callable[[Mapping[str, Any]], C]
+    params: Callable[[C, torch.dtype], Any]
+    caches: Callable[[C, int, torch.dtype], tuple[Any, ...]]
+    forward: Callable[..., Any]
+    hf: Callable[[C], Mapping[str, Source]]
+    gguf: Callable[[C], Mapping[str, Source]]
+    derived: Callable[[C], Mapping[str, Tensor]]
+
+
+_NO_SIZES = ("n", "r", "r1", "t", "m")
+
+
+def compile_plan(
+    family: Family[C],
+    config: C,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    cache_dtype: torch.dtype | None = None,
+) -> Plan:
+    """Return the plan of a model under a layout: parameters in `dtype`, caches too if not told.
+
+    Raises:
+        MeshError: the mesh does not divide the model; legal sizes are listed.
+        PlacementError: the layout's types cannot be reconciled.
+    """
+    caches = family.caches(config, block_size, cache_dtype or dtype)
+    batch = declare(Batch, dict.fromkeys(_NO_SIZES), torch.int32)
+    traced = trace(family.forward, family.params(config, dtype), caches, batch, config)
+    return build(
+        traced,
+        layout,
+        name=family.name,
+        ops=f"{__package__.rpartition('.')[0]}.ops",
+        caches=caches,
+        constants=family.derived(config),
+    )

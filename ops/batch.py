@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""What one step computes: its tokens, where they stand, and where their keys and values go."""
+
+import torch
+from torch import Tensor
+
+from ..sharding import Placed, module
+
+
+@module
+class Batch:
+    """The columns of a step, on the device; rows are requests, padded tokens come last.
+
+    Dims: n tokens, r requests, t block-table width, m wanted logits.  Block 0 is scratch: padded
+    tokens write there and no request owns it.  `cache_slots` is `block * block_size + offset`;
+    `query_starts[i]:query_starts[i+1]` are the tokens of request i; `context_lens` counts cached
+    and new tokens after this step; `logit_rows` are the tokens whose logits are wanted.  The
+    host integers are equal on all ranks: `num_decode_rows` leading requests have one query token.
+    """
+
+    tokens: Placed[Tensor, "n", torch.int32]
+    positions: Placed[Tensor, "n", torch.int32]
+    cache_slots: Placed[Tensor, "n", torch.int64]
+    query_starts: Placed[Tensor, "r1", torch.int32]
+    context_lens: Placed[Tensor, "r", torch.int32]
+    block_tables: Placed[Tensor, "r t", torch.int32]
+    logit_rows: Placed[Tensor, "m", torch.int64]
+    num_rows: int
+    num_decode_rows: int
+    max_query: int
+    max_context: int

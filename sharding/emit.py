@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""Emission: a typed local program as a readable Python file that stands alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .mesh import Mesh
+from .pack import pack_name
+from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+
+_WIDTH = 100
+
+
+def emit(program: Program, title: str, ops: str) -> str:
+    """Return the source of `forward(c, w, caches, batch) -> (result, caches)`.
+
+    `ops` is the module that the file imports its ops from.  Each line names the type of what it
+    makes and the author's line.
+    """
+    writers = [Writer(code, program.mesh) for code in program.blocks]
+    functions = ["\n".join(writer.block()) for writer in writers]
+    driver = Writer(program.driver, program.mesh)
+    functions.append("\n".join(driver.driver()))
+    used = sorted(set[str]().union(*(writer.used for writer in (*writers, driver))))
+    imports = [f"from {ops} import (", *(f"    {name}," for name in used), ")"]
+    short = f"from {ops} import {', '.join(used)}"
+    head = [f'"""{title}"""', "", *([short] if len(short) <= _WIDTH else imports)]
+    return "\n".join(head) + "\n\n\n" + "\n\n\n".join(functions) + "\n"
+
+
+class Writer:
+    """Writes one function, and notes which ops it used."""
+
+    def __init__(self, code: Code, mesh: Mesh) -> None:
+        self.code, self.mesh = code, mesh
+        self.used: set[str] = set()
+        self.joined = {id(step): user for step, user in _joined(code)}
+        self.last = {var: index for index, step in enumerate(code.steps) for var in _reads(step)}
+
+    def block(self) -> Iterator[str]:
+        inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
+        inputs += [var.name for var in self.code.carry]
+        yield f"def {self.code.name}({', '.join(inputs)}):"
+        yield from self.body()
+        results = [self.name(var) for var in self.code.results]
+        yield f"    return {', '.join(results)}"
+
+    def driver(self) -> Iterator[str]:
+        yield "def forward(c, w, caches, batch):"
+        yield from self.body()
+        results = ", ".join(self.name(var) for var in self.code.results)
+        yield f"    return {results}, caches"
+
+    def body(self) -> Iterator[str]:
+        skipped = {id(user) for user in self.joined.values()}
+        for index, step in enumerate(self.code.steps):
+            if id(step) in skipped:
+                continue
+            for text, step_made in self.step(step, index):
+                yield from self.noted(text, step_made)
+
+    def noted(self, text: str, step: Step) -> Iterator[str]:
+        """Yield a line with its note at the end if both fit, else the note above it."""
+        types = ", ".join(str(var.spec) for var in step.results if var.kind != "cache")
+        note = f"# {types}  {step.line}"
+        if isinstance(step, Move):
+            note += f"  {step.why}"
+        line = f"    {text}"
+        if "\n" not in text and len(line) + 2 + len(note) <= _WIDTH:
+            yield f"{line}  {note}"
+        else:
+            yield f"    {note}"[:_WIDTH]
+            yield line
+
+    def step(self, step: Step, index: int) -> Iterator[tuple[str, Step]]:
+        match step:
+            case Apply():
+                yield f"{self.targets(step)} = {self.call(step)}", step
+            case Project():
+                yield from self.project(step)
+            case Move():
+                yield self.move(step, index), step
+            case Loop():
+                yield self.loop(step), step
+
+    def name(self, var: Var) -> str:
+        if var.kind == "param":
+            return f'w["{var.name}"]'
+        if var.kind == "cache":
+            return var.name.partition(".")[0]
+        return var.name
+
+    def constants(self, constants: tuple[Var, ...]) -> list[str]:
+        """Return the names of constants; the columns of the batch are one name."""
+        names = ["batch" if var.kind == "batch" else self.name(var) for var in constants]
+        return list(dict.fromkeys(names))
+
+    def argument(self, arg: Any) -> str:
+        if isinstance(arg, Var):
+            return self.name(arg)
+        if isinstance(arg, tuple) and arg and all(isinstance(part, Var) for part in arg):
+            roots = {part.name.partition(".")[0] for part in arg}
+            assert len(roots) == 1, f"a tree of values of several origins: {arg}"
+            return str(roots.pop())
+        return repr(arg)
+
+    def call(self, step: Apply) -> str:
+        args = [self.argument(arg) for arg in step.args]
+        if step.op.text:
+            return step.op.text.format(*args)
+        if step.rule.offset:
+            args.extend(self.start(step))
+        self.used.add(step.op.name)
+        return f"{step.op.name}({', '.join(args)})"
+
+    def start(self, step: Apply) -> Iterator[str]:
+        """Yield the argument that says where the shard of the rule's offset factor begins."""
+        for factors, var in zip(step.rule.inputs, step.operands, strict=True):
+            for index, factor in enumerate(factors):
+                axes = var.spec.dims[index].axes
+                if factor == step.rule.offset and axes:
+                    local = var.local(self.mesh)[index]
+                    size = f"{self.name(var)}.shape[{index}]" if local is None else str(local)
+                    yield f'c.rank("{self.mesh.group(axes)}") * {size}'
+                    return
+
+    def targets(self, step: Step) -> str:
+        return ", ".join(dict.fromkeys(self.name(var) for var in step.results))
+
+    def project(self, step: Project) -> Iterator[tuple[str, Step]]:
+        self.used.add("linear")
+        x = step.operands[0]
+        columns = f"{self.name(x)}.flatten(1)" if len(x.spec.dims) > 2 else self.name(x)
+        value = f'linear({columns}, w["{step.pack}"])'
+        shapes = [var.local(self.mesh)[1:] for var in step.results]
+        if id(step) in self.joined:
+            user = self.joined[id(step)]
+            joint = "_".join(var.name for var in step.results)
+            yield f"{joint} = {value}", step
+            self.used.add(user.op.packed)
+            yield f"{self.targets(user)} = {user.op.packed}({joint})", user
+            return
+        if len(shapes) > 1:
+            self.used.add("split")
+            value = f"split({value}, {', '.join(map(repr, shapes))})"
+        elif len(shapes[0]) > 1:
+            value = f"{value}.unflatten(1, {shapes[0]!r})"
+        yield f"{self.targets(step)} = {value}", step
+
+    def move(self, step: Move, index: int) -> str:
+        group = self.mesh.group(step.axes)
+        operand = self.name(step.operand)
+        made = self.name(step.result)
+        if step.kind == "slice":
+            size = self.mesh.size(step.axes)
+            return f'{made} = {operand}.chunk({size}, {step.dim})[c.rank("{group}")]'
+        if self.last[step.operand] > index or step.operand in self.code.results:
+            operand += ".clone()"  # a collective may reuse its operand's storage
+        dim = "" if step.dim is None else f", {step.dim}"
+        return f'{made} = c.{step.kind}({operand}, "{group}"{dim})'
+
+    def loop(self, step: Loop) -> str:
+        carry = ", ".join(self.name(var) for var in step.results)
+        entered = ", ".join(self.name(var) for var in step.carry)
+        constants = self.constants(step.constants)
+        span = f"[{step.start}:{step.stop}]"
+        rename = "" if carry == entered else f"{carry} = {entered}\n    "
+        args = ", ".join(["c", "p", "kv", *constants, *(self.name(v) for v in step.results)])
+        return (
+            f'{rename}for p, kv in zip(w["{step.layers}"]{span}, caches{span}):\n'
+            f"        {carry} = {step.block.name}({args})"
+        )
+
+
+def _reads(step: Step) -> tuple[Var, ...]:
+    return (*step.operands, *(step.metadata if isinstance(step, Apply) else ()))
+
+
+def _joined(code: Code) -> Iterator[tuple[Project, Apply]]:
+    """Yield projections whose only use is one op that takes their results side by side."""
+    users: dict[Var, list[Step]] = {}
+    for step in code.steps:
+        for var in _reads(step):
+            users.setdefault(var, []).append(step)
+    for step in code.steps:
+        if isinstance(step, Project) and len(step.results) > 1:
+            found = [users.get(var, []) for var in step.results]
+            if any(len(each) != 1 for each in found):
+                continue
+            user = found[0][0]
+            if (
+                isinstance(user, Apply)
+                and user.op.packed
+                and user.operands == step.results
+                and not set(step.results) & set(code.results)
+            ):
+                yield step, user
+
+
+__all__ = ["emit", "pack_name"]

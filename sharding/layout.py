@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Layouts: a mesh, and what it changes in the placements that the model's annotations give."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from .error import AnnotationError
+from .mesh import Mesh, parse_mesh
+from .spec import Dim, Spec, parse_spec
+
+
+def _mesh(value: str | Mesh) -> Mesh:
+    return parse_mesh(value) if isinstance(value, str) else value
+
+
+def _frozen(value: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType(dict(value))
+
+
+@attrs.frozen
+class Layout:
+    """How a model is spread over ranks.
+
+    `place` overrides, by dim name, the axes of parameters and caches (`{"k": "kv", "g": "rep"}`;
+    an empty string replicates).  `types` overrides, by alias name, the boundary types of the
+    model's functions (`{"Hidden": "n@tp d"}` is sequence parallelism).
+    """
+
+    mesh: Mesh = attrs.field(default=parse_mesh("tp=1"), converter=_mesh)
+    place: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+    types: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+
+    def but(self, **changes: Any) -> "Layout":
+        """Return this layout with some fields replaced; `place` and `types` are merged."""
+        for name in ("place", "types"):
+            if name in changes:
+                changes[name] = {**getattr(self, name), **changes[name]}
+        return attrs.evolve(self, **changes)
+
+    def stationary(self, spec: Spec) -> Spec:
+        """Return the placement of a parameter or cache whose annotation is `spec`."""
+        return self.resolve(attrs.evolve(spec, dims=tuple(self._placed(dim) for dim in spec.dims)))
+
+    def boundary(self, alias: str | None, spec: Spec) -> Spec:
+        """Return the placement that a boundary annotated `spec`, under `alias`, asks for."""
+        if alias is not None and alias in self.types:
+            override = parse_spec(self.types[alias])
+            if override.names != spec.names:
+                raise AnnotationError(
+                    f"layout type {alias}={self.types[alias]!r} must keep the dims of {str(spec)!r}"
+                )
+            spec = override
+        return self.resolve(spec)
+
+    def resolve(self, spec: Spec) -> Spec:
+        """Return `spec` with every axis written as mesh factors; size-1 axes vanish."""
+        dims = tuple(attrs.evolve(dim, axes=self.mesh.expand(dim.axes)) for dim in spec.dims)
+        partial = self.mesh.ordered(set(self.mesh.expand(spec.partial)))
+        return attrs.evolve(spec, dims=dims, partial=partial)
+
+    def _placed(self, dim: Dim) -> Dim:
+        if dim.name not in self.place:
+            return dim
+        axes = tuple(axis for axis in self.place[dim.name].split("+") if axis)
+        return attrs.evolve(dim, axes=axes)

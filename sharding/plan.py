@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Plans: everything a rank needs to run a model under a layout."""
+
+import hashlib
+import linecache
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from .emit import emit
+from .layout import Layout
+from .mesh import Mesh
+from .pack import pack
+from .program import Program
+from .propagate import propagate
+from .spec import Spec
+from .storage import Pack, nest, storage
+from .trace import Traced
+from .tree import Declared, leaves, map_leaves
+
+Forward = Callable[[Any, Mapping[str, Any], Any, Any], tuple[Tensor, Any]]
+
+
+@attrs.frozen
+class CacheShape:
+    """One cache tensor of one layer: its shape on a rank, with None for the number of blocks."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        """Return the shape for `count` blocks."""
+        return tuple(count if size is None else size for size in self.shape)
+
+
+@attrs.frozen(eq=False, slots=False)
+class Plan:
+    """A compiled model: the same for every rank of `mesh`.
+
+    `storage` lists the packs a rank keeps; `cache` one tuple of shapes a layer; `source` the
+    emitted program; `constants` parameters that come from the config, by path.
+    """
+
+    name: str
+    mesh: Mesh
+    program: Program
+    source: str
+    storage: tuple[Pack, ...]
+    cache: tuple[tuple[CacheShape, ...], ...]
+    caches: Any
+    constants: Mapping[str, Tensor]
+
+    @cached_property
+    def hash(self) -> str:
+        """Return a digest that ranks compare: equal plans run equal programs on equal storage."""
+        stored = "\n".join(map(str, (self.mesh, *self.storage, *self.cache)))
+        return hashlib.sha256(f"{self.source}\n{stored}".encode()).hexdigest()
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Return the rank groups of each axis name that the program passes to `c`."""
+        from .cost import axes_of
+
+        return {self.mesh.group(axes): self.mesh.groups(axes) for axes in axes_of(self.program)}
+
+    def load(self) -> Forward:
+        """Return `forward(c, w, caches, batch) -> (result, caches)` from the emitted source."""
+        path = f"<plan {self.hash[:12]}>"
+        lines = self.source.splitlines(keepends=True)
+        linecache.cache[path] = (len(self.source), None, lines, path)
+        names: dict[str, Any] = {"__name__": path}
+        exec(compile(self.source, path, "exec"), names)
+        forward: Forward = names["forward"]
+        return forward
+
+    def allocate(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """Return uninitialised packs by name, except for the constants, which are filled in."""
+        packs = {}
+        for pack_ in self.storage:
+            packs[pack_.name] = torch.empty(pack_.shape, dtype=pack_.dtype, device=device)
+            for member in pack_.members:
+                if member.path in self.constants:
+                    member.write(packs[pack_.name], self.constants[member.path].to(device))
+        return packs
+
+    def place(self, params: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+        """Return this rank's packs, written from whole parameters by path."""
+        packs = self.allocate()
+        for pack_ in self.storage:
+            for member in pack_.members:
+                if member.path not in self.constants:
+                    whole = params[member.path]
+                    member.write(packs[pack_.name], whole[member.slices(self.mesh, rank)])
+        return packs
+
+    def weights(self, packs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return packs by name as the tree `w` that `forward` takes."""
+        return nest(packs)
+
+    def allocate_caches(self, blocks: int, device: str | torch.device = "cpu") -> Any:
+        """Return zeroed caches of `blocks` blocks, layer by layer, as `forward` takes them."""
+        shapes = iter([shape for layer in self.cache for shape in layer])
+        return map_leaves(
+            lambda path, leaf: torch.zeros(
+                (found := next(shapes)).blocks(blocks), dtype=found.dtype, device=device
+            ),
+            self.caches,
+        )
+
+
+def build(
+    traced: Traced,
+    layout: Layout,
+    *,
+    name: str,
+    ops: str,
+    caches: tuple[Any, ...],
+    constants: Mapping[str, Tensor],
+) -> Plan:
+    """Compile a traced program for a layout; `ops` names the module of the emitted imports."""
+    program = pack(propagate(traced, layout))
+    title = f"{name} on mesh {layout.mesh}: the program of every rank."
+    source = emit(program, title, ops)
+    shapes: dict[int, tuple[CacheShape, ...]] = {}
+    for cache in caches:
+        if id(cache) not in shapes:
+            shapes[id(cache)] = tuple(
+                _cache_shape(path, leaf, layout) for path, leaf in leaves(cache)
+            )
+    return Plan(
+        name,
+        layout.mesh,
+        program,
+        source,
+        storage(program),
+        tuple(shapes[id(cache)] for cache in caches),
+        caches,
+        constants,
+    )
+
+
+def _cache_shape(path: str, leaf: Declared, layout: Layout) -> CacheShape:
+    spec: Spec = layout.stationary(leaf.spec)
+    shape = tuple(
+        size if size is None else size // layout.mesh.size(dim.axes)
+        for size, dim in zip(leaf.sizes, spec.dims, strict=True)
+    )
+    return CacheShape(path, shape, leaf.dtype)

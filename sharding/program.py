@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Typed local programs: what one rank runs, each value with its placement."""
+
+from typing import Any
+
+import attrs
+import torch
+
+from .line import Line
+from .mesh import Mesh
+from .op import Op
+from .rule import Rule
+from .spec import Spec
+
+
+@attrs.frozen(eq=False)
+class Var:
+    """A typed local value: global sizes, placement, and the line that made its placement."""
+
+    name: str
+    spec: Spec
+    sizes: tuple[int | None, ...]
+    dtype: torch.dtype
+    kind: str
+    line: Line
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.spec}"
+
+    def local(self, mesh: Mesh) -> tuple[int | None, ...]:
+        """Return the sizes of this rank's shard."""
+        return tuple(
+            size if size is None else size // mesh.size(dim.axes)
+            for size, dim in zip(self.sizes, self.spec.dims, strict=True)
+        )
+
+
+@attrs.frozen(eq=False)
+class Apply:
+    """An op on local shards.  `args` mirror the author's call with variables for values."""
+
+    op: Op
+    rule: Rule
+    args: tuple[Any, ...]
+    operands: tuple[Var, ...]
+    metadata: tuple[Var, ...]
+    results: tuple[Var, ...]
+    line: Line
+    regions: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Project:
+    """Sibling contractions of one activation, computed as one `linear` with packed weights."""
+
+    applies: tuple[Apply, ...]
+    pack: str
+
+    @property
+    def operands(self) -> tuple[Var, ...]:
+        return (self.applies[0].operands[0], *(apply.operands[1] for apply in self.applies))
+
+    @property
+    def results(self) -> tuple[Var, ...]:
+        return tuple(apply.results[0] for apply in self.applies)
+
+    @property
+    def line(self) -> Line:
+        return self.applies[0].line
+
+
+@attrs.frozen(eq=False)
+class Move:
+    """A redistribution: all_reduce, reduce_scatter, all_gather (collectives) or slice (local)."""
+
+    kind: str
+    axes: tuple[str, ...]
+    dim: int | None
+    operand: Var
+    result: Var
+    why: str
+    line: Line
+    regions: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[Var, ...]:
+        return (self.operand,)
+
+    @property
+    def results(self) -> tuple[Var, ...]:
+        return (self.result,)
+
+
+@attrs.frozen(eq=False)
+class Loop:
+    """Layers `start` to `stop` of `layers`, each run by `block` on its own params and cache."""
+
+    start: int
+    stop: int
+    layers: str
+    block: "Code"
+    carry: tuple[Var, ...]
+    constants: tuple[Var, ...]
+    results: tuple[Var, ...]
+    line: Line
+
+    @property
+    def operands(self) -> tuple[Var, ...]:
+        return (*self.carry, *self.constants)
+
+
+Step = Apply | Project | Move | Loop
+
+
+@attrs.frozen(eq=False)
+class Code:
+    """A straight-line function: a block, or the driver of the whole program.
+
+    `donated` maps each cache that came in to the version that goes out.
+    """
+
+    name: str
+    params: tuple[Var, ...]
+    cache: tuple[Var, ...]
+    carry: tuple[Var, ...]
+    constants: tuple[Var, ...]
+    steps: tuple[Step, ...]
+    results: tuple[Var, ...]
+    cache_results: tuple[Var, ...]
+    budgets: tuple[tuple[tuple[str, ...], float], ...]
+
+
+@attrs.frozen(eq=False)
+class Program:
+    """The program of every rank of a mesh: blocks in order of definition, then the driver."""
+
+    mesh: Mesh
+    blocks: tuple[Code, ...]
+    driver: Code

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+"""Propagation: from a traced graph and a layout to the typed local program of every rank."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from .error import MeshError, PlacementError, explained
+from .infer import Operand, RuleViolationError, infer
+from .layout import Layout
+from .line import Line
+from .mesh import legal_sizes
+from .op import OPS
+from .program import Apply, Code, Loop, Move, Program, Step, Var
+from .redistribute import hops
+from .spec import Spec
+from .suggest import fixes
+from .trace import STATIONARY, Block, Equation, Graph, Pin, Scan, Traced, Value
+
+_RESERVED = ("c", "w", "p", "kv", "batch", "caches", "forward")
+
+
+def propagate(traced: Traced, layout: Layout) -> Program:
+    """Give every value a placement, forward and in order, and insert the redistributions.
+
+    Raises:
+        MeshError: a sharded dim does not divide; the legal sizes are listed.
+        PlacementError: operands meet in placements that no redistribution reconciles.
+    """
+    state = Propagation(layout, traced.graph, "forward")
+    state.inputs([value for value in traced.graph.values if value.kind in STATIONARY])
+    state.run(traced.graph)
+    results = []
+    for value in traced.results:
+        var = state.env[value]
+        whole = var.spec.sharded({})
+        target = attrs.evolve(whole, partial=(), reduce="sum")
+        results.append(state.move(var, target, "a program's result is Replicated", var.line, ()))
+    driver = state.code(results, [])
+    return Program(layout.mesh, tuple(state.blocks), driver)
+
+
+class Propagation:
+    """The state of one pass over one graph: types so far, steps so far, moves already made."""
+
+    def __init__(self, layout: Layout, graph: Graph, name: str) -> None:
+        self.layout, self.graph, self.name = layout, graph, name
+        self.env: dict[Value, Var] = {}
+        self.steps: list[Step] = []
+        self.moved: dict[tuple[Var, Spec], Var] = {}
+        self.names = dict.fromkeys((*OPS, *_RESERVED), 1)
+        self.blocks: list[Code] = []
+        self.made: dict[tuple[int, tuple[Spec, ...]], Code] = {}
+        self.entered: dict[str, list[Var]] = {}
+
+    def fresh(self, name: str) -> str:
+        """Return `name`, numbered if it is taken."""
+        name = "".join(c if c.isalnum() else "_" for c in name)
+        count = self.names.get(name, 0)
+        self.names[name] = count + 1
+        return f"{name}_{count}" if count else name
+
+    def inputs(self, values: Sequence[Value], specs: Sequence[Spec] | None = None) -> None:
+        """Enter values whose placement is given by their annotation, or by `specs`."""
+        for index, value in enumerate(values):
+            if value in self.env:
+                continue
+            spec = specs[index] if specs else self.stationary(value)
+            named = value.kind in STATIONARY
+            name = value.name if named else self.fresh(value.name)
+            var = Var(name, spec, value.sizes, value.dtype, value.kind, value.line)
+            self.env[value] = var
+            self.entered.setdefault(value.kind, []).append(var)
+
+    def stationary(self, value: Value) -> Spec:
+        """Return the placement of a parameter, cache or batch column, which must divide."""
+        assert value.placement is not None
+        spec = self.layout.stationary(value.placement.spec)
+        if spec.partial:
+            raise PlacementError(
+                f"{value.line}: {value.name} is annotated Partial; stored values are never owed"
+            )
+        check_division(value, spec, self.layout)
+        return spec
+
+    def run(self, graph: Graph) -> None:
+        for equation in graph.equations:
+            match equation:
+                case Equation():
+                    self.apply(equation)
+                case Pin():
+                    self.pin(equation)
+                case Scan():
+                    self.scan(equation)
+
+    def apply(self, equation: Equation) -> None:
+        self.inputs([v for v in (*equation.operands, *equation.metadata) if v.kind in STATIONARY])
+        operands = [self.env[value] for value in equation.operands]
+        seen = [Operand(var.spec, var.kind in ("param", "cache")) for var in operands]
+        try:
+            found = infer(equation.rule, seen, self.layout.mesh)
+            moved = [
+                self.move(
+                    var, target, f"{equation.op.name} needs it", equation.line, equation.regions
+                )
+                for var, target in zip(operands, found.targets, strict=True)
+            ]
+        except RuleViolationError as violation:
+            raise PlacementError(
+                explained(
+                    equation.line,
+                    f"{equation.op.name} ({equation.rule}) cannot run on these placements",
+                    operands=[f"{var} (placed by {var.line})" for var in operands],
+                    why=str(violation),
+                    fixes=fixes(equation.rule, operands, self.layout.mesh),
+                )
+            ) from None
+        results = []
+        for factors, value in zip(equation.rule.outputs, equation.results, strict=True):
+            spec = found.result(factors, value.names)
+            name = self.fresh(value.name) if value.kind == "activation" else value.name
+            var = Var(name, spec, value.sizes, value.dtype, value.kind, equation.line)
+            self.env[value] = var
+            results.append(var)
+        renamed = dict(zip(equation.operands, moved, strict=True))
+        self.steps.append(
+            Apply(
+                equation.op,
+                equation.rule,
+                tuple(self.argument(arg, renamed) for arg in equation.args),
+                tuple(moved),
+                tuple(self.env[value] for value in equation.metadata),
+                tuple(results),
+                equation.line,
+                equation.regions,
+            )
+        )
+
+    def argument(self, arg: Any, renamed: dict[Value, Var]) -> Any:
+        """Return an argument with values replaced by variables; trees by tuples of them."""
+        if isinstance(arg, Value):
+            return renamed.get(arg) or self.env[arg]
+        if attrs.has(type(arg)):
+            parts = (getattr(arg, field.name) for field in attrs.fields(type(arg)))
+            return tuple(self.argument(part, renamed) for part in parts if part is not None)
+        return arg
+
+    def pin(self, pin: Pin) -> None:
+        """Meet an annotation: shards as it says; Partial passes unless it places that axis."""
+        var = self.env[pin.value]
+        wanted = self.layout.boundary(pin.alias, pin.placement.spec)
+        kept = [axis for axis in var.spec.partial if axis not in wanted.axes]
+        kept += [axis for axis in wanted.partial if axis in var.spec.partial]
+        target = attrs.evolve(
+            wanted.sharded({dim.name: dim.axes for dim in wanted.dims}),
+            dims=tuple(
+                attrs.evolve(old, axes=new.axes)
+                for old, new in zip(var.spec.dims, wanted.dims, strict=True)
+            ),
+            partial=self.layout.mesh.ordered(set(kept)),
+            reduce=var.spec.reduce if kept else "sum",
+        )
+        where = f"{pin.alias or 'the annotation'} '{wanted}' of {pin.placement.line}"
+        try:
+            self.env[pin.result] = self.move(
+                var, target, f"pinned by {where}", pin.line, pin.regions
+            )
+        except RuleViolationError as violation:
+            raise PlacementError(
+                explained(
+                    pin.line,
+                    f"{var} cannot meet {where}",
+                    operands=[f"{var} (placed by {var.line})"],
+                    why=str(violation),
+                    fixes=[f"annotate it as '{var.spec}'"],
+                )
+            ) from None
+
+    def move(self, var: Var, target: Spec, why: str, line: Line, regions: tuple[str, ...]) -> Var:
+        """Return `var` in placement `target`; the same move is made once."""
+        if var.spec == target:
+            return var
+        key = (var, target)
+        if key not in self.moved:
+            if var.kind in ("param", "cache"):
+                raise RuleViolationError(f"{var} is stationary and is not moved to '{target}'")
+            for hop in hops(var.spec, target):
+                made = Var(
+                    self.fresh(var.name.rstrip("_0123456789") or var.name),
+                    hop.spec,
+                    var.sizes,
+                    var.dtype,
+                    "activation",
+                    line,
+                )
+                self.steps.append(Move(hop.kind, hop.axes, hop.dim, var, made, why, line, regions))
+                var = made
+            self.moved[key] = var
+        return self.moved[key]
+
+    def scan(self, scan: Scan) -> None:
+        """Place each block of a scan so that carries leave it as they came in."""
+        self.inputs([value for value in scan.constants if value.kind in STATIONARY])
+        constants = [self.env[value] for value in scan.constants]
+        carry = [self.env[value] for value in scan.carry]
+        while True:
+            settled = self.settled(scan, [var.spec for var in carry], [v.spec for v in constants])
+            if settled == [var.spec for var in carry]:
+                break
+            carry = [
+                self.move(var, spec, "the layers hand it on so", scan.line, scan.regions)
+                for var, spec in zip(carry, settled, strict=True)
+            ]
+        specs = tuple(var.spec for var in carry)
+        for run in scan.runs:
+            code = self.block(run.block, specs, tuple(v.spec for v in constants))
+            results = [
+                Var(self.fresh(inner.name), var.spec, var.sizes, var.dtype, "activation", scan.line)
+                for var, inner in zip(carry, code.carry, strict=True)
+            ]
+            self.steps.append(
+                Loop(
+                    run.start,
+                    run.stop,
+                    scan.layers,
+                    code,
+                    tuple(carry),
+                    tuple(constants),
+                    tuple(results),
+                    scan.line,
+                )
+            )
+            carry = results
+        self.env.update(zip(scan.results, carry, strict=True))
+
+    def settled(self, scan: Scan, specs: list[Spec], constants: list[Spec]) -> list[Spec]:
+        """Return carry placements no more owed than what every block hands on."""
+        for run in scan.runs:
+            code = self.block(run.block, tuple(specs), tuple(constants))
+            specs = [
+                attrs.evolve(spec, partial=kept, reduce=spec.reduce if kept else "sum")
+                for spec, out in zip(specs, code.results, strict=True)
+                for kept in [tuple(a for a in spec.partial if a in out.spec.partial)]
+            ]
+        return specs
+
+    def block(self, block: Block, carry: tuple[Spec, ...], constants: tuple[Spec, ...]) -> Code:
+        """Return the code of a block for these carry placements; the same is made once."""
+        key = (id(block), (*carry, *constants))
+        if key not in self.made:
+            inner = Propagation(self.layout, block.graph, block.name)
+            inner.inputs((*block.params, *block.cache))
+            inner.inputs(block.carry, carry)
+            inner.inputs(block.constants, constants)
+            inner.run(block.graph)
+            results = []
+            for value, spec in zip(block.carry_out, carry, strict=True):
+                var = inner.env[value]
+                owed = set(spec.partial) <= set(var.spec.partial)
+                results.append(
+                    inner.move(var, spec, "the carry's type is fixed", var.line, ())
+                    if owed
+                    else var
+                )
+            code = inner.code(
+                results,
+                [inner.env[value] for value in block.cache_out],
+                [inner.env[value] for value in block.constants],
+                [inner.env[value] for value in block.carry],
+            )
+            self.made[key] = code
+            if [var.spec for var in results] == list(carry):
+                self.blocks.append(code)
+        return self.made[key]
+
+    def code(
+        self,
+        results: list[Var],
+        cache: list[Var],
+        constants: Sequence[Var] = (),
+        carry: Sequence[Var] = (),
+    ) -> Code:
+        entered = self.entered
+        return Code(
+            self.name,
+            tuple(entered.get("param", ())),
+            tuple(entered.get("cache", ())),
+            tuple(carry),
+            tuple(constants),
+            tuple(self.steps),
+            tuple(results),
+            tuple(cache),
+            tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
+        )
+
+
+def check_division(value: Value, spec: Spec, layout: Layout) -> None:
+    """Refuse a shard that is not a whole number of elements, naming the legal sizes."""
+    for dim, size in zip(spec.dims, value.sizes, strict=True):
+        ways = layout.mesh.size(dim.axes)
+        if size is not None and size % ways:
+            axis = layout.mesh.group(dim.axes)
+            raise MeshError(
+                explained(
+                    value.line,
+                    f"dim {dim.name!r} of {value.name} has size {size}, which {axis}={ways} does "
+                    f"not divide",
+                    fixes=[f"choose {axis} from {legal_sizes([size])} for this dim"],
+                )
+            )

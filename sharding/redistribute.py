@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""How a value gets from one placement to another: the shortest list of collectives and slices."""
+
+import attrs
+
+from .infer import RuleViolationError
+from .spec import Spec
+
+
+@attrs.frozen
+class Hop:
+    """One redistribution and the placement after it."""
+
+    kind: str
+    axes: tuple[str, ...]
+    dim: int | None
+    spec: Spec
+
+
+def hops(source: Spec, target: Spec) -> list[Hop]:
+    """Return the moves from `source` to `target`; none if they are equal.
+
+    Partial is discharged before shards are gathered, so that less data is reduced; all axes owed
+    go in one collective over the flattened group, which keeps Replicated values bitwise equal.
+
+    Raises:
+        RuleViolationError: the target owes a reduction that the source does not, or a shard would
+            move from one dim to another.
+    """
+    if not set(target.partial) <= set(source.partial):
+        raise RuleViolationError(
+            f"'{source}' cannot become '{target}': nothing is owed over "
+            f"{'+'.join(set(target.partial) - set(source.partial))}"
+        )
+    found: list[Hop] = []
+    owed = tuple(axis for axis in source.partial if axis not in target.partial)
+    spec = source
+    dims = list(source.dims)
+
+    def go(kind: str, axes: tuple[str, ...], index: int | None) -> None:
+        nonlocal spec
+        partial = spec.partial
+        if index is not None:
+            used = dims[index].axes
+            used = used[: -len(axes)] if kind == "all_gather" else (*used, *axes)
+            dims[index] = attrs.evolve(dims[index], axes=used)
+        if kind in ("all_reduce", "reduce_scatter"):
+            partial = tuple(axis for axis in partial if axis not in axes)
+        spec = Spec(tuple(dims), partial, spec.reduce if partial else "sum", spec.varying)
+        found.append(Hop(kind, axes, index, spec))
+
+    gathers: list[tuple[tuple[str, ...], int]] = []
+    slices: list[tuple[tuple[str, ...], int]] = []
+    for index, (before, after) in enumerate(zip(source.dims, target.dims, strict=True)):
+        common = 0
+        for left, right in zip(before.axes, after.axes, strict=False):
+            if left != right:
+                break
+            common += 1
+        if before.axes[common:]:
+            gathers.append((before.axes[common:], index))
+        if after.axes[common:]:
+            slices.append((after.axes[common:], index))
+    leaving = {axis for axes, _ in gathers for axis in axes}
+    for axes, _ in slices:
+        if set(axes) & leaving:
+            raise RuleViolationError(
+                f"'{source}' cannot become '{target}': that needs an all-to-all of "
+                f"{'+'.join(axes)}, which is never inserted silently"
+            )
+    for axes, index in slices:
+        if set(axes) <= set(owed) and source.reduce == "sum":
+            go("reduce_scatter", axes, index)
+            owed = tuple(axis for axis in owed if axis not in axes)
+    if owed:
+        go("all_reduce", owed, None)
+    for axes, index in slices:
+        if dims[index].axes[-len(axes) :] != axes:
+            go("slice", axes, index)
+    for axes, index in gathers:
+        go("all_gather", axes, index)
+    # A dim that is gathered and sharded anew has been sliced first; see the all-to-all refusal.
+    assert spec.dims == target.dims, (source, target)
+    assert set(spec.partial) == set(target.partial), (source, target)
+    return found

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Factor rules: how the dims of an op's operands and results correspond, written like an einsum."""
+
+import attrs
+
+from .error import AnnotationError
+
+Factors = tuple[str, ...]
+
+
+@attrs.frozen
+class Rule:
+    """What an op does to placements.
+
+    `shardable` factors may be sharded, the same way on every operand that has them.  A sharded
+    factor in `sums` that no result keeps leaves the results Partial(sum).  `linear` lists groups
+    of operand indices: the op is linear in each group while the other operands stay fixed.
+    `offset` is a factor whose shard's start the kernel must know.  `constant` marks an op that
+    reads its operand's shape only.
+    """
+
+    inputs: tuple[Factors, ...]
+    outputs: tuple[Factors, ...]
+    shardable: frozenset[str]
+    sums: frozenset[str] = frozenset()
+    linear: tuple[tuple[int, ...], ...] = ()
+    offset: str | None = None
+    constant: bool = False
+
+    def __str__(self) -> str:
+        sides = (self.inputs, self.outputs)
+        return " -> ".join(", ".join(" ".join(names) for names in side) for side in sides)
+
+    def expanded(self, ranks: tuple[int, ...]) -> "Rule":
+        """Return the rule for operands of these ranks, with `...` replaced by numbered factors."""
+        if not any("..." in factors for factors in self.inputs):
+            return self
+        extra = max(
+            rank - len(factors) + 1
+            for rank, factors in zip(ranks, self.inputs, strict=True)
+            if "..." in factors
+        )
+        dots = tuple(f".{index}" for index in range(extra))
+
+        def expand(factors: Factors) -> Factors:
+            at = factors.index("...") if "..." in factors else len(factors)
+            return (*factors[:at], *(dots if at < len(factors) else ()), *factors[at + 1 :])
+
+        shardable = self.shardable - {"..."} | (set(dots) if "..." in self.shardable else set())
+        return attrs.evolve(
+            self,
+            inputs=tuple(map(expand, self.inputs)),
+            outputs=tuple(map(expand, self.outputs)),
+            shardable=shardable,
+        )
+
+
+def rule(
+    text: str,
+    *,
+    shard: str = "",
+    sums: str = "",
+    linear: tuple[tuple[int, ...], ...] = (),
+    offset: str | None = None,
+    constant: bool = False,
+) -> Rule:
+    """Read a rule such as `"n, v d -> n d"`; `shard` and `sums` are space-separated factors."""
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        raise AnnotationError(f"rule {text!r} has no '->'")
+    inputs, outputs = (
+        tuple(tuple(part.split()) for part in side.split(",")) for side in (left, right)
+    )
+    return Rule(
+        inputs, outputs, frozenset(shard.split()), frozenset(sums.split()), linear, offset, constant
+    )
+
+
+def contraction(text: str) -> Rule:
+    """Return the rule of `einsum(text, ...)`: every factor shards, contracted ones leave a sum."""
+    plain = rule(text)
+    kept = {factor for factors in plain.outputs for factor in factors}
+    every = {factor for factors in plain.inputs for factor in factors}
+    if len(plain.outputs) != 1 or not kept <= every:
+        raise AnnotationError(f"einsum {text!r}: results may only have the operands' dims")
+    return attrs.evolve(
+        plain,
+        shardable=frozenset(every),
+        sums=frozenset(every - kept),
+        linear=tuple((index,) for index in range(len(plain.inputs))),
+    )

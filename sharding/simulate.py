@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""A mesh in one process: every value is the list of what each rank holds, ops run rank by rank."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from .error import VerificationError
+from .mesh import Mesh
+from .op import Op, Recorder
+from .plan import Plan
+from .rule import Rule
+from .tree import is_module, map_leaves
+
+
+class Ranks(Recorder):
+    """One value on all ranks, in rank order.  Ops and tensor methods apply rank by rank."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = tuple(parts)
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        return self._each(op.run, *args)
+
+    def _each(self, run: Callable[..., Any], *args: Any) -> Any:
+        results = [run(*(_of_rank(arg, rank) for arg in args)) for rank in range(len(self.parts))]
+        return _joined(results)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = [getattr(part, name) for part in self.parts]
+        if callable(found[0]):
+            return lambda *args: self._each(
+                lambda part, *rest: getattr(part, name)(*rest), self, *args
+            )
+        assert all(each == found[0] for each in found), f"ranks differ in {name}"
+        return found[0]
+
+    def __add__(self, other: Any) -> Any:
+        return self._each(lambda left, right: left + right, self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._each(lambda left, right: left * right, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def _of_rank(arg: Any, rank: int) -> Any:
+    if isinstance(arg, Ranks):
+        return arg.parts[rank]
+    if isinstance(arg, (tuple, list)) or is_module(arg):
+        return map_leaves(lambda _, leaf: _of_rank(leaf, rank), arg)
+    return arg
+
+
+def _joined(results: Sequence[Any]) -> Any:
+    first = results[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(parts) for parts in zip(*results, strict=True))
+    if is_module(first):
+        return type(first)(
+            **{
+                field.name: _joined([getattr(result, field.name) for result in results])
+                for field in attrs.fields(type(first))
+            }
+        )
+    return Ranks(results)
+
+
+class Chunks(tuple[Ranks, ...]):
+    """The chunks of a value on all ranks; indexed by a rank's place, each rank takes its own."""
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, Ranks):
+            return Ranks([self[at].parts[rank] for rank, at in enumerate(place.parts)])
+        return super().__getitem__(place)
+
+
+@attrs.define
+class LockStep:
+    """Collectives of a simulated mesh: exact, sums in rank order, and a log of what was issued."""
+
+    mesh: Mesh
+    log: list[tuple[str, str]] = attrs.field(factory=list)
+
+    def rank(self, axis: str) -> Ranks:
+        """Return each rank's place along `axis`."""
+        return Ranks(
+            [self.mesh.index(rank, self._factors(axis)) for rank in range(self.mesh.num_ranks)]
+        )
+
+    def all_reduce(self, x: Ranks, axis: str) -> Ranks:
+        """Return the sum over `axis`."""
+        return self._exchange("all_reduce", x, axis, lambda parts, place: _sum(parts))
+
+    def all_gather(self, x: Ranks, axis: str, dim: int) -> Ranks:
+        """Return the shards of `axis` concatenated along `dim`."""
+        return self._exchange("all_gather", x, axis, lambda parts, place: torch.cat(parts, dim))
+
+    def reduce_scatter(self, x: Ranks, axis: str, dim: int) -> Ranks:
+        """Return this rank's shard along `dim` of the sum over `axis`."""
+        return self._exchange(
+            "reduce_scatter",
+            x,
+            axis,
+            lambda parts, place: _shard(_sum(parts), len(parts), dim, place),
+        )
+
+    def _factors(self, axis: str) -> tuple[str, ...]:
+        return self.mesh.expand(tuple(axis.split("+")))
+
+    def _exchange(
+        self, kind: str, x: Ranks, axis: str, combine: Callable[[list[Tensor], int], Tensor]
+    ) -> Ranks:
+        self.log.append((kind, axis))
+        results: list[Any] = [None] * self.mesh.num_ranks
+        for group in self.mesh.groups(self._factors(axis)):
+            parts = [x.parts[rank] for rank in group]
+            for place, rank in enumerate(group):
+                results[rank] = combine(parts, place)
+        return Ranks(results)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _shard(x: Tensor, ways: int, dim: int, place: int) -> Tensor:
+    if x.shape[dim] % ways:
+        raise VerificationError(
+            f"dim {dim} of size {x.shape[dim]} does not divide over {ways} ranks; "
+            f"pad the step's tokens to a multiple of {ways}"
+        )
+    return x.chunk(ways, dim)[place]
+
+
+def agree(x: Ranks, what: str) -> Tensor:
+    """Return a Replicated value.
+
+    Raises:
+        VerificationError: two ranks hold different bits.
+    """
+    for rank, part in enumerate(x.parts):
+        if part.shape != x.parts[0].shape or not torch.equal(part, x.parts[0]):
+            raise VerificationError(f"{what} is Replicated, but rank {rank} differs from rank 0")
+    first: Tensor = x.parts[0]
+    return first
+
+
+class Simulation:
+    """A plan with weights and caches on a simulated mesh."""
+
+    def __init__(self, plan: Plan, params: Mapping[str, Tensor], blocks: int) -> None:
+        self.plan = plan
+        ranks = range(plan.mesh.num_ranks)
+        packs = [plan.place(params, rank) for rank in ranks]
+        self.weights = plan.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]})  # type: ignore[misc]
+        self.caches = _joined([plan.allocate_caches(blocks) for _ in ranks])
+        self.forward = plan.load()
+        self.collectives = LockStep(plan.mesh)
+
+    def step(self, batch: Any) -> Tensor:
+        """Run one step and return its Replicated result.
+
+        Raises:
+            VerificationError: ranks differ in the result.
+        """
+        count = self.plan.mesh.num_ranks
+        everywhere = map_leaves(
+            lambda _, leaf: Ranks([leaf] * count) if isinstance(leaf, Tensor) else leaf, batch
+        )
+        result, self.caches = self.forward(self.collectives, self.weights, self.caches, everywhere)
+        return agree(result, "the result")  # type: ignore[arg-type]

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Storage: which tensors a rank keeps, and which slice of which parameter is written where."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .error import PlacementError
+from .mesh import Mesh
+from .program import Apply, Code, Loop, Program, Project, Var
+
+
+@attrs.frozen
+class Member:
+    """A parameter's part of a pack.
+
+    `names`, `sizes` and `axes` describe the whole parameter; `pattern` is the einops pattern from
+    its local slice to the rows `start` to `stop` of the pack.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    axes: tuple[tuple[str, ...], ...]
+    pattern: str
+    start: int
+    stop: int
+
+    def slices(self, mesh: Mesh, rank: int) -> tuple[slice, ...]:
+        """Return the slice of each dim of the whole parameter that `rank` keeps."""
+        found = []
+        for size, axes in zip(self.sizes, self.axes, strict=True):
+            width = size // mesh.size(axes)
+            start = mesh.index(rank, axes) * width
+            found.append(slice(start, start + width))
+        return tuple(found)
+
+    def write(self, pack: Tensor, local: Tensor) -> None:
+        """Write this rank's slice of the parameter, in parameter dims, into its pack."""
+        pack[self.start : self.stop].copy_(rearrange(local, self.pattern))
+
+
+@attrs.frozen
+class Pack:
+    """One stored tensor: members stacked along dim 0, row-major, shape per rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    members: tuple[Member, ...]
+
+
+def storage(program: Program) -> tuple[Pack, ...]:
+    """Return every tensor that a rank keeps; names are `embed`, `layers.3.attn.wq_wk_wv`, ...
+
+    Raises:
+        PlacementError: one parameter is needed in two layouts.
+    """
+    packs = {pack.name: pack for pack in _packs(program.driver, program.mesh)}
+    for step in program.driver.steps:
+        if isinstance(step, Loop):
+            templates = list(_packs(step.block, program.mesh))
+            for index in range(step.start, step.stop):
+                for pack in (_placed(each, f"{step.layers}.{index}.") for each in templates):
+                    packs[pack.name] = pack
+    return tuple(packs.values())
+
+
+def nest(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return packs by name as the tree a program takes: a numbered part becomes a list of dicts.
+
+    `{"embed": e, "layers.0.norm": n}` becomes `{"embed": e, "layers": [{"norm": n}]}`.
+    """
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if at is None:
+            tree[name] = tensor
+            continue
+        layers = tree.setdefault(".".join(parts[:at]), [])
+        index = int(parts[at])
+        layers.extend({} for _ in range(index + 1 - len(layers)))
+        layers[index][".".join(parts[at + 1 :])] = tensor
+    return tree
+
+
+def _placed(pack: Pack, prefix: str) -> Pack:
+    members = tuple(attrs.evolve(member, path=prefix + member.path) for member in pack.members)
+    return Pack(prefix + pack.name, pack.shape, pack.dtype, members)
+
+
+def _packs(code: Code, mesh: Mesh) -> Iterator[Pack]:
+    made: dict[str, Pack] = {}
+    for step in code.steps:
+        found = []
+        if isinstance(step, Project):
+            found.append(_projected(step, mesh))
+        elif isinstance(step, Apply):
+            found = [_plain(var, mesh) for var in step.operands if var.kind == "param"]
+        for pack in found:
+            known = made.setdefault(pack.name, pack)
+            if (
+                known.shape != pack.shape
+                or [m.path for m in known.members] != [m.path for m in pack.members]
+                or not all(map(_same_layout, known.members, pack.members))
+            ):
+                raise PlacementError(
+                    f"{step.line}: parameter {pack.name} is stored as "
+                    f"'{known.members[0].pattern}' and needed as '{pack.members[0].pattern}'; "
+                    f"write both uses over the same order of dims"
+                )
+    yield from made.values()
+
+
+def _same_layout(left: Member, right: Member) -> bool:
+    return _flat(left.pattern) == _flat(right.pattern)
+
+
+def _flat(pattern: str) -> list[str]:
+    return pattern.partition("->")[2].replace("(", " ").replace(")", " ").split()
+
+
+def _projected(project: Project, mesh: Mesh) -> Pack:
+    members = []
+    start = 0
+    columns = 0
+    for apply in project.applies:
+        weight = apply.operands[1]
+        (left, right), (out,) = apply.rule.inputs, apply.rule.outputs
+        local = dict(zip(right, weight.local(mesh), strict=True))
+        rows = columns = 1
+        for factor in out[1:]:
+            rows *= local[factor] or 1
+        for factor in left[1:]:
+            columns *= local[factor] or 1
+        pattern = f"{' '.join(right)} -> ({' '.join(out[1:])}) ({' '.join(left[1:])})"
+        members.append(_member(weight, pattern, start, start + rows))
+        start += rows
+    return Pack(project.pack, (start, columns), project.results[0].dtype, tuple(members))
+
+
+def _plain(var: Var, mesh: Mesh) -> Pack:
+    names = " ".join(var.spec.names)
+    shape = tuple(size or 1 for size in var.local(mesh))
+    return Pack(var.name, shape, var.dtype, (_member(var, f"{names} -> {names}", 0, shape[0]),))
+
+
+def _member(var: Var, pattern: str, start: int, stop: int) -> Member:
+    return Member(
+        var.name,
+        var.spec.names,
+        tuple(size or 1 for size in var.sizes),
+        tuple(dim.axes for dim in var.spec.dims),
+        pattern,
+        start,
+        stop,
+    )

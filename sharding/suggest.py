@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Fixes for placement errors: candidates are tried and only those that type-check are offered."""
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from .infer import Operand, RuleViolationError, infer
+from .mesh import Mesh
+from .program import Var
+from .redistribute import hops
+from .rule import Rule
+from .spec import Spec
+
+
+def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, most: int = 3) -> list[str]:
+    """Return up to `most` changes of one operand's placement under which the op type-checks."""
+    found = []
+    for index, var in enumerate(operands):
+        for spec in _candidates(rule, index, operands):
+            tried = [other.spec for other in operands]
+            tried[index] = spec
+            if spec != var.spec and legal(rule, tried, operands, mesh):
+                action = (
+                    f"annotate {var.name} as '{spec}' (at {var.line})"
+                    if var.kind in ("param", "cache")
+                    else f"pin {var.name} to '{spec}' on the boundary of an @spmd function"
+                )
+                if action not in found:
+                    found.append(action)
+    return found[:most]
+
+
+def legal(rule: Rule, specs: Sequence[Spec], operands: Sequence[Var], mesh: Mesh) -> bool:
+    """Return whether the op type-checks with these placements of its operands."""
+    seen = [
+        Operand(spec, var.kind in ("param", "cache"))
+        for spec, var in zip(specs, operands, strict=True)
+    ]
+    try:
+        found = infer(rule, seen, mesh)
+        for operand, target in zip(seen, found.targets, strict=True):
+            if operand.stationary and operand.spec != target:
+                return False
+            hops(operand.spec, target)
+    except RuleViolationError:
+        return False
+    return True
+
+
+def _candidates(rule: Rule, index: int, operands: Sequence[Var]) -> Iterator[Spec]:
+    """Yield placements like those of the other operands, then the replicated one."""
+    spec = operands[index].spec
+    axes: dict[str, tuple[str, ...]] = {}
+    for other, (factors, var) in enumerate(zip(rule.inputs, operands, strict=True)):
+        if other != index:
+            for factor, dim in zip(factors, var.spec.dims, strict=True):
+                axes.setdefault(factor, dim.axes)
+    yield attrs.evolve(
+        spec,
+        partial=(),
+        reduce="sum",
+        dims=tuple(
+            attrs.evolve(dim, axes=axes.get(factor, ()))
+            for factor, dim in zip(rule.inputs[index], spec.dims, strict=True)
+        ),
+    )
+    yield attrs.evolve(spec.sharded({}), partial=(), reduce="sum")

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: MIT
+"""The tracer: values that record equations over a closed op set, one line of the author's each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import attrs
+import torch
+from torch import Tensor
+
+from .error import TraceError, explained
+from .line import Line, author_line
+from .op import Op, Recorder
+from .pointwise import ADD, MUL, pointwise
+from .rule import Rule
+from .spec import Placement
+from .tree import Declared, leaves
+
+Sizes = tuple[int | None, ...]
+STATIONARY = ("param", "cache", "batch")
+
+
+class Value(Recorder):
+    """One tensor of a traced function: named dims, global sizes, dtype, and where it came from.
+
+    `kind` is param, cache, batch, carry, constant or activation; the first three never move.
+    """
+
+    __slots__ = (
+        "consumed",
+        "dtype",
+        "graph",
+        "kind",
+        "line",
+        "name",
+        "names",
+        "placement",
+        "sizes",
+    )
+
+    def __init__(
+        self,
+        graph: "Graph",
+        name: str,
+        kind: str,
+        names: tuple[str, ...],
+        sizes: Sizes,
+        dtype: torch.dtype,
+        line: Line,
+        placement: Placement | None = None,
+    ) -> None:
+        self.graph, self.name, self.kind = graph, name, kind
+        self.names, self.sizes, self.dtype, self.line = names, sizes, dtype, line
+        self.placement = placement
+        self.consumed: Line | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{' '.join(self.names)}] from {self.line}"
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        return self.graph.record(op, args, rule)
+
+    def pinned(self, placement: Placement, alias: str | None) -> "Value":
+        """Return this value pinned to an annotation; stationary values are never moved."""
+        return self if self.kind in STATIONARY else self.graph.pin(self, placement, alias)
+
+    @property
+    def shape(self) -> Sizes:
+        """Return the global sizes; a size that is known at run time only is None."""
+        return self.sizes
+
+    def __add__(self, other: Any) -> Any:
+        return pointwise(ADD, self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return pointwise(MUL, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        known = {torch.add: ADD, torch.mul: MUL, Tensor.add: ADD, Tensor.mul: MUL}
+        if function in known and not kwargs:
+            return pointwise(known[function], *args)
+        name = getattr(function, "__qualname__", repr(function))
+        raise TraceError(_unknown(f"torch function {name!r}"))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise TraceError(_unknown(f"tensor attribute {name!r}"))
+
+    def _forbidden(self, *args: Any) -> NoReturn:
+        raise TraceError(
+            explained(
+                author_line(),
+                f"the host reads the value of {self!r}",
+                why="control flow on a tensor's value could differ between ranks and would hang "
+                "a collective; a traced program has one control flow",
+                fixes=["compute with ops instead, or make the choice from the config"],
+            )
+        )
+
+    __bool__ = __int__ = __float__ = __len__ = __iter__ = __index__ = _forbidden
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise TraceError(_unknown("tensor indexing"))
+
+
+def _unknown(what: str) -> str:
+    return explained(
+        author_line(),
+        f"{what} is not in the op set",
+        why="without a rule nobody knows what it does to a sharded or Partial operand",
+        fixes=[
+            "use an op of `tokenspeed_core.ops`",
+            "give it a rule: decorate a function with `tokenspeed_core.sharding.register_rule`",
+        ],
+    )
+
+
+@attrs.frozen(eq=False)
+class Equation:
+    """One recorded op: its arguments as the author gave them, and its flat operands and results.
+
+    `operands` are bound to the rule's inputs; `metadata` are further traced arguments, which the
+    op only reads and which must be Replicated.
+    """
+
+    op: Op
+    rule: Rule
+    args: tuple[Any, ...]
+    operands: tuple[Value, ...]
+    metadata: tuple[Value, ...]
+    results: tuple[Value, ...]
+    line: Line
+    regions: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Pin:
+    """A value crossing the boundary of an `@spmd` function that annotates it."""
+
+    value: Value
+    result: Value
+    placement: Placement
+    alias: str | None
+    line: Line
+    regions: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Scan:
+    """Consecutive layers run by one block: results and carries are flat, block by block."""
+
+    runs: "tuple[Run, ...]"
+    layers: str
+    carry: tuple[Value, ...]
+    constants: tuple[Value, ...]
+    results: tuple[Value, ...]
+    line: Line
+    regions: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Block:
+    """A layer function traced once, in a graph of its own."""
+
+    name: str
+    graph: "Graph"
+    params: tuple[Value, ...]
+    cache: tuple[Value, ...]
+    carry: tuple[Value, ...]
+    constants: tuple[Value, ...]
+    carry_out: tuple[Value, ...]
+    cache_out: tuple[Value, ...]
+
+
+@attrs.frozen
+class Run:
+    """Layers `start` to `stop` of a scan, which share a block."""
+
+    start: int
+    stop: int
+    block: Block
+
+
+class Stack:
+    """The layers of a parameter or cache tree: values are made only for layers that are touched."""
+
+    def __init__(self, graph: "Graph", path: str, kind: str, items: Sequence[Any]) -> None:
+        self.graph, self.path, self.kind, self.items = graph, path, kind, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.graph.inputs(self.items[index], f"{self.path}.{index}", self.kind)
+
+
+class Graph:
+    """Equations in the order in which the author's function made them."""
+
+    def __init__(self) -> None:
+        self.equations: list[Equation | Pin | Scan] = []
+        self.regions: tuple[str, ...] = ()
+        self.budgets: dict[tuple[str, ...], Any] = {}
+        self.values: list[Value] = []
+
+    @contextmanager
+    def region(self, name: str, budget: Any) -> Iterator[None]:
+        """Attribute the equations made inside to function `name` and its budget."""
+        outer, self.regions = self.regions, (*self.regions, name)
+        if budget is not None:
+            self.budgets[self.regions] = budget
+        try:
+            yield
+        finally:
+            self.regions = outer
+
+    def inputs(self, tree: Any, path: str, kind: str) -> Any:
+        """Return `tree` with its declared leaves replaced by values, layer tuples by stacks."""
+        if isinstance(tree, tuple):
+            return Stack(self, path, kind, tree)
+        if isinstance(tree, Declared):
+            value = Value(
+                self,
+                path,
+                kind,
+                tree.spec.names,
+                tree.sizes,
+                tree.dtype,
+                tree.placement.line,
+                tree.placement,
+            )
+            self.values.append(value)
+            return value
+        if tree is None or not attrs.has(type(tree)):
+            return tree
+        return type(tree)(
+            **{
+                field.name: self.inputs(
+                    getattr(tree, field.name), f"{path}.{field.name}".lstrip("."), kind
+                )
+                for field in attrs.fields(type(tree))
+            }
+        )
+
+    def like(self, value: Value, name: str, kind: str) -> Value:
+        """Return a new input of this graph that looks like a value of another graph."""
+        made = Value(
+            self, name, kind, value.names, value.sizes, value.dtype, value.line, value.placement
+        )
+        self.values.append(made)
+        return made
+
+    def own(self, args: Any, line: Line) -> tuple[Value, ...]:
+        """Return the traced leaves of `args`, all of which must be live values of this graph."""
+        found = []
+        for path, leaf in leaves(args):
+            if isinstance(leaf, (Tensor, Declared)):
+                raise TraceError(
+                    explained(
+                        line,
+                        f"argument {path} is a concrete {type(leaf).__name__}",
+                        why="a constant made inside a model has no placement and no owner",
+                        fixes=["make it a field of the params and let the family derive it"],
+                    )
+                )
+            if not isinstance(leaf, Value):
+                continue
+            if leaf.graph is not self:
+                raise TraceError(
+                    explained(
+                        line,
+                        f"{leaf!r} belongs to the function around this layer",
+                        why="a layer is traced once and may only use its own arguments",
+                        fixes=["pass it to `scan` as a further argument of the layer"],
+                    )
+                )
+            if leaf.consumed:
+                raise TraceError(
+                    explained(
+                        line,
+                        f"{leaf!r} was donated at {leaf.consumed} and is used again",
+                        why="its buffer has been overwritten; this reads the new contents",
+                        fixes=["use the cache that the op at that line returned"],
+                    )
+                )
+            found.append(leaf)
+        return tuple(found)
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None) -> Any:
+        """Append an equation and return the op's result."""
+        line = author_line()
+        found = self.own(args, line)
+        count = len((rule or op.rule).inputs)
+        if len(found) < count:
+            raise TraceError(f"{line}: {op.name} needs {count} traced operands, got {len(found)}")
+        operands = found[:count]
+        bound = (rule or op.rule).expanded(tuple(len(value.names) for value in operands))
+        names, sizes = _bind(op, bound, operands, line)
+        labels = self.labels(op, operands, line)
+        results = []
+        for index, factors in enumerate(bound.outputs):
+            donor = next((i for i, o in op.donates if o == index), None)
+            if donor is not None:
+                operands[donor].consumed = line
+                results.append(self.like(operands[donor], operands[donor].name, "cache"))
+                continue
+            value = Value(
+                self,
+                labels[index],
+                "activation",
+                tuple(names[factor] for factor in factors),
+                tuple(sizes[factor] for factor in factors),
+                op.dtype(operands[op.dtype_of].dtype),
+                line,
+            )
+            self.values.append(value)
+            results.append(value)
+        flat = tuple(results)
+        self.equations.append(
+            Equation(op, bound, args, operands, found[count:], flat, line, self.regions)
+        )
+        if op.result:
+            return op.result(args, flat)
+        return flat[0] if len(flat) == 1 else flat
+
+    def labels(self, op: Op, operands: tuple[Value, ...], line: Line) -> tuple[str, ...]:
+        """Return names for an op's results: what the author's line assigns, or a good guess."""
+        fresh = len(op.rule.outputs) - len(op.donates)
+        assigned = line.assigned()
+        if len(assigned) == fresh + bool(op.donates):
+            return assigned
+        if op.rule.outputs[0] == op.rule.inputs[0]:
+            return (operands[0].name,) * fresh
+        return (self.regions[-1] if self.regions else op.name,) * fresh
+
+    def pin(self, value: Value, placement: Placement, alias: str | None) -> Value:
+        """Record that `value` meets an annotation."""
+        line = author_line()
+        self.own((value,), line)
+        names = placement.spec.names
+        if value.names != names:
+            raise TraceError(
+                explained(
+                    line,
+                    f"a value with dims '{' '.join(value.names)}' meets the annotation "
+                    f"'{placement.spec}' of {placement.line}",
+                    operands=[repr(value)],
+                    fixes=[f"annotate it as '{' '.join(value.names)}'"],
+                )
+            )
+        result = self.like(value, value.name, value.kind)
+        self.equations.append(Pin(value, result, placement, alias, line, self.regions))
+        return result
+
+
+def _bind(
+    op: Op, rule: Rule, operands: tuple[Value, ...], line: Line
+) -> tuple[dict[str, str], dict[str, int | None]]:
+    names: dict[str, str] = {}
+    sizes: dict[str, int | None] = {}
+    for factors, value in zip(rule.inputs, operands, strict=True):
+        if len(factors) != len(value.names):
+            raise TraceError(
+                f"{line}: {op.name} takes '{' '.join(factors)}', got {value!r} with "
+                f"{len(value.names)} dims"
+            )
+        for factor, name, size in zip(factors, value.names, value.sizes, strict=True):
+            known = sizes.setdefault(factor, size)
+            names.setdefault(factor, name)
+            if known != size and None not in (known, size):
+                raise TraceError(
+                    f"{line}: {op.name} takes {rule}, but {factor} is {known} and {size}; "
+                    f"operands: {', '.join(map(repr, operands))}"
+                )
+    for factor, size in op.sizes(sizes).items():
+        names[factor], sizes[factor] = factor, size
+    return names, sizes
+
+
+def graph_of(tree: Any) -> Graph | None:
+    """Return the graph of the first traced leaf of `tree`, or None if there is none."""
+    if isinstance(tree, (Value, Stack)):
+        return tree.graph
+    if isinstance(tree, (tuple, list)):
+        items: Sequence[Any] = tree
+    elif isinstance(tree, dict):
+        items = tuple(tree.values())
+    elif attrs.has(type(tree)):
+        items = [getattr(tree, field.name) for field in attrs.fields(type(tree))]
+    else:
+        return None
+    return next((graph for item in items if (graph := graph_of(item))), None)
+
+
+def trace(
+    function: Callable[..., Any], params: Any, caches: Any, batch: Any, *static: Any
+) -> "Traced":
+    """Trace `function(params, caches, batch, *static) -> (results, caches)` on declared trees."""
+    graph = Graph()
+    results, caches_out = function(
+        graph.inputs(params, "", "param"),
+        graph.inputs(caches, "caches", "cache"),
+        graph.inputs(batch, "batch", "batch"),
+        *static,
+    )
+    return Traced(graph, graph.own(results, author_line()), caches_out)
+
+
+@attrs.frozen(eq=False)
+class Traced:
+    """A traced program: its graph, flat results, and the caches it hands back."""
+
+    graph: Graph
+    results: tuple[Value, ...]
+    caches: Any
