@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import attrs
+import openai
+import pytest
+import uvicorn
+
+from tests.frontend.scripted_scheduler import ScriptedScheduler
+from tokenspeed_core.async_llm import AsyncLLM, TextCodec
+from tokenspeed_core.ipc.run_directory import RunDirectory
+from tokenspeed_core.server.__main__ import bind
+from tokenspeed_core.server.app import create_app, new_service
+from tokenspeed_core.server.endpoint import Service
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TextCodec:
+    return TextCodec.load("smollm2")
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
+    run = RunDirectory.create(Path("/tmp"))
+    yield run
+    run.remove()
+
+
+@pytest.fixture
+def scheduler(run: RunDirectory) -> Iterator[ScriptedScheduler]:
+    with ScriptedScheduler(run) as scheduler:
+        yield scheduler
+
+
+@attrs.frozen
+class HttpServer:
+    url: str
+    service: Service
+    scheduler: ScriptedScheduler
+
+    def client(self, api_key: str = "none") -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def answers(self, text: str) -> None:
+        """Script every answer to be `text`, then end of turn."""
+        tokenizer = self.service.llm.codec.tokenizer
+        ids = [*tokenizer.encode(text, add_special=False), min(tokenizer.eos_ids)]
+        self.scheduler.script = lambda submit: ids
+
+
+@contextlib.asynccontextmanager
+async def listening(scheduler: ScriptedScheduler, api_key: str = "") -> AsyncIterator[HttpServer]:
+    async with AsyncLLM("smollm2", run_dir=scheduler.run.path) as llm:
+        service = new_service(llm)
+        listener = bind("127.0.0.1", 0)
+        config = uvicorn.Config(
+            create_app(service, api_key), lifespan="off", log_config=None, http="httptools"
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            while not server.started:
+                await asyncio.sleep(0.01)
+            yield HttpServer(f"http://127.0.0.1:{listener.getsockname()[1]}", service, scheduler)
+        finally:
+            server.should_exit = server.force_exit = True
+            await serving
+
+
+@pytest.fixture
+async def http(scheduler: ScriptedScheduler) -> AsyncIterator[HttpServer]:
+    async with listening(scheduler) as server:
+        yield server

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""The asynchronous client with text: the ZeroMQ SDK plus tokenizer, chat template, detokenizer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from .chat_template import ChatTemplate, ChatTemplateError, Message
+from .completion import Completion, CompletionText, TextDelta, joined
+from .config import EngineConfig
+from .detokenizer import TokenText
+from .ipc.messages import Sampling
+from .model_source import resolve
+from .sampling_params import SamplingError, SamplingParams
+from .sdk import Client, RequestStream
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .launch import Engine
+
+# Text longer than this is rendered and tokenised on a thread, so that other streams go on.
+_INLINE_CHARS = 8192
+
+Prompt = str | Sequence[int]
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be served; `code` is a short machine-readable reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@attrs.frozen(eq=False)
+class TextCodec:
+    """What turns a user's text into token ids and back, for one model."""
+
+    tokenizer: Tokenizer
+    table: TokenText
+    template: ChatTemplate | None
+
+    @classmethod
+    def load(cls, model: str) -> "TextCodec":
+        """Read tokenizer and chat template of a model.
+
+        Raises:
+            ModelNotFoundError, TokenizerError, ChatTemplateError
+        """
+        tokenizer = Tokenizer.load(resolve(model))
+        source = tokenizer.chat_template
+        template = ChatTemplate.compile(source, tokenizer.special_text()) if source else None
+        return cls(tokenizer, TokenText.of(tokenizer), template)
+
+    async def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt ids of a conversation, ending where the assistant's answer begins.
+
+        Raises:
+            ChatTemplateError: the model has no template, or the messages do not fit it.
+        """
+        template = self.template
+        if template is None:
+            raise ChatTemplateError("this model has no chat template; use completions instead")
+
+        def ids() -> list[int]:
+            return self.tokenizer.encode(template.render(messages), add_special=False)
+
+        size = sum(len(str(message.get("content"))) for message in messages)
+        return ids() if size < _INLINE_CHARS else await asyncio.to_thread(ids)
+
+    async def prompt(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a text, or the ids themselves."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if len(prompt) < _INLINE_CHARS:
+            return self.tokenizer.encode(prompt)
+        return await asyncio.to_thread(self.tokenizer.encode, prompt)
+
+
+class AsyncLLM:
+    """Generates text: `async with AsyncLLM("smollm2") as llm: await llm.generate("...")`.
+
+    With `run_dir` it joins an engine that runs already and stops nothing on leaving.
+    """
+
+    def __init__(
+        self, model: str | EngineConfig, *, run_dir: Path | str | None = None, name: str = "llm"
+    ) -> None:
+        self.config = model if isinstance(model, EngineConfig) else EngineConfig(model=model)
+        self._run_dir = run_dir
+        self._name = name
+        self._engine: Engine | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._run_dir is None:
+            from .launch import Engine
+
+            self._engine = await asyncio.to_thread(Engine.start, self.config)
+        try:
+            await self._connect(self._run_dir or self._engine.run.path)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _connect(self, run_dir: Path | str) -> None:
+        self.codec = await asyncio.to_thread(TextCodec.load, self.config.model)
+        self.client = Client(run_dir, name=self._name)
+        await self.client.connect()
+        if self._engine is not None:
+            await self.client.ready()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Abort what is in flight, disconnect, and stop the engine if it was started here."""
+        if hasattr(self, "client"):
+            await self.client.close()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop, 0.0)
+            self._engine = None
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+        """Return the completion of one prompt: a text, or token ids.
+
+        Raises:
+            PromptError: the prompt is empty, too long or holds unknown ids.
+            EngineLostError, RejectedError, RequestFailedError: see `tokenspeed_core.sdk`.
+        """
+        return joined([delta async for delta in self.stream(prompt, params)])
+
+    async def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Completion:
+        """Return the assistant's answer to a conversation.
+
+        Raises:
+            ChatTemplateError: the messages do not fit the model's template.
+            PromptError, EngineLostError, RejectedError, RequestFailedError: as `generate`.
+        """
+        return await self.generate(await self.codec.chat_prompt(messages), params)
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncIterator[TextDelta]:
+        """Yield text as it becomes final; leaving early aborts the request.  Raises as `generate`.
+
+        The last delta has a finish reason, and only it.
+        """
+        params = params or SamplingParams()
+        ids = await self.codec.prompt(prompt)
+        request = self.submit(ids, params)
+        text = CompletionText(self.codec.table, params.stop, len(ids), logprobs=params.logprobs)
+        try:
+            async for delta in request:
+                piece = text.push(delta)
+                yield piece
+                if piece.finish_reason is not None:
+                    break
+        finally:
+            request.abort(text.kept)
+
+    def submit(self, ids: Sequence[int], params: SamplingParams) -> RequestStream:
+        """Send a request of token ids and return its stream of token deltas.
+
+        Raises:
+            PromptError, SamplingError: see `generate`.
+            EngineLostError, RejectedError: there is no scheduler, or it is full.
+        """
+        limits = self.client.welcome
+        assert limits is not None, "not connected"
+        self._check(ids, params, limits.max_model_len, limits.vocab_size)
+        rest = max(1, limits.max_model_len - len(ids))
+        ends = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
+        return self.client.submit(
+            ids,
+            max_tokens=min(params.max_tokens or rest, rest),
+            sampling=Sampling(
+                float(params.temperature),
+                params.top_k,
+                float(params.top_p),
+                params.drawn_seed(),
+                params.logprobs,
+            ),
+            stop_ids=(*ends, *params.stop_token_ids),
+        )
+
+    def _check(
+        self, ids: Sequence[int], params: SamplingParams, max_model_len: int, vocab_size: int
+    ) -> None:
+        if not ids:
+            raise PromptError("empty_prompt", "the prompt is empty; give at least one token")
+        if len(ids) > max_model_len:
+            raise PromptError(
+                "context_length_exceeded",
+                f"the prompt has {len(ids)} tokens, the model's context is {max_model_len}; "
+                f"shorten the prompt",
+            )
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            bad = next(id for id in ids if not 0 <= id < vocab_size)
+            raise PromptError(
+                "invalid_token_id", f"token id {bad} is outside the vocabulary of {vocab_size}"
+            )
+        if params.stop_token_ids and max(params.stop_token_ids) >= vocab_size:
+            bad = max(params.stop_token_ids)
+            raise SamplingError(
+                "stop_token_ids", f"holds {bad}, outside the vocabulary of {vocab_size}"
+            )

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""One schema for command-line flags, a YAML file and Python: `EngineConfig`.
+
+Precedence is flag, then YAML, then default.
+"""
+
+import argparse
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+class ConfigError(ValueError):
+    """A setting has an unknown name, a wrong type or a value out of range."""
+
+
+def _bytes(value: Any) -> Any:
+    """Read "2GiB", "500MB" or a plain number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        return value
+    unit = 1024 if match[3] else 1000
+    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+
+
+def _option(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    converter: Any = None,
+) -> Any:
+    kind = type(default)
+
+    def check(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+        wanted = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{field.name} must be {wanted[kind]}, got {value!r}")
+        if low is not None and not low <= value <= high:
+            top = "" if high == math.inf else f" and at most {high:g}"
+            raise ConfigError(f"{field.name} must be at least {low:g}{top}, got {value!r}")
+        if choices and value not in choices:
+            raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}")
+
+    metadata = {"group": group, "help": help, "choices": choices, "metavar": metavar}
+    return attrs.field(default=default, validator=check, converter=converter, metadata=metadata)
+
+
+@attrs.frozen(kw_only=True)
+class EngineConfig:
+    """Everything that starting an engine needs; checked when made.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    model: str = _option("", "model", "a .gguf file, a directory, a hub id, or smollm2")
+    served_model_name: str = _option("", "model", "the name in the API; default: the model's")
+    dtype: str = _option(
+        "auto", "model", "type of weights and activations", choices=("auto", "bf16", "fp32")
+    )
+    max_model_len: int = _option(
+        0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
+    )
+    seed: int = _option(0, "model", "seed of the workers' own randomness", low=0)
+
+    host: str = _option("127.0.0.1", "server", "address to listen on")
+    port: int = _option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
+    api_key: str = _option("", "server", "clients must send it as a bearer token", metavar="KEY")
+    drain_s: float = _option(
+        30.0, "server", "how long running requests may finish on SIGTERM", low=0, metavar="SECONDS"
+    )
+    log_level: str = _option(
+        "info",
+        "server",
+        "least severe message to log",
+        choices=("debug", "info", "warning", "error"),
+    )
+
+    tp: int = _option(1, "parallelism", "tensor-parallel ranks", low=1)
+    device: str = _option("auto", "parallelism", "where workers run", choices=("auto", "cpu"))
+    threads: int = _option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
+
+    max_running: int = _option(64, "scheduling", "requests that run at once", low=1)
+    max_waiting: int = _option(4096, "scheduling", "requests that may queue; more get 429", low=0)
+    max_step_tokens: int = _option(
+        512, "scheduling", "tokens in one step, prefill and decode", low=1, metavar="TOKENS"
+    )
+
+    kv_cache: str = _option(
+        "auto", "cache", "type of keys and values", choices=("auto", "bf16", "fp32")
+    )
+    block_size: int = _option(16, "cache", "tokens in a block", low=1, metavar="TOKENS")
+    kv_cache_bytes: int = _option(
+        0,
+        "cache",
+        "memory of a rank for keys and values, such as 2GiB; 0: from free memory",
+        low=0,
+        metavar="SIZE",
+        converter=_bytes,
+    )
+    num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
+    prefix_caching: bool = _option(True, "cache", "reuse blocks between prompts that begin alike")
+
+    run_dir: str = _option(
+        "", "processes", "parent directory of sockets; default: the temporary one", metavar="DIR"
+    )
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in the API."""
+        return self.served_model_name or self.model
+
+
+FIELDS = {field.name: field for field in attrs.fields(EngineConfig)}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and a flag for every field, grouped; a missing flag leaves no attribute."""
+    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help=_help("model"))
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings named as below")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in FIELDS.items():
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        flag = "--" + name.replace("_", "-")
+        if isinstance(field.default, bool):
+            groups[group].add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=_help(name),
+            )
+        else:
+            groups[group].add_argument(
+                flag,
+                dest="model_flag" if name == "model" else name,
+                default=argparse.SUPPRESS,
+                metavar=_metavar(field),
+                help=_help(name),
+            )
+
+
+def _metavar(field: "attrs.Attribute[Any]") -> str:
+    if field.metadata["choices"]:
+        return "{" + ",".join(field.metadata["choices"]) + "}"
+    return field.metadata["metavar"] or {int: "N", float: "X", str: "TEXT"}[type(field.default)]
+
+
+def _help(name: str) -> str:
+    field = FIELDS[name]
+    shown = "" if field.default in ("", 0) or name == "model" else f" (default: {field.default})"
+    return f"{field.metadata['help']}{shown}"
+
+
+def from_arguments(arguments: argparse.Namespace) -> EngineConfig:
+    """Return the configuration of parsed flags and of the YAML file that they name.
+
+    Raises:
+        ConfigError: naming the flag or the file and key.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in FIELDS}
+    if hasattr(arguments, "model_flag"):
+        if "model" in given:
+            raise ConfigError(
+                f"the model is given twice, {given['model']!r} and --model {arguments.model_flag!r}"
+            )
+        given["model"] = arguments.model_flag
+    flags = {name: _parse(name, value) for name, value in given.items()}
+    path = getattr(arguments, "config", None)
+    settings = _read_file(Path(path)) if path else {}
+    return _make({**settings, **flags}, "")
+
+
+def _parse(name: str, text: Any) -> Any:
+    kind = type(FIELDS[name].default)
+    if not isinstance(text, str) or kind is str or FIELDS[name].converter is not None:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"{flag} must be a number, got {text!r}") from None
+
+
+def read_config(path: Path | str) -> EngineConfig:
+    """Read a YAML (or JSON) file.
+
+    Raises:
+        ConfigError: naming the file and the key.
+    """
+    return _make(_read_file(Path(path)), f"{path}: ")
+
+
+def write_config(config: EngineConfig, path: Path | str) -> None:
+    """Write a file that `read_config` reads back equal, private to its owner."""
+    file = Path(path)
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(attrs.asdict(config), indent=1), encoding="utf-8")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML: {first}") from error
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{path}: must hold `name: value` lines, got {type(settings).__name__}")
+    for key in settings:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(str(key), FIELDS, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near[0]!r}?")
+    _make(settings, f"{path}: ")  # a wrong value is the file's fault even where a flag overrides it
+    return cast(dict[str, Any], dict(settings))
+
+
+def _make(settings: Mapping[str, Any], where: str) -> EngineConfig:
+    try:
+        return EngineConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None

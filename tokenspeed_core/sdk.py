@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: MIT
+"""The asynchronous ZeroMQ client of one engine: token ids in, token ids out, no torch."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import attrs
+import msgspec
+
+from .ipc.channels import FrontendChannel
+from .ipc.codec import int32_column, read_column
+from .ipc.messages import (
+    MAX_FRAME_BYTES,
+    Abort,
+    FinishReason,
+    Heartbeat,
+    RefusalCode,
+    Refused,
+    Rejected,
+    Sampling,
+    Stats,
+    Submit,
+    TokenDeltas,
+    Welcome,
+)
+from .ipc.run_directory import RunDirectory
+
+MAX_UNREAD_TOKENS = 4096
+MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
+
+
+class EngineLostError(RuntimeError):
+    """The engine or the way to it went away under a request; the request may be sent again."""
+
+
+class RefusedError(RuntimeError):
+    """The scheduler turned the connection away; `code` says why."""
+
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(f"the scheduler refused the connection ({code.name}): {message}")
+        self.code = code
+
+
+class RejectedError(ValueError):
+    """The scheduler did not admit a request; `code` says why."""
+
+    def __init__(self, code: RefusalCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def retryable(self) -> bool:
+        """The same request may be admitted later."""
+        return self.code in (RefusalCode.QUEUE_FULL, RefusalCode.DRAINING)
+
+
+class RequestFailedError(RuntimeError):
+    """One request failed inside the engine; the others run on."""
+
+
+class StalledReaderError(RuntimeError):
+    """A request was aborted because nobody read the tokens that it produced."""
+
+
+@attrs.frozen
+class Delta:
+    """Tokens of one request since the last delta; several steps arrive as one if the reader lags."""
+
+    tokens: list[int]
+    logprobs: list[float]  # beside tokens; empty unless asked for
+    finish_reason: FinishReason
+    cached_tokens: int  # prompt tokens served from the prefix cache
+
+
+class RequestStream:
+    """The deltas of one submitted request: `async for delta in stream`."""
+
+    def __init__(self, request_id: int, take_back: Callable[[int, int], None]) -> None:
+        self.request_id = request_id
+        self._take_back = take_back
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._cached = 0
+        self._finish = FinishReason.NONE
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._is_over = False
+
+    def __aiter__(self) -> "RequestStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Return what came since the last call, waiting if nothing did.
+
+        Raises:
+            EngineLostError, RejectedError, RequestFailedError, StalledReaderError: the request
+                ended that way.
+        """
+        if self._is_over:
+            raise StopAsyncIteration
+        await self._news.wait()
+        self._news.clear()
+        if self._error is not None:
+            self._is_over = True
+            raise self._error
+        delta = Delta(self._tokens, self._logprobs, self._finish, self._cached)
+        self._tokens, self._logprobs = [], []
+        self._is_over = self._finish is not FinishReason.NONE
+        return delta
+
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens that came and were not yet returned."""
+        return len(self._tokens)
+
+    def abort(self, kept: int = -1) -> None:
+        """Take the request back; idempotent.  No delta follows.
+
+        `kept` is how many of the generated tokens the user was given, -1 for all.
+        """
+        self._is_over = True
+        self._take_back(self.request_id, kept)
+
+    def take(self, delta: Delta) -> None:
+        """Add what a step brought; called by the client that owns the socket."""
+        self._tokens += delta.tokens
+        self._logprobs += delta.logprobs
+        self._finish, self._cached = delta.finish_reason, delta.cached_tokens
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with an error; called by the client that owns the socket."""
+        self._error = error
+        self._news.set()
+
+
+class Client:
+    """One frontend's connection to a scheduler: `async with Client(run_dir) as client`.
+
+    It reconnects by itself; requests in flight at that moment fail with EngineLostError.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDirectory | Path | str,
+        *,
+        name: str = "sdk",
+        max_unread_tokens: int = MAX_UNREAD_TOKENS,
+        connect_timeout_s: float = 10.0,
+    ) -> None:
+        self._run = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.join(run_dir)
+        self._channel = FrontendChannel(self._run, name, self._on_message, self._on_lost)
+        self._max_unread_tokens = max_unread_tokens
+        self._connect_timeout_s = connect_timeout_s
+        self._requests: dict[int, RequestStream] = {}
+        self._next_id = 1
+        self._refused: RefusedError | None = None
+        self._is_connected = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._last_progress = time.monotonic()
+        self.welcome: Welcome | None = None
+        self.stats: Stats | None = None
+
+    async def __aenter__(self) -> "Client":
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Connect and wait for the scheduler's Welcome.
+
+        Raises:
+            EngineLostError: nobody answered in time.
+            RefusedError: the scheduler turned us away.
+        """
+        self._channel.open()
+        try:
+            await self._wait(lambda: self._is_connected, self._connect_timeout_s)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Abort what is in flight and disconnect; idempotent."""
+        for request_id in list(self._requests):
+            self._channel.send(Abort(request_id))
+        self._fail_all("the client was closed")
+        await self._channel.close()
+
+    async def ready(self, timeout_s: float | None = None) -> Welcome:
+        """Wait until all workers are in, and return the scheduler's Welcome.
+
+        Raises:
+            EngineLostError: that did not happen within `timeout_s`.
+            RefusedError: the scheduler turned us away.
+        """
+        await self._wait(lambda: self.is_ready, timeout_s)
+        assert self.welcome is not None
+        return self.welcome
+
+    async def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition() and self._refused is None:
+                    self._waiters.append(asyncio.get_running_loop().create_future())
+                    await self._waiters[-1]
+        except TimeoutError as error:
+            raise EngineLostError(
+                f"no scheduler was ready at {self._run.frontend_endpoint} within {timeout_s} s; "
+                f"is the engine of that run directory still running?"
+            ) from error
+        if self._refused is not None:
+            raise self._refused
+
+    @property
+    def is_ready(self) -> bool:
+        """The scheduler is connected and all of its workers are in."""
+        return self._is_connected and self.welcome is not None and self.welcome.ready
+
+    @property
+    def unheard_s(self) -> float:
+        """Seconds since the scheduler last said anything; it speaks several times a second."""
+        return self._channel.unheard_s
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the engine finished a step or had nothing to do."""
+        return time.monotonic() - self._last_progress
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of this client that have not finished."""
+        return len(self._requests)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Sequence[int] = (),
+        salt: bytes = b"",
+        session: str = "",
+    ) -> RequestStream:
+        """Send a request and return its stream; the caller reads it to the end or aborts it.
+
+        Raises:
+            EngineLostError: there is no scheduler to send it to.
+            RejectedError: the prompt does not fit a message, or the scheduler's queue is full.
+        """
+        if not self._is_connected:
+            raise EngineLostError(
+                f"not connected to the scheduler at {self._run.frontend_endpoint}; try again"
+            )
+        if len(prompt) > MAX_PROMPT_TOKENS:
+            raise RejectedError(
+                RefusalCode.TOO_LONG,
+                f"a prompt of {len(prompt)} tokens does not fit one message; "
+                f"at most {MAX_PROMPT_TOKENS} do",
+            )
+        try:
+            message = Submit(
+                request_id=self._next_id,
+                prompt=int32_column(prompt),
+                max_tokens=max_tokens,
+                sampling=sampling or Sampling(),
+                stop_ids=int32_column(stop_ids),
+                salt=salt,
+                session=session,
+            )
+        except OverflowError as error:
+            raise RejectedError(
+                RefusalCode.TOKEN_ID, f"a token id does not fit 32 bits ({error}); give valid ids"
+            ) from error
+        if not self._channel.send(message):
+            raise RejectedError(
+                RefusalCode.QUEUE_FULL, "the queue to the scheduler is full; try again later"
+            )
+        stream = RequestStream(self._next_id, self._take_back)
+        self._requests[self._next_id] = stream
+        self._next_id += 1
+        return stream
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Sequence[int] = (),
+        salt: bytes = b"",
+        session: str = "",
+    ) -> AsyncIterator[Delta]:
+        """Yield the deltas of one request; leaving early aborts it.  Raises what `submit` does."""
+        stream = self.submit(
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop_ids=stop_ids,
+            salt=salt,
+            session=session,
+        )
+        try:
+            async for delta in stream:
+                yield delta
+        finally:
+            stream.abort()
+
+    def _take_back(self, request_id: int, kept: int) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            self._channel.send_later(Abort(request_id, kept))
+
+    def _on_message(self, message: msgspec.Struct) -> None:
+        if isinstance(message, TokenDeltas):
+            self._on_deltas(message)
+        elif isinstance(message, Stats):
+            self._on_stats(message)
+        elif isinstance(message, Rejected):
+            self._fail(message.request_id, RejectedError(_code(message.code), message.message))
+        elif isinstance(message, Welcome):
+            self._is_connected = True
+            self.welcome = message
+            self._wake()
+        elif isinstance(message, Refused):
+            self._refused = RefusedError(_code(message.code), message.message)
+            self._on_lost(str(self._refused))
+        else:
+            assert isinstance(message, Heartbeat), message
+
+    def _on_stats(self, stats: Stats) -> None:
+        before = self.stats
+        is_idle = stats.running == 0 and stats.waiting == 0 and stats.in_flight_steps == 0
+        if is_idle or before is None or (before.epoch, before.steps) != (stats.epoch, stats.steps):
+            self._last_progress = time.monotonic()
+        self.stats = stats
+
+    def _on_deltas(self, deltas: TokenDeltas) -> None:
+        tokens = read_column("i", deltas.tokens)
+        logprobs = read_column("f", deltas.logprobs)
+        start = 0
+        for request_id, count, finish, cached in zip(
+            read_column("Q", deltas.request_ids),
+            read_column("i", deltas.counts),
+            read_column("B", deltas.finish_reasons),
+            read_column("i", deltas.cached_tokens),
+            strict=True,
+        ):
+            row = slice(start, start + count)
+            start += count
+            if (stream := self._requests.get(request_id)) is not None:
+                reason = FinishReason(finish)
+                self._on_row(
+                    stream, Delta(tokens[row].tolist(), logprobs[row].tolist(), reason, cached)
+                )
+
+    def _on_row(self, stream: RequestStream, delta: Delta) -> None:
+        if delta.finish_reason is FinishReason.WORKER_LOST:
+            lost = "the workers died under the request; it may be sent again"
+            self._fail(stream.request_id, EngineLostError(lost))
+            return
+        if delta.finish_reason is FinishReason.NUMERIC:
+            nan = "the model produced NaN or infinity for this request"
+            self._fail(stream.request_id, RequestFailedError(nan))
+            return
+        stream.take(delta)
+        if delta.finish_reason is not FinishReason.NONE:
+            del self._requests[stream.request_id]
+        elif stream.unread_tokens > self._max_unread_tokens:
+            self._take_back(stream.request_id, -1)
+            unread = f"{stream.unread_tokens} tokens were not read; the request was aborted"
+            stream.fail(StalledReaderError(unread))
+
+    def _fail(self, request_id: int, error: Exception) -> None:
+        if (stream := self._requests.pop(request_id, None)) is not None:
+            stream.fail(error)
+
+    def _fail_all(self, reason: str) -> None:
+        for request_id in list(self._requests):
+            self._fail(request_id, EngineLostError(f"{reason}; the request may be sent again"))
+
+    def _on_lost(self, reason: str) -> None:
+        self._is_connected = False
+        self._fail_all(reason)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _code(number: int) -> RefusalCode:
+    try:
+        return RefusalCode(number)
+    except ValueError:
+        return RefusalCode.MALFORMED  # a code that only a newer scheduler knows

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The routes of the HTTP server."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from .. import __version__
+from ..async_llm import AsyncLLM
+from .chat import ChatEndpoint
+from .completions import CompletionEndpoint
+from .endpoint import Service
+from .failure import ApiError
+from .gate import Gate
+from .health import Verdict, health, readiness
+from .metrics import Metrics
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def new_service(llm: AsyncLLM) -> Service:
+    """Return the state of a server in front of `llm`, which must be connected."""
+    name = llm.config.model_name
+    metrics = Metrics(name, lambda: llm.client.stats)
+    return Service(llm, name, metrics, started=int(time.time()))
+
+
+def create_app(service: Service, api_key: str = "") -> ASGIApp:
+    """Return the ASGI application; with an `api_key` every route but the probes asks for it."""
+    application = Starlette(
+        routes=routes(service),
+        exception_handlers={HTTPException: _http_failure, Exception: _internal_failure},
+    )
+    return Gate(application, api_key)
+
+
+def routes(service: Service) -> list[Route]:
+    """Return every route there is."""
+
+    async def probe_health(_: Request) -> Response:
+        return _verdict(health(service.llm.client))
+
+    async def probe_ready(_: Request) -> Response:
+        return _verdict(readiness(service.llm.client, is_draining=service.is_draining))
+
+    async def models(_: Request) -> Response:
+        return _json({"object": "list", "data": [_model(service)]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != service.model_name:
+            missing = f"the model {name[:100]!r} is not served here; {service.model_name!r} is"
+            return ApiError(404, missing, param="model", code="model_not_found").response()
+        return _json(_model(service))
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def version(_: Request) -> Response:
+        return _json({"version": __version__})
+
+    chat, completions = ChatEndpoint(service), CompletionEndpoint(service)
+
+    async def post_chat(request: Request) -> Response:
+        return await chat(request)
+
+    async def post_completions(request: Request) -> Response:
+        return await completions(request)
+
+    return [
+        Route("/v1/chat/completions", post_chat, methods=["POST"]),
+        Route("/v1/completions", post_completions, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/health", probe_health, methods=["GET"]),
+        Route("/ready", probe_ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/version", version, methods=["GET"]),
+    ]
+
+
+def _model(service: Service) -> dict[str, object]:
+    limits = service.llm.client.welcome
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "tokenspeed",
+        "max_model_len": limits.max_model_len if limits else None,
+    }
+
+
+def _verdict(verdict: Verdict) -> Response:
+    body = {"status": "ok" if verdict.is_good else "unavailable", "reason": verdict.reason}
+    return _json(body, 200 if verdict.is_good else 503)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+async def _http_failure(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        return ApiError(404, f"there is no route {what}", code="unknown_url").response()
+    if error.status_code == 405:
+        return ApiError(405, f"{what}: the route does not take this method").response()
+    return ApiError(400, f"{what}: {error.detail}").response()
+
+
+async def _internal_failure(request: Request, error: Exception) -> Response:
+    return ApiError(500, "internal error; the server's log has the details").response()

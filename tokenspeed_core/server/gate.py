@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""What every HTTP request passes before a route sees it: key, header and body limits."""
+
+import hmac
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .failure import ApiError
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_HEADERS = 128
+MAX_HEADER_BYTES = 64 * 1024
+
+# Probes come from infrastructure that holds no key; every other path, known or not, needs it.
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class Gate:
+    """ASGI middleware: refuses before anything is read, and bounds what is read."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no route speaks WebSocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, _bounded(receive), send)
+
+    def _check(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            raise ApiError(
+                431,
+                f"{len(headers)} headers of {size} bytes; the limits are {MAX_HEADERS} headers "
+                f"and {MAX_HEADER_BYTES} bytes",
+            )
+        named = dict(headers)
+        if self._key and scope["path"] not in OPEN_PATHS:
+            given = named.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self._key):
+                raise ApiError(
+                    401,
+                    "missing or wrong API key; send it as `Authorization: Bearer KEY`",
+                    code="invalid_api_key",
+                )
+        length = named.get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
+            raise _too_large()
+        if named.get(b"content-encoding", b"identity") != b"identity":
+            raise ApiError(400, "compressed request bodies are not accepted; send plain JSON")
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the request body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Count the body's bytes as they arrive: a chunked body states no length."""
+    taken = 0
+
+    async def bounded() -> Message:
+        nonlocal taken
+        message = await receive()
+        if message["type"] == "http.request":
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise _too_large()
+        return message
+
+    return bounded

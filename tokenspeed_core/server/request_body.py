@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""From the bytes of a request to checked fields."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from ..sampling_params import SamplingParams
+from .failure import ApiError
+
+BODY_TIMEOUT_S = 30.0
+
+_PLACE = re.compile(r"(?:field `(\w+)`|at `\$\.(\w+))")
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that chat and plain completions share."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """The log-probability of each sampled token is to be reported."""
+        raise NotImplementedError
+
+    @property
+    def includes_usage(self) -> bool:
+        """A streamed answer ends in a chunk with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the request's sampling.
+
+        Raises:
+            SamplingError: a value is out of range.
+        """
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=0 if self.top_k == -1 else self.top_k,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.wants_logprobs,
+        )
+
+
+class ChatFields(GenerationFields, frozen=True, kw_only=True):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """The log-probability of each sampled token is to be reported."""
+        return self.logprobs
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the request's sampling; the newer name of the token limit wins."""
+        params = super().sampling_params()
+        if self.max_completion_tokens is None:
+            return params
+        return msgspec.structs.replace(
+            self, max_tokens=self.max_completion_tokens, max_completion_tokens=None
+        ).sampling_params()
+
+
+class CompletionFields(GenerationFields, frozen=True, kw_only=True):
+    """Body of `POST /v1/completions`."""
+
+    prompt: str | list[Any]
+    logprobs: int | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """The log-probability of each sampled token is to be reported."""
+        return self.logprobs is not None
+
+
+# Fields that change an answer's meaning and are not built, with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (0,),
+    "logit_bias": ({},),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "thinking": (),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "return_token_ids": (False,),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "cache_salt": (),
+    "priority": (0,),
+    "store": (False,),
+    "stop_regex": (),
+    "lora_path": (),
+}
+
+# Fields that change no token of an answer; accepted and counted.
+HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "verbosity",
+        "request_id",
+        "rid",
+        "session_id",
+    }
+)
+
+Fields = TypeVar("Fields", bound=GenerationFields)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        ApiError: it did not arrive in time, or the client left.
+    """
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.body()
+    except TimeoutError:
+        late = f"the request body did not arrive within {BODY_TIMEOUT_S:g} s"
+        raise ApiError(408, late) from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client left while sending the request") from None
+
+
+def parse(body: bytes, fields: type[Fields], ignored: Callable[[str], None]) -> Fields:
+    """Return the request's fields; `ignored` hears the name of each field that has no effect.
+
+    Raises:
+        ApiError: bad JSON, a field of a wrong type, or one that is not built; it names the field.
+    """
+    try:
+        given = msgspec.json.decode(body)
+    except RecursionError:
+        raise ApiError(400, "the request body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the request body is not valid JSON: {error}") from None
+    if not isinstance(given, dict):
+        kind = type(given).__name__
+        raise ApiError(400, f"the request body must be a JSON object, got {kind}")
+    known = set(fields.__struct_fields__)
+    asked: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue  # null asks for the default
+        if name in known:
+            asked[name] = value
+        elif name not in NEUTRAL:
+            ignored(name if name in HARMLESS else "other")
+        elif not _is_neutral(value, NEUTRAL[name]):
+            raise ApiError(
+                400,
+                f"{name}={_shown(value)} is not built in this version; leave the field out",
+                param=name,
+                code="unsupported_parameter",
+            )
+    try:
+        return msgspec.convert(asked, fields)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        param = (place[1] or place[2]) if place else None
+        raise ApiError(400, str(error), param=param, code="invalid_type") from None
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    # True == 1 in Python, but `n: true` is a mistake
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+    )
+
+
+def _shown(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else text[:60] + "..."
