@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""A worker process: one rank that executes step plans."""
+"""A worker process: one rank that executes step plans.
 
+    python -m tokenspeed_core.worker --run-dir DIR --rank R --config FILE
+
+It tells the launcher about its start in the lines of `worker_event`.
+"""
+
+import argparse
+import gc
+import logging
+import sys
 import time
+from pathlib import Path
 
 import zmq
 
+from .config import read_config
 from .ipc.codec import Decoder, WireError, encode
 from .ipc.messages import (
     MAX_ERROR_CHARS,
@@ -23,11 +34,15 @@ from .ipc.messages import (
     WorkerFailed,
 )
 from .ipc.run_directory import RunDirectory
+from .rank import load_rank
 from .runner import Runner
 from .scheduler import siphash128
 from .slots import Slots
+from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
 
 HEARTBEAT_MS = 250
+
+_log = logging.getLogger(__name__)
 
 
 class WorkerError(RuntimeError):
@@ -134,3 +149,43 @@ class Worker:
             socket.send(encode(StepResult(plan.epoch, plan.step, digest, column, asked)))
         token_hash = siphash128(digest, column)
         socket.send(encode(StepAck(plan.epoch, plan.step, digest, token_hash)))
+
+
+def _tell(event: WorkerEvent) -> None:
+    print(encode_event(event), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load one rank, then serve; return the exit code."""
+    parser = argparse.ArgumentParser(prog="tokenspeed_core.worker", description=__doc__)
+    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--rank", required=True, type=int)
+    parser.add_argument("--config", required=True, type=Path)
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    engine = read_config(options.config)
+    logging.basicConfig(
+        level=engine.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    run = RunDirectory.join(options.run_dir)
+
+    def progress(done: int, total: int) -> None:
+        _tell(Loading(done, total))
+
+    try:
+        runner = load_rank(engine, options.rank, run.rendezvous, progress)
+    except (ValueError, OSError) as error:
+        # What a user can mend: one line, no traceback.
+        _tell(Failed(str(error)))
+        return 1
+    # Nothing that loading made is ever garbage; without it a collection costs microseconds.
+    gc.collect()
+    gc.freeze()
+    _tell(Ready(time.monotonic() - started))
+    reason = Worker(run, options.rank, engine.tp, runner).serve()
+    _log.info("rank %d ends: %s", options.rank, reason)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -106,8 +106,12 @@ inline void DotTile(const BFloat16* w, size_t ldw, const BFloat16* x, size_t ldx
   size_t i = 0;
   for (; i + 32 <= k; i += 32) {
     __m512bh rows[R];
-    for (int r = 0; r < R; ++r)
-      rows[r] = std::bit_cast<__m512bh>(_mm512_loadu_si512(w + r * ldw + i));
+    for (int r = 0; r < R; ++r) {
+      const BFloat16* row = w + r * ldw + i;
+      // Weights stream from memory: fetch the next tile while this one is multiplied.
+      if constexpr (R > 1) _mm_prefetch(row + R * ldw, _MM_HINT_T0);
+      rows[r] = std::bit_cast<__m512bh>(_mm512_loadu_si512(row));
+    }
     for (int t = 0; t < T; ++t) {
       const auto column = std::bit_cast<__m512bh>(_mm512_loadu_si512(x + t * ldx + i));
       for (int r = 0; r < R; ++r) sums[t][r] = _mm512_dpbf16_ps(sums[t][r], rows[r], column);

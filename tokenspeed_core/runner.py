@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""One rank's model, ready to run: emitted program, packs, caches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .collectives import Collectives
+from .kernels import cpu as _  # noqa: F401  (registers the native kernels)
+from .kernels.sampling import sample
+from .sharding import Plan
+from .slots import Slots, Step
+
+
+@attrs.frozen(eq=False)
+class Runner:
+    """Runs steps on one rank.
+
+    The caches are the only state; they are written in place, in the order of steps.
+    """
+
+    plan: Plan
+    num_blocks: int  # block 0, scratch, included
+    block_size: int
+    num_slots: int
+    max_model_len: int
+    _forward: Any
+    _weights: Mapping[str, Any]
+    _caches: Any
+    _collectives: Collectives
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        packs: Mapping[str, Tensor],
+        collectives: Collectives,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        max_model_len: int,
+    ) -> "Runner":
+        """Allocate caches of `num_blocks` blocks and load the plan's emitted program."""
+        return cls(
+            plan=plan,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_slots=num_slots,
+            max_model_len=max_model_len,
+            forward=plan.load(),
+            weights=plan.weights(packs),
+            caches=plan.allocate_caches(num_blocks),
+            collectives=collectives,
+        )
+
+    @property
+    def program_hash(self) -> bytes:
+        """Equal on all ranks, or they do not run one program."""
+        return bytes.fromhex(self.plan.hash)
+
+    def new_slots(self) -> Slots:
+        """Return empty slot tables of this runner's size."""
+        max_blocks = -(-self.max_model_len // self.block_size)
+        return Slots(self.num_slots, max_blocks, self.num_blocks, self.block_size)
+
+    @torch.inference_mode()
+    def logits(self, step: Step) -> Tensor:
+        """Return float32 logits [m, v] of the step's sampling rows, writing its keys and values."""
+        sources, targets = step.copies
+        if len(sources):
+            self._copy_blocks(sources, targets)
+        logits, _ = self._forward(self._collectives, self._weights, self._caches, step.batch)
+        assert isinstance(logits, Tensor)
+        return logits
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Run a step; return the tokens and log-probabilities [m] of its sampling rows."""
+        return sample(self.logits(step), step.sampling)
+
+    def _copy_blocks(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        source, target = torch.from_numpy(sources).long(), torch.from_numpy(targets).long()
+        for layer in self._caches:
+            for tensor in (layer.k, layer.v):
+                tensor[target] = tensor[source]
+
+
+def block_bytes(plan: Plan) -> int:
+    """Return the bytes of one KV block on a rank, all layers together."""
+    return sum(
+        int(np.prod(shape.blocks(1))) * shape.dtype.itemsize
+        for layer in plan.cache
+        for shape in layer
+    )

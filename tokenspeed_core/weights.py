@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Weights from a checkpoint straight into a rank's packs."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .models.checkpoint import Source
+from .sharding import Plan
+from .sharding.storage import Member
+
+Progress = Callable[[int, int], None]
+
+
+class WeightsError(ValueError):
+    """A checkpoint's tensor does not fit the parameter that needs it."""
+
+
+def load_weights(
+    plan: Plan,
+    sources: Mapping[str, Source],
+    checkpoint: Checkpoint,
+    rank: int,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Return rank's packs by name, reading only the slices that it keeps.
+
+    `sources` says where each parameter path stands in the checkpoint; `progress(done, total)` is
+    called in bytes of packs.
+
+    Raises:
+        WeightsError: a tensor's shape is not that of its parameter.
+        CheckpointError: a tensor is missing or damaged.
+    """
+    packs = plan.allocate()
+    total = sum(pack.nbytes for pack in packs.values())
+    done = 0
+    for pack in plan.storage:
+        target = packs[pack.name]
+        for member in pack.members:
+            if member.path not in plan.constants:
+                _write(target, member, sources[member.path], checkpoint, plan, rank)
+        done += target.nbytes
+        progress(done, total)
+    return packs
+
+
+def _write(
+    target: Tensor,
+    member: Member,
+    source: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    rank: int,
+) -> None:
+    sizes = dict(zip(member.names, member.sizes, strict=True))
+    slices = dict(zip(member.names, member.slices(plan.mesh, rank), strict=True))
+    expected = tuple(math.prod(sizes[factor] for factor in dim) for dim in source.dims())
+    stored = checkpoint.shape(source.name)
+    if stored != expected:
+        raise WeightsError(
+            f"tensor {source.name} has shape {list(stored)}, but the config makes parameter "
+            f"{member.path} {list(expected)} ({source.pattern}); config and weights do not match"
+        )
+    window = checkpoint.read(source.name, source.window(sizes, slices))
+    member.write(target, source.read(window, member.names, sizes, slices))
+
