@@ -10,6 +10,7 @@ from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .norm import add_rms_norm, rms_norm
 from .rope import rope, rope_angles
+from .shard import shard
 
 __all__ = [
     "BACKENDS",
@@ -23,6 +24,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_angles",
+    "shard",
     "silu_mul",
     "silu_mul_packed",
     "split",

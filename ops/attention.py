@@ -25,6 +25,7 @@ class LayerKV:
     rule(
         "n k g h, n k h, n k h, b k s h, b k s h -> n k g h, b k s h, b k s h",
         shard="k g",
+        depends=((0, 1, 2, 3, 4), (1, 3), (2, 4)),
     ),
     donates=((3, 1), (4, 2)),
     result=lambda args, results: (results[0], LayerKV(k=results[1], v=results[2])),

@@ -152,8 +152,9 @@ class Writer:
         operand = self.name(step.operand)
         made = self.name(step.result)
         if step.kind == "slice":
-            size = self.mesh.size(step.axes)
-            return f'{made} = {operand}.chunk({size}, {step.dim})[c.rank("{group}")]'
+            self.used.add("shard")
+            ways = self.mesh.size(step.axes)
+            return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
         if self.last[step.operand] > index or step.operand in self.code.results:
             operand += ".clone()"  # a collective may reuse its operand's storage
         dim = "" if step.dim is None else f", {step.dim}"

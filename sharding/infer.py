@@ -40,8 +40,13 @@ class Inference:
         return Spec(dims, self.partial, self.reduce if self.partial else "sum")
 
 
-def infer(rule: Rule, operands: Sequence[Operand], mesh: Mesh) -> Inference:
+def infer(
+    rule: Rule, operands: Sequence[Operand], mesh: Mesh, wanted: Spec | None = None
+) -> Inference:
     """Choose where operands meet: stationary ones stay, activations move, Partial is lazy.
+
+    `wanted` is the placement that the result is pinned to next, if that is known: a sum that must
+    be paid here is then paid into it (a reduce-scatter, not an all-reduce and a slice).
 
     Raises:
         RuleViolationError: placements of two operands collide and neither may move.
@@ -66,6 +71,17 @@ def infer(rule: Rule, operands: Sequence[Operand], mesh: Mesh) -> Inference:
             axes[factor] = dim.axes
             taken.update(dict.fromkeys(dim.axes, factor))
     kept, carried, reduce = _carried(rule, operands, set(taken))
+    if wanted is not None:
+        paid = {
+            axis for i, operand in enumerate(operands) if i not in kept
+            for axis in operand.spec.partial
+        }
+        for factor, dim in zip(rule.outputs[0], wanted.dims, strict=True):
+            free = factor in rule.shardable and not axes.get(factor)
+            if free and dim.axes and set(dim.axes) <= paid - set(taken):
+                axes[factor] = dim.axes
+                taken.update(dict.fromkeys(dim.axes, factor))
+        kept, carried, reduce = _carried(rule, operands, set(taken))
     targets = tuple(
         attrs.evolve(
             operand.spec,

@@ -21,6 +21,7 @@ from .spec import Spec
 from .storage import Pack, nest, storage
 from .trace import Traced
 from .tree import Declared, leaves, map_leaves
+from .verify import verify
 
 Forward = Callable[[Any, Mapping[str, Any], Any, Any], tuple[Tensor, Any]]
 
@@ -124,6 +125,7 @@ def build(
 ) -> Plan:
     """Compile a traced program for a layout; `ops` names the module of the emitted imports."""
     program = pack(propagate(traced, layout))
+    verify(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."
     source = emit(program, title, ops)
     shapes: dict[int, tuple[CacheShape, ...]] = {}

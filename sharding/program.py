@@ -116,11 +116,12 @@ Step = Apply | Project | Move | Loop
 class Code:
     """A straight-line function: a block, or the driver of the whole program.
 
-    `donated` maps each cache that came in to the version that goes out.
+    `cache_results` are the last versions of `cache`; a block's batch is among its `constants`.
     """
 
     name: str
     params: tuple[Var, ...]
+    batch: tuple[Var, ...]
     cache: tuple[Var, ...]
     carry: tuple[Var, ...]
     constants: tuple[Var, ...]

@@ -53,6 +53,10 @@ class Propagation:
         self.blocks: list[Code] = []
         self.made: dict[tuple[int, tuple[Spec, ...]], Code] = {}
         self.entered: dict[str, list[Var]] = {}
+        self.uses: dict[Value, list[Equation | Pin | Scan]] = {}
+        for equation in graph.equations:
+            for value in equation.reads:
+                self.uses.setdefault(value, []).append(equation)
 
     def fresh(self, name: str) -> str:
         """Return `name`, numbered if it is taken."""
@@ -99,7 +103,7 @@ class Propagation:
         operands = [self.env[value] for value in equation.operands]
         seen = [Operand(var.spec, var.kind in ("param", "cache")) for var in operands]
         try:
-            found = infer(equation.rule, seen, self.layout.mesh)
+            found = infer(equation.rule, seen, self.layout.mesh, self.wanted(equation))
             moved = [
                 self.move(
                     var, target, f"{equation.op.name} needs it", equation.line, equation.regions
@@ -136,6 +140,13 @@ class Propagation:
                 equation.regions,
             )
         )
+
+    def wanted(self, equation: Equation) -> Spec | None:
+        """Return what the first result is pinned to, if nothing else uses it."""
+        uses = self.uses.get(equation.results[0], [])
+        if len(uses) != 1 or not isinstance(uses[0], Pin):
+            return None
+        return self.layout.boundary(uses[0].alias, uses[0].placement.spec)
 
     def argument(self, arg: Any, renamed: dict[Value, Var]) -> Any:
         """Return an argument with values replaced by variables; trees by tuples of them."""
@@ -285,6 +296,7 @@ class Propagation:
         return Code(
             self.name,
             tuple(entered.get("param", ())),
+            () if constants else tuple(entered.get("batch", ())),
             tuple(entered.get("cache", ())),
             tuple(carry),
             tuple(constants),

@@ -16,7 +16,8 @@ class Rule:
     factor in `sums` that no result keeps leaves the results Partial(sum).  `linear` lists groups
     of operand indices: the op is linear in each group while the other operands stay fixed.
     `offset` is a factor whose shard's start the kernel must know.  `constant` marks an op that
-    reads its operand's shape only.
+    reads its operand's shape only.  `depends` lists, for each result, the operands that it is
+    computed from, where that is not all of them.
     """
 
     inputs: tuple[Factors, ...]
@@ -26,6 +27,7 @@ class Rule:
     linear: tuple[tuple[int, ...], ...] = ()
     offset: str | None = None
     constant: bool = False
+    depends: tuple[tuple[int, ...], ...] = ()
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -63,6 +65,7 @@ def rule(
     linear: tuple[tuple[int, ...], ...] = (),
     offset: str | None = None,
     constant: bool = False,
+    depends: tuple[tuple[int, ...], ...] = (),
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard` and `sums` are space-separated factors."""
     left, arrow, right = text.partition("->")
@@ -72,7 +75,14 @@ def rule(
         tuple(tuple(part.split()) for part in side.split(",")) for side in (left, right)
     )
     return Rule(
-        inputs, outputs, frozenset(shard.split()), frozenset(sums.split()), linear, offset, constant
+        inputs,
+        outputs,
+        frozenset(shard.split()),
+        frozenset(sums.split()),
+        linear,
+        offset,
+        constant,
+        depends,
     )
 
 

@@ -71,15 +71,6 @@ def _joined(results: Sequence[Any]) -> Any:
     return Ranks(results)
 
 
-class Chunks(tuple[Ranks, ...]):
-    """The chunks of a value on all ranks; indexed by a rank's place, each rank takes its own."""
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, Ranks):
-            return Ranks([self[at].parts[rank] for rank, at in enumerate(place.parts)])
-        return super().__getitem__(place)
-
-
 @attrs.define
 class LockStep:
     """Collectives of a simulated mesh: exact, sums in rank order, and a log of what was issued."""

@@ -139,6 +139,10 @@ class Equation:
     line: Line
     regions: tuple[str, ...]
 
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        return (*self.operands, *self.metadata)
+
 
 @attrs.frozen(eq=False)
 class Pin:
@@ -150,6 +154,10 @@ class Pin:
     alias: str | None
     line: Line
     regions: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        return (self.value,)
 
 
 @attrs.frozen(eq=False)
@@ -163,6 +171,10 @@ class Scan:
     results: tuple[Value, ...]
     line: Line
     regions: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        return (*self.carry, *self.constants)
 
 
 @attrs.frozen(eq=False)

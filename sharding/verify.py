@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""The verifier: re-checks a typed local program equation by equation, trusting no other pass.
+
+Soundness is per mesh axis.  On each axis an op's operands must be in one of these states:
+
+    all Replicated                              -> results Replicated
+    one factor Sharded on all that have it,     -> results Sharded on it; Partial(sum) where a
+      the rest Replicated                          summed factor is gone
+    one linear group Partial, rest Replicated   -> results Partial
+
+so every result denotes what the op denotes on one device (up to re-association of sums).
+"""
+
+from collections.abc import Iterable
+
+import attrs
+
+from .error import VerificationError
+from .mesh import Mesh
+from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+from .rule import Rule, contraction
+from .spec import Spec
+
+REPLICATED, PARTIAL = "R", "P"
+
+
+def verify(program: Program) -> None:
+    """Check that every value denotes the single-device one and that ranks cannot diverge.
+
+    Raises:
+        VerificationError: naming the step, its line and the rule that it breaks.
+    """
+    for code in program.blocks:
+        Verification(program.mesh, code).run()
+    driver = program.driver
+    Verification(program.mesh, driver).run()
+    for var in driver.results:
+        if var.spec.axes:
+            raise VerificationError(f"{var.line}: the program's result {var} is not Replicated")
+    known = {id(code) for code in program.blocks}
+    for step in driver.steps:
+        if isinstance(step, Loop) and id(step.block) not in known:
+            raise VerificationError(f"{step.line}: block {step.block.name} was not verified")
+
+
+class Verification:
+    """One pass over one function: the values defined so far, and the buffers given away."""
+
+    def __init__(self, mesh: Mesh, code: Code) -> None:
+        self.mesh, self.code = mesh, code
+        self.live: set[Var] = set()
+        self.dead: set[Var] = set()
+        self.reduced: set[Var] = set()
+
+    def run(self) -> None:
+        code = self.code
+        for var in (*code.params, *code.batch, *code.cache, *code.carry, *code.constants):
+            self.define(var, f"input of {code.name}")
+            if var.kind in ("param", "cache") and var.spec.partial:
+                self.fail(var, "a stored value is Partial")
+        for step in code.steps:
+            self.step(step)
+        for var in (*code.results, *code.cache_results):
+            self.read(var, f"result of {code.name}")
+        for before, after in zip(code.carry, code.results, strict=False):
+            if code.carry and not _same_type(before, after):
+                self.fail(after, f"the carry came in as {before} and leaves as {after}")
+        if code.carry and len(code.carry) != len(code.results):
+            raise VerificationError(f"{code.name} takes {len(code.carry)} carries, not as many out")
+        for before, after in zip(code.cache, code.cache_results, strict=False):
+            if not _same_type(before, after):
+                self.fail(after, f"the cache came in as {before} and leaves as {after}")
+
+    def step(self, step: Step) -> None:
+        applies = step.applies if isinstance(step, Project) else ()
+        if isinstance(step, Apply):
+            applies = (step,)
+        where = f"{step.line}: {type(step).__name__}"
+        for var in step.operands:
+            self.read(var, where)
+        for apply in applies:
+            for var in apply.metadata:
+                self.read(var, where)
+                if var.spec.axes:
+                    self.fail(var, f"{apply.op.name} reads metadata that is not Replicated")
+            self.apply(apply)
+        if isinstance(step, Project) and len({apply.operands[0] for apply in applies}) != 1:
+            raise VerificationError(f"{where}: siblings of different activations share a pack")
+        if isinstance(step, Move):
+            self.move(step)
+        if isinstance(step, Loop):
+            self.loop(step)
+        for var in step.results:
+            self.define(var, where)
+
+    def read(self, var: Var, where: str) -> None:
+        if var in self.dead:
+            self.fail(var, f"read after it was donated, by {where}")
+        if var not in self.live:
+            self.fail(var, f"read before it is defined, by {where}")
+
+    def define(self, var: Var, where: str) -> None:
+        if var in self.live:
+            self.fail(var, f"defined twice, by {where}")
+        axes = var.spec.axes
+        if len(set(axes)) != len(axes):
+            self.fail(var, "one axis stands twice in its placement")
+        unknown = set(axes) - {factor for factor, _ in self.mesh.factors}
+        if unknown:
+            self.fail(var, f"{unknown.pop()!r} is not a factor of mesh {self.mesh}")
+        if var.spec.varying:
+            self.fail(var, "Varying outside a region that declares it")
+        for dim, size in zip(var.spec.dims, var.sizes, strict=True):
+            if size is not None and size % self.mesh.size(dim.axes):
+                self.fail(var, f"{dim} does not divide its size {size}")
+        self.live.add(var)
+
+    def fail(self, var: Var, reason: str) -> None:
+        raise VerificationError(f"{var.line}: {var} in {self.code.name}: {reason}")
+
+    def apply(self, apply: Apply) -> None:
+        where = f"{apply.line}: {apply.op.name}"
+        rule = _own_rule(apply)
+        if rule != apply.rule:
+            raise VerificationError(f"{where} carries the rule {apply.rule}, its own is {rule}")
+        everything = (*zip(rule.inputs, apply.operands, strict=True),
+                      *zip(rule.outputs, apply.results, strict=True))
+        sizes: dict[str, int | None] = {}
+        axes: dict[str, tuple[str, ...]] = {}
+        for factors, var in everything:
+            if len(factors) != len(var.spec.dims):
+                raise VerificationError(f"{where}: {var} does not have the dims {factors}")
+            for factor, dim, size in zip(factors, var.spec.dims, var.sizes, strict=True):
+                if sizes.setdefault(factor, size) != size and None not in (size, sizes[factor]):
+                    raise VerificationError(f"{where}: factor {factor} has two sizes, see {var}")
+                if axes.setdefault(factor, dim.axes) != dim.axes:
+                    raise VerificationError(f"{where}: factor {factor} is placed twice, see {var}")
+        for axis, _ in self.mesh.factors:
+            self.axis(apply, rule, axis, where)
+        for operand, result in apply.op.donates:
+            given, taken = apply.operands[operand], apply.results[result]
+            if given.kind != "cache" or not _same_type(given, taken):
+                raise VerificationError(f"{where}: {given} is donated to {taken}")
+            self.dead.add(given)
+
+    def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> None:
+        """Check one op on one mesh axis against the table above."""
+        states = [_state(f, v.spec, axis) for f, v in zip(rule.inputs, apply.operands, strict=True)]
+        results = [_state(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)]
+        partial = tuple(i for i, state in enumerate(states) if state == PARTIAL)
+        sharded = {state for state in states if state not in (REPLICATED, PARTIAL)}
+        if partial:
+            reduces = {apply.operands[i].spec.reduce for i in partial}
+            if partial not in rule.linear or sharded or reduces != {"sum"}:
+                raise VerificationError(
+                    f"{where}: on {axis} operands are {states}: a sum is owed where the op is "
+                    f"not linear, or together with shards"
+                )
+            expected = [REPLICATED if rule.constant else PARTIAL] * len(results)
+        elif sharded:
+            factor = sharded.pop()
+            if sharded or factor not in rule.shardable:
+                raise VerificationError(f"{where}: on {axis} operands are {states}: not shardable")
+            expected = [
+                _sharded_result(rule, index, factor) for index in range(len(rule.outputs))
+            ]
+        else:
+            expected = [REPLICATED] * len(results)
+        if results != expected:
+            raise VerificationError(
+                f"{where}: on {axis} operands {states} give {expected}, but it claims {results}"
+            )
+
+    def move(self, move: Move) -> None:
+        where = f"{move.line}: {move.kind} over {'+'.join(move.axes)} of {move.operand}"
+        source, result = move.operand, move.result
+        dims = list(source.spec.dims)
+        partial = source.spec.partial
+        if source.kind in ("param", "cache"):
+            raise VerificationError(f"{where}: stored values are never moved")
+        if move.kind in ("all_reduce", "reduce_scatter"):
+            if not move.axes or not set(move.axes) <= set(partial):
+                raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")
+            if source in self.reduced:
+                raise VerificationError(
+                    f"{where}: reduced in two steps; ranks would hold different bits"
+                )
+            partial = tuple(axis for axis in partial if axis not in move.axes)
+            self.reduced.add(result)
+        elif set(move.axes) & set(partial):
+            raise VerificationError(f"{where}: a sum is owed over these axes")
+        if move.kind == "all_gather":
+            used = dims[move.dim or 0].axes
+            if move.dim is None or not move.axes or used[-len(move.axes) :] != move.axes:
+                raise VerificationError(f"{where}: not its minor axes on dim {move.dim}")
+            dims[move.dim] = attrs.evolve(dims[move.dim], axes=used[: -len(move.axes)])
+        elif move.kind in ("reduce_scatter", "slice"):
+            if move.dim is None or source.spec.reduce != "sum":
+                raise VerificationError(f"{where}: no dim to shard, or not a sum")
+            dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
+        elif move.kind != "all_reduce" or move.dim is not None:
+            raise VerificationError(f"{where}: unknown redistribution")
+        spec = Spec(tuple(dims), partial, source.spec.reduce if partial else "sum")
+        if (spec, source.sizes, source.dtype) != (result.spec, result.sizes, result.dtype):
+            raise VerificationError(f"{where} gives '{spec}', but it claims {result}")
+
+    def loop(self, loop: Loop) -> None:
+        where = f"{loop.line}: layers {loop.start}:{loop.stop}"
+        pairs: Iterable[tuple[Var, Var]] = (
+            *zip(loop.carry, loop.block.carry, strict=True),
+            *zip(loop.constants, loop.block.constants, strict=True),
+            *zip(loop.results, loop.block.results, strict=True),
+        )
+        for outer, inner in pairs:
+            if not _same_type(outer, inner):
+                raise VerificationError(f"{where}: {outer} is passed for {inner}")
+        if not loop.start < loop.stop:
+            raise VerificationError(f"{where}: no layers")
+
+
+def _same_type(left: Var, right: Var) -> bool:
+    return (left.spec, left.sizes, left.dtype) == (right.spec, right.sizes, right.dtype)
+
+
+def _state(factors: tuple[str, ...], spec: Spec, axis: str) -> str:
+    """Return R, P, or the factor that is sharded over `axis`."""
+    if axis in spec.partial:
+        return PARTIAL
+    for factor, dim in zip(factors, spec.dims, strict=True):
+        if axis in dim.axes:
+            return factor
+    return REPLICATED
+
+
+def _sharded_result(rule: Rule, index: int, factor: str) -> str:
+    """Return the state of result `index` where the operands' `factor` is sharded."""
+    depends = rule.depends[index] if rule.depends else range(len(rule.inputs))
+    if factor in rule.outputs[index]:
+        return factor
+    if not any(factor in rule.inputs[operand] for operand in depends):
+        return REPLICATED
+    return PARTIAL if factor in rule.sums else "not defined"
+
+
+def _own_rule(apply: Apply) -> Rule:
+    """Return the rule of an op on operands of these ranks, from its registration alone."""
+    ranks = tuple(len(var.spec.dims) for var in apply.operands)
+    if apply.op.name == "einsum":
+        return contraction(str(apply.args[0]))
+    if apply.op.text and len(ranks) == 2:  # a pointwise operator: dims match from the last
+        every = tuple(f".{index}" for index in range(max(ranks)))
+        inputs = tuple(every[len(every) - rank :] for rank in ranks)
+        return attrs.evolve(
+            apply.op.rule, inputs=inputs, outputs=(every,), shardable=frozenset(every)
+        )
+    return apply.op.rule.expanded(ranks)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""Tiny random models with an oracle, and the batches that feed them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from tokenspeed_core.models import Family, family_of
+from tokenspeed_core.ops import Batch
+from tokenspeed_core.sharding import Layout
+from torch import Tensor
+
+BLOCK = 4
+SIZES = dict(
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=256,
+    tie_word_embeddings=False,
+)
+ROPE3 = dict(
+    rope_type="llama3",
+    rope_theta=1e4,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+LAYOUTS = {
+    "tp1": Layout("tp=1"),
+    "tp2": Layout("tp=2"),
+    "tp4": Layout("tp=4"),
+    "sp2": Layout("tp=2", types={"Hidden": "n@tp d"}),
+    "sp4": Layout("tp=4", types={"Hidden": "n@tp d"}),
+    "factored": Layout("tp=(kv=4,rep=2)", place={"k": "kv", "g": "rep"}),
+    "factored-sp": Layout(
+        "tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep"}, types={"Hidden": "n@tp d"}
+    ),
+}
+CASES: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "tied-llama3": dict(tie_word_embeddings=True, rope_parameters=ROPE3),
+    "mha-biases": dict(num_key_value_heads=8, attention_bias=True, mlp_bias=True),
+    "gqa-biases": dict(attention_bias=True, mlp_bias=True),
+    "wide-head-linear": dict(
+        head_dim=16, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0)
+    ),
+}
+
+
+@attrs.frozen(eq=False)
+class Tiny:
+    """A random model: the oracle, and the same weights as parameters of ours."""
+
+    oracle: Any
+    family: Family[Any]
+    config: Any
+    params: dict[str, Tensor]
+    tokens: tuple[Tensor, ...]
+
+    def expected(self, row: int) -> Tensor:
+        """Return the oracle's logits `[tokens, v]` of one request."""
+        with torch.no_grad():
+            result: Tensor = self.oracle(self.tokens[row][None]).logits[0]
+        return result
+
+
+def make_tiny(changes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tiny:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(**{**SIZES, **changes}, attn_implementation="eager")
+    oracle = LlamaForCausalLM(config).eval().to(dtype)
+    with torch.no_grad():
+        for name, tensor in oracle.named_parameters():
+            if tensor.dim() == 2:
+                tensor.normal_(std=tensor.shape[-1] ** -0.5 * (3 if "embed" in name else 1))
+            else:
+                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
+    family = family_of("LlamaForCausalLM")
+    ours = family.config(config.to_dict())
+    state = oracle.state_dict()
+    sizes = {name: size for name, size in ours.sizes().items() if size}
+    params = {}
+    for path, source in family.hf(ours).items():
+        names = source.pattern.partition("->")[2].split()
+        whole = {name: slice(0, sizes[name]) for name in names}
+        params[path] = source.read(state[source.name], names, sizes, whole)
+    params.update(family.derived(ours))
+    tokens = tuple(torch.randint(0, config.vocab_size, (length,)) for length in (19, 13))
+    return Tiny(oracle, family, ours, params, tokens)
+
+
+def batch_of(
+    rows: Sequence[tuple[Tensor, int, int]], every: bool = False, multiple: int = 1
+) -> Batch:
+    """Return the batch of rows (all tokens so far, how many are cached, index of the request).
+
+    Request i owns blocks `1 + 8 i` onwards; tokens are padded to a multiple.
+    """
+    tokens, positions, slots, starts, wanted = [], [], [], [0], []
+    tables = torch.zeros(len(rows), 8, dtype=torch.int32)
+    for row, (ids, cached, request) in enumerate(rows):
+        tables[row] = torch.arange(8) + 1 + 8 * request
+        for position in range(cached, len(ids)):
+            tokens.append(int(ids[position]))
+            positions.append(position)
+            slots.append(int(tables[row, position // BLOCK]) * BLOCK + position % BLOCK)
+        starts.append(len(tokens))
+        wanted += range(starts[-2], starts[-1]) if every else [starts[-1] - 1]
+    short = -len(tokens) % multiple
+    for column in (tokens, positions, slots):
+        column.extend([0] * short)
+    queries = [len(ids) - cached for ids, cached, _ in rows]
+    int32 = torch.int32
+    return Batch(
+        tokens=torch.tensor(tokens, dtype=int32),
+        positions=torch.tensor(positions, dtype=int32),
+        cache_slots=torch.tensor(slots),
+        query_starts=torch.tensor(starts, dtype=int32),
+        context_lens=torch.tensor([len(ids) for ids, _, _ in rows], dtype=int32),
+        block_tables=tables,
+        logit_rows=torch.tensor(wanted),
+        num_rows=len(rows),
+        num_decode_rows=sum(count == 1 for count in queries),
+        max_query=max(queries),
+        max_context=max(len(ids) for ids, _, _ in rows),
+    )
+
+
+def conversation(
+    tiny: Tiny, step: Callable[[Batch], Tensor], multiple: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    """Return (ours, oracle's) logits of two prefills, then 8 decode steps of both requests."""
+    found = []
+    expected = [tiny.expected(row) for row in range(2)]
+    lengths = [len(ids) - 8 for ids in tiny.tokens]
+    rows = [(ids[:length], 0, i) for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))]
+    logits = step(batch_of(rows, every=True, multiple=multiple))
+    found.append((logits, torch.cat([e[:n] for e, n in zip(expected, lengths, strict=True)])))
+    for done in range(8):
+        rows = [
+            (ids[: length + done + 1], length + done, i)
+            for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
+        ]
+        logits = step(batch_of(rows, multiple=multiple))
+        found.append((logits, torch.stack([e[n + done] for e, n in zip(expected, lengths, strict=True)])))
+    return found
+
