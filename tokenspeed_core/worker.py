@@ -36,7 +36,7 @@ from .ipc.messages import (
 from .ipc.run_directory import RunDirectory
 from .rank import load_rank
 from .runner import Runner
-from .scheduler import siphash128
+from .scheduler._scheduler import siphash128
 from .slots import Slots
 from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
 
