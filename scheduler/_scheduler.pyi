@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""The scheduler core in process; columns are bytes as in `ipc/messages.py`."""
+
+class SchedulerError(ValueError):
+    """A call or a frame that the core cannot accept, or (from `check`) a broken invariant."""
+
+class Scheduler:
+    """Requests in, plans out, results in, tokens out; see scheduler/csrc/plan/scheduler.h."""
+
+    def __init__(
+        self,
+        *,
+        max_slots: int,
+        max_step_tokens: int,
+        max_model_len: int,
+        vocab_size: int,
+        max_waiting: int = 1024,
+        depth: int = 2,
+        max_prefill_tokens: int = 0,
+        prefix_caching: bool = True,
+        hash_key: bytes = ...,
+    ) -> None: ...
+    def begin_epoch(self, epoch: int, num_blocks: int, block_size: int) -> None: ...
+    def end_epoch(self) -> None: ...
+    def submit(
+        self,
+        client: int,
+        request_id: int,
+        prompt: bytes,
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        logprobs: bool = False,
+        stop_ids: bytes = b"",
+        priority: int = 0,
+        salt: bytes = b"",
+        time_ns: int = 0,
+    ) -> tuple[int, str] | None:
+        """Return None, or the RefusalCode and why."""
+
+    def abort(self, client: int, request_id: int, kept: int = -1) -> None: ...
+    def abort_client(self, client: int) -> None: ...
+    def drain(self) -> None: ...
+    def plan(self, time_ns: int = 0) -> bytes | None:
+        """Return the next StepPlan frame, None if there is nothing to do now."""
+
+    @property
+    def digest(self) -> bytes:
+        """The running digest after the last plan."""
+
+    def advance(self, step: int, tokens: bytes, logprobs: bytes = b"") -> None: ...
+    def take_events(self) -> list[tuple[int, int, int, float | None, int, int]]:
+        """Return (client, request_id, token or -1, logprob, FinishReason, cached_tokens) rows."""
+
+    def stats(self) -> dict[str, int]: ...
+    def check(self) -> None:
+        """Walk every structure and raise at the first broken invariant."""
+
+    def time_steps(self, steps: int, token: int = 0) -> list[int]:
+        """Run steps in lock step; nanoseconds of plan + encode + decode result + advance each."""
+
+def siphash128(key: bytes, data: bytes) -> bytes:
+    """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""
+
+def reencode(frame: bytes) -> bytes:
+    """Decode any message and encode it again."""
+
+def accepts_from_frontend(frame: bytes) -> bool:
+    """Whether the frame is a message that a frontend may send."""
+
+def accepts_from_worker(frame: bytes) -> bool:
+    """Whether the frame is a message that a worker may send."""

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+#include "kv/block_pool.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "base/check.h"
+
+namespace tokenspeed::kv {
+
+OpenBlock::~OpenBlock() {
+  if (pool_ != nullptr) pool_->Release(id_);
+}
+
+void OpenBlock::Fill(int tokens) {
+  TS_CHECK(pool_ != nullptr, "fill of a moved-from block");
+  TS_CHECK(tokens >= 0 && filled_ + tokens <= pool_->block_size(),
+           "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
+                    << " tokens, cannot take " << tokens);
+  filled_ += tokens;
+}
+
+SealedBlock OpenBlock::Seal(const ChainKey& key, std::span<const Token> tokens) && {
+  TS_CHECK(pool_ != nullptr, "seal of a moved-from block");
+  TS_CHECK(filled_ == pool_->block_size() && tokens.size() == static_cast<size_t>(filled_),
+           "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
+                    << " tokens, sealed with " << tokens.size());
+  BlockPool* pool = std::exchange(pool_, nullptr);
+  pool->Seal(id_, key, tokens);
+  return SealedBlock(pool, id_);
+}
+
+SealedBlock::~SealedBlock() {
+  if (pool_ != nullptr) pool_->Release(id_);
+}
+
+SealedBlock SealedBlock::Share() const {
+  TS_CHECK(pool_ != nullptr, "share of a moved-from block");
+  pool_->Share(id_);
+  return SealedBlock(pool_, id_);
+}
+
+void SealedBlock::Forget() {
+  TS_CHECK(pool_ != nullptr, "forget of a moved-from block");
+  pool_->Unindex(id_);
+}
+
+BlockPool::BlockPool(int num_blocks, int block_size, bool findable)
+    : num_blocks_(num_blocks),
+      block_size_(block_size),
+      findable_(findable),
+      nodes_(static_cast<size_t>(num_blocks) + kLists),
+      contents_(findable ? static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size) : 0),
+      index_(findable ? num_blocks : 0) {
+  TS_CHECK(num_blocks >= 2 && block_size >= 1, num_blocks << " blocks of " << block_size);
+  for (int list = 0; list < kLists; ++list) {
+    const BlockId end = sentinel(static_cast<List>(list));
+    node(end).next = node(end).previous = end;
+  }
+  for (int id = 1; id < num_blocks; ++id) PushBack(kFreeList, BlockId{id});
+  counts_.total = counts_.free = num_blocks - 1;
+}
+
+std::span<Token> BlockPool::content(BlockId id) {
+  return std::span(contents_).subspan(static_cast<size_t>(id.value) * block_size_, block_size_);
+}
+
+std::span<const Token> BlockPool::content(BlockId id) const {
+  return std::span(contents_).subspan(static_cast<size_t>(id.value) * block_size_, block_size_);
+}
+
+int& BlockPool::count(Place place) {
+  switch (place) {
+    case Place::kFree:
+      return counts_.free;
+    case Place::kOpen:
+      return counts_.open;
+    case Place::kShared:
+      return counts_.shared;
+    case Place::kRetiring:
+      return counts_.retiring;
+    case Place::kCached:
+      return counts_.cached;
+  }
+  TS_CHECK(false, "place " << static_cast<int>(place));
+}
+
+void BlockPool::Move(BlockId id, Place to) {
+  Node& n = node(id);
+  --count(n.place);
+  ++count(to);
+  n.place = to;
+}
+
+void BlockPool::PushBack(List list, BlockId id) {
+  const BlockId end = sentinel(list);
+  const BlockId last = node(end).previous;
+  node(id).previous = last;
+  node(id).next = end;
+  node(last).next = id;
+  node(end).previous = id;
+}
+
+void BlockPool::PushFront(List list, BlockId id) {
+  const BlockId end = sentinel(list);
+  const BlockId first = node(end).next;
+  node(id).previous = end;
+  node(id).next = first;
+  node(first).previous = id;
+  node(end).next = id;
+}
+
+void BlockPool::Unlink(BlockId id) {
+  Node& n = node(id);
+  node(n.previous).next = n.next;
+  node(n.next).previous = n.previous;
+}
+
+void BlockPool::Unindex(BlockId id) {
+  Node& n = node(id);
+  if (n.indexed) index_.Erase(n.key.hash);
+  n.indexed = false;
+}
+
+std::optional<OpenBlock> BlockPool::Allocate() {
+  BlockId id = node(sentinel(kFreeList)).next;
+  if (id == sentinel(kFreeList)) {
+    id = node(sentinel(kCachedList)).next;
+    if (id == sentinel(kCachedList)) return std::nullopt;
+    Unindex(id);
+  }
+  Unlink(id);
+  Node& n = node(id);
+  TS_CHECK(n.holders == 0 && n.fence <= retired_, "block " << id.value << " with " << n.holders
+                                                           << " holders, fence " << n.fence.value
+                                                           << ", retired " << retired_.value);
+  n.holders = 1;
+  n.sealed = false;
+  Move(id, Place::kOpen);
+  return OpenBlock(this, id);
+}
+
+void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
+  Node& n = node(id);
+  TS_CHECK(n.place == Place::kOpen && n.holders == 1,
+           "sealed block " << id.value << " in place " << static_cast<int>(n.place));
+  n.sealed = true;
+  n.key = key;
+  Move(id, Place::kShared);
+  if (!findable_) return;
+  std::copy(tokens.begin(), tokens.end(), content(id).begin());
+  n.indexed = index_.Insert(key.hash, id);
+}
+
+std::optional<BlockId> BlockPool::Lookup(const ChainKey& key, std::span<const Token> tokens) const {
+  if (!findable_) return std::nullopt;
+  const std::optional<BlockId> id = index_.Find(key.hash);
+  if (!id) return std::nullopt;
+  // A hash is a hint: the content and the chain before it decide.
+  const std::span<const Token> own = content(*id);
+  if (node(*id).key.parent != key.parent || !std::ranges::equal(own, tokens)) return std::nullopt;
+  return id;
+}
+
+std::optional<SealedBlock> BlockPool::Find(const ChainKey& key, std::span<const Token> tokens) {
+  const std::optional<BlockId> id = Lookup(key, tokens);
+  if (!id) return std::nullopt;
+  Share(*id);
+  return SealedBlock(this, *id);
+}
+
+BlockPool::Presence BlockPool::Peek(const ChainKey& key, std::span<const Token> tokens) const {
+  const std::optional<BlockId> id = Lookup(key, tokens);
+  if (!id) return Presence::kAbsent;
+  return node(*id).place == Place::kCached ? Presence::kUnheld : Presence::kHeld;
+}
+
+void BlockPool::Share(BlockId id) {
+  Node& n = node(id);
+  if (n.place != Place::kShared) {
+    TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
+             "shared block " << id.value << " in place " << static_cast<int>(n.place));
+    Unlink(id);
+    Move(id, Place::kShared);
+  }
+  ++n.holders;
+}
+
+void BlockPool::Release(BlockId id) {
+  Node& n = node(id);
+  TS_CHECK(n.holders > 0, "released block " << id.value << ", which nobody holds");
+  if (--n.holders > 0) return;
+  if (planned_ > retired_) {
+    n.fence = planned_;
+    Move(id, Place::kRetiring);
+    PushBack(kRetiringList, id);
+  } else {
+    Settle(id);
+  }
+}
+
+void BlockPool::Settle(BlockId id) {
+  const bool keep = node(id).indexed;
+  Move(id, keep ? Place::kCached : Place::kFree);
+  if (keep) {
+    PushBack(kCachedList, id);
+  } else {
+    PushFront(kFreeList, id);
+  }
+  ++releases_;
+}
+
+void BlockPool::Planned(StepId step) {
+  TS_CHECK(step > planned_, "planned step " << step.value << " after " << planned_.value);
+  planned_ = step;
+}
+
+void BlockPool::Retired(StepId step) {
+  TS_CHECK(step <= planned_ && step > retired_, "retired step "
+                                                    << step.value << ", planned " << planned_.value
+                                                    << ", last retired " << retired_.value);
+  retired_ = step;
+  const BlockId end = sentinel(kRetiringList);
+  for (BlockId id = node(end).next; id != end && node(id).fence <= step; id = node(end).next) {
+    Unlink(id);
+    Settle(id);
+  }
+}
+
+Status BlockPool::Verify() const {
+  const auto broken = [](auto&&... parts) -> Status {
+    std::ostringstream text;
+    (text << ... << parts);
+    return Error{text.str()};
+  };
+  int places[5] = {};
+  int indexed = 0;
+  for (int i = 1; i < num_blocks_; ++i) {
+    const Node& n = node(BlockId{i});
+    ++places[static_cast<int>(n.place)];
+    indexed += n.indexed;
+    const bool held = n.place == Place::kOpen || n.place == Place::kShared;
+    if (held != (n.holders > 0)) return broken("block ", i, " has ", n.holders, " holders");
+    if (n.place == Place::kOpen && (n.holders != 1 || n.sealed || n.indexed)) {
+      return broken("open block ", i, " is shared, sealed or findable");
+    }
+    if (n.place == Place::kCached && !n.indexed) return broken("cached block ", i, " is lost");
+    if (n.place == Place::kFree && n.indexed) return broken("free block ", i, " is findable");
+    if (n.indexed && index_.Find(n.key.hash) != BlockId{i}) {
+      return broken("block ", i, " is not where the index says");
+    }
+  }
+  if (indexed != index_.size()) return broken(indexed, " blocks, ", index_.size(), " in the index");
+  const int counted[5] = {counts_.free, counts_.open, counts_.shared, counts_.retiring,
+                          counts_.cached};
+  for (int place = 0; place < 5; ++place) {
+    if (places[place] != counted[place]) {
+      return broken("place ", place, " holds ", places[place], " blocks, counted ", counted[place]);
+    }
+  }
+  constexpr Place kPlaces[kLists] = {Place::kFree, Place::kRetiring, Place::kCached};
+  for (int list = 0; list < kLists; ++list) {
+    const BlockId end = sentinel(static_cast<List>(list));
+    int length = 0;
+    StepId fence;
+    for (BlockId id = node(end).next; id != end; id = node(id).next) {
+      const Node& n = node(id);
+      if (n.place != kPlaces[list] || node(n.next).previous != id || ++length > num_blocks_) {
+        return broken("list ", list, " is torn at block ", id.value);
+      }
+      if (list == kRetiringList && (n.fence <= retired_ || n.fence < fence)) {
+        return broken("block ", id.value, " waits for step ", n.fence.value, ", retired ",
+                      retired_.value);
+      }
+      fence = n.fence;
+    }
+    if (length != places[static_cast<int>(kPlaces[list])]) {
+      return broken("list ", list, " holds ", length, " blocks");
+    }
+  }
+  return Ok{};
+}
+
+}  // namespace tokenspeed::kv

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// All KV blocks of one epoch, each in exactly one place:
+//
+//   free      on the free list
+//   open      held by one OpenBlock
+//   shared    held by one or more SealedBlocks
+//   retiring  held by nobody, but a step in flight may still touch it
+//   cached    held by nobody, findable, evicted least recently released first
+//
+// Invariant: the five counts add up to total(). Every operation is O(1); Match is O(1) a block.
+// Block 0 is the workers' scratch block and is never handed out.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "kv/block.h"
+#include "kv/prefix_index.h"
+
+namespace tokenspeed::kv {
+
+struct BlockCounts {
+  int total = 0;
+  int free = 0;
+  int open = 0;
+  int shared = 0;
+  int retiring = 0;
+  int cached = 0;
+};
+
+class BlockPool {
+ public:
+  // `num_blocks` counts the scratch block. `findable` false turns the prefix index off.
+  // REQUIRES: num_blocks >= 2, block_size >= 1.
+  BlockPool(int num_blocks, int block_size, bool findable);
+  BlockPool(const BlockPool&) = delete;
+  BlockPool& operator=(const BlockPool&) = delete;
+
+  int block_size() const { return block_size_; }
+  bool findable() const { return findable_; }
+  const BlockCounts& counts() const { return counts_; }
+  // Blocks that Allocate can hand out now.
+  int available() const { return counts_.free + counts_.cached; }
+  // Grows whenever available() grows.
+  uint64_t releases() const { return releases_; }
+
+  // Takes a free block, else evicts the coldest cached one; nothing if there is neither.
+  std::optional<OpenBlock> Allocate();
+
+  // The block with this key and content, if the pool has it.
+  std::optional<SealedBlock> Find(const ChainKey& key, std::span<const Token> tokens);
+  // Find without taking: whether it is there, and whether it is held by anybody now.
+  enum class Presence { kAbsent, kUnheld, kHeld };
+  Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
+  int holders(BlockId id) const { return node(id).holders; }
+
+  // From now on a released block waits until `step` has retired.
+  // REQUIRES: steps ascend.
+  void Planned(StepId step);
+  // Every step up to `step` has left the workers.
+  void Retired(StepId step);
+
+  // Walks everything; the error names the first broken invariant.
+  Status Verify() const;
+
+ private:
+  friend class OpenBlock;
+  friend class SealedBlock;
+
+  enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached };
+  struct Node {
+    BlockId next;
+    BlockId previous;
+    int32_t holders = 0;
+    Place place = Place::kFree;
+    bool sealed = false;
+    bool indexed = false;
+    StepId fence;
+    ChainKey key;
+  };
+  // A doubly linked list through the nodes; its sentinel lies behind the real nodes.
+  enum List : int { kFreeList = 0, kRetiringList = 1, kCachedList = 2, kLists = 3 };
+
+  Node& node(BlockId id) { return nodes_[static_cast<size_t>(id.value)]; }
+  const Node& node(BlockId id) const { return nodes_[static_cast<size_t>(id.value)]; }
+  BlockId sentinel(List list) const { return BlockId{num_blocks_ + list}; }
+  std::span<Token> content(BlockId id);
+  std::span<const Token> content(BlockId id) const;
+  int& count(Place place);
+
+  void Move(BlockId id, Place to);
+  void PushBack(List list, BlockId id);
+  void PushFront(List list, BlockId id);
+  void Unlink(BlockId id);
+  void Unindex(BlockId id);
+  std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
+
+  void Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens);
+  void Share(BlockId id);
+  void Release(BlockId id);
+  // Puts an unheld block that no step can touch where it can be handed out.
+  void Settle(BlockId id);
+
+  const int num_blocks_;
+  const int block_size_;
+  const bool findable_;
+  std::vector<Node> nodes_;
+  std::vector<Token> contents_;
+  PrefixIndex index_;
+  BlockCounts counts_;
+  uint64_t releases_ = 0;
+  StepId planned_;
+  StepId retired_;
+};
+
+}  // namespace tokenspeed::kv

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#include "kv/block_table.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace tokenspeed::kv {
+
+BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
+  std::swap(sealed_, other.sealed_);
+  std::swap(open_, other.open_);
+  return *this;
+}
+
+BlockId BlockTable::at(int i) const {
+  const size_t index = static_cast<size_t>(i);
+  return index < sealed_.size() ? sealed_[index].id() : open_[index - sealed_.size()].id();
+}
+
+void BlockTable::Append(SealedBlock block) {
+  TS_CHECK(open_.empty(), "sealed block " << block.id().value << " behind an open one");
+  sealed_.push_back(std::move(block));
+}
+
+void BlockTable::Fill(int tokens, int block_size) {
+  for (OpenBlock& block : open_) {
+    const int part = std::min(tokens, block_size - block.filled());
+    if (part == 0) continue;
+    block.Fill(part);
+    tokens -= part;
+  }
+  TS_CHECK(tokens == 0, tokens << " tokens have no block");
+}
+
+void BlockTable::Seal(const ChainKey& key, std::span<const Token> tokens) {
+  TS_CHECK(!open_.empty(), "no open block to seal");
+  sealed_.push_back(std::move(open_.front()).Seal(key, tokens));
+  open_.erase(open_.begin());
+}
+
+void BlockTable::Clear() {
+  while (!open_.empty()) open_.pop_back();
+  while (!sealed_.empty()) sealed_.pop_back();
+}
+
+void BlockTable::Forget() {
+  for (SealedBlock& block : sealed_) block.Forget();
+}
+
+}  // namespace tokenspeed::kv

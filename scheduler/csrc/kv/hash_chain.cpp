@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+#include "kv/hash_chain.h"
+
+#include "base/check.h"
+
+namespace tokenspeed::kv {
+
+HashChain::HashChain(const Hash128& key, std::string_view salt, int block_size)
+    : key_(key), block_size_(block_size) {
+  hashes_.push_back(SipHash128(key, std::as_bytes(std::span(salt.data(), salt.size()))));
+}
+
+ChainKey HashChain::At(int i, std::span<const Token> tokens) {
+  const size_t block = static_cast<size_t>(i);
+  const size_t width = static_cast<size_t>(block_size_);
+  TS_CHECK((block + 1) * width <= tokens.size(),
+           "block " << i << " of " << tokens.size() << " tokens is not whole");
+  while (hashes_.size() <= block + 1) {
+    const auto content = tokens.subspan((hashes_.size() - 1) * width, width);
+    hashes_.push_back(SipHash128(key_, hashes_.back().view(), std::as_bytes(content)));
+  }
+  return {hashes_[block + 1], hashes_[block]};
+}
+
+}  // namespace tokenspeed::kv

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+// The keyed chain hashes of one request's tokens, a block at a time, each computed once:
+//   root = SipHash(key, salt),  hash[i] = SipHash(key, hash[i-1] + tokens of block i).
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "kv/block.h"
+
+namespace tokenspeed::kv {
+
+class HashChain {
+ public:
+  HashChain(const Hash128& key, std::string_view salt, int block_size);
+
+  // The key of block `i` of `tokens`.
+  // REQUIRES: block i is whole; earlier tokens are those of earlier calls.
+  ChainKey At(int i, std::span<const Token> tokens);
+
+ private:
+  Hash128 key_;
+  int block_size_;
+  std::vector<Hash128> hashes_;  // the root first
+};
+
+}  // namespace tokenspeed::kv

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// Which sealed block carries a chain hash: open addressing, no allocation after construction.
+// Invariant: at most one block for a hash; a removal leaves no tombstone.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/siphash.h"
+
+namespace tokenspeed::kv {
+
+class PrefixIndex {
+ public:
+  // Holds up to `max_blocks` entries.
+  explicit PrefixIndex(int max_blocks);
+
+  std::optional<BlockId> Find(const Hash128& hash) const;
+  // Returns false, and changes nothing, if the hash is there already.
+  bool Insert(const Hash128& hash, BlockId block);
+  // REQUIRES: the hash is there.
+  void Erase(const Hash128& hash);
+  int size() const { return size_; }
+
+ private:
+  static constexpr BlockId kEmpty{-1};
+  struct Entry {
+    Hash128 hash;
+    BlockId block = kEmpty;
+  };
+
+  size_t Home(const Hash128& hash) const { return hash.low() & mask_; }
+  // The hash's entry, or the empty one where it would go.
+  size_t Locate(const Hash128& hash) const;
+
+  std::vector<Entry> entries_;
+  size_t mask_;
+  int size_ = 0;
+};
+
+}  // namespace tokenspeed::kv

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: MIT
+// `_scheduler`: the core as a Python module, for tests, simulation and notebooks. Columns are the
+// bytes of the wire. The stub is scheduler/_scheduler.pyi.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "plan/scheduler.h"
+#include "wire/codec.h"
+
+namespace py = pybind11;
+
+namespace tokenspeed {
+namespace {
+
+// Bad input of the caller; `tokenspeed_core.scheduler._scheduler.SchedulerError` in Python.
+struct SchedulerError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class T>
+std::vector<T> ReadColumn(const std::string& bytes, const char* name) {
+  if (bytes.size() % sizeof(T) != 0) {
+    throw SchedulerError(std::string(name) + " of " + std::to_string(bytes.size()) +
+                         " bytes is no column of " + std::to_string(sizeof(T)) + "-byte values");
+  }
+  std::vector<T> values(bytes.size() / sizeof(T));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+Hash128 ReadHash(const std::string& bytes, const char* name) {
+  if (bytes.size() != 16) {
+    throw SchedulerError(std::string(name) + " has " + std::to_string(bytes.size()) +
+                         " bytes; give 16");
+  }
+  return Hash128::From(wire::AsBytes(bytes));
+}
+
+py::bytes ToBytes(const Hash128& hash) {
+  return {reinterpret_cast<const char*>(hash.bytes.data()), hash.bytes.size()};
+}
+
+void Require(const Status& status) {
+  if (!status.ok()) throw SchedulerError(status.error().message);
+}
+
+class Core {
+ public:
+  explicit Core(const plan::Limits& limits) {
+    Require(limits.Validate());
+    scheduler_.emplace(limits);
+  }
+
+  plan::Scheduler& scheduler() { return *scheduler_; }
+
+  void BeginEpoch(int64_t epoch, int num_blocks, int block_size) {
+    if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
+    if (epoch <= epoch_.value || num_blocks < 2 || block_size < 1) {
+      throw SchedulerError("epoch " + std::to_string(epoch) + " with " +
+                           std::to_string(num_blocks) + " blocks of " + std::to_string(block_size) +
+                           " tokens: epochs ascend, give 2 blocks and 1 token at least");
+    }
+    epoch_ = Epoch{epoch};
+    digest_ = wire::FirstDigest(epoch_);
+    scheduler_->BeginEpoch(epoch_, num_blocks, block_size);
+  }
+
+  std::optional<py::bytes> Plan(int64_t time_ns) {
+    if (!PlanInto(frame_, time_ns)) return std::nullopt;
+    return py::bytes(frame_);
+  }
+
+  py::bytes digest() const { return ToBytes(digest_); }
+
+  // Runs up to `steps` steps in lock step, every sampled token being `token`. Returns for each the
+  // nanoseconds of: plan, encode the plan and its digest, decode the encoded result, advance.
+  std::vector<int64_t> TimeSteps(int steps, Token token) {
+    using Clock = std::chrono::steady_clock;
+    std::vector<int64_t> times;
+    std::string result_frame;
+    for (int i = 0; i < steps; ++i) {
+      const auto start = Clock::now();
+      if (!PlanInto(frame_, 0)) break;
+      const auto planned = Clock::now();
+
+      wire::StepResult result;
+      result.epoch = epoch_.value;
+      result.step = step_.value;
+      result.digest.bytes.assign(16, '\0');
+      result.tokens.assign(static_cast<size_t>(sampled_), token);
+      wire::Encode(result, result_frame);
+
+      const auto arrived = Clock::now();
+      auto decoded = wire::DecodeFromWorker(wire::AsBytes(result_frame));
+      const auto& report = std::get<wire::StepResult>(decoded.value());
+      Require(scheduler_->Advance(StepId{report.step}, report.tokens, report.logprobs));
+      const auto done = Clock::now();
+      scheduler_->ClearEvents();
+      times.push_back(((planned - start) + (done - arrived)) / std::chrono::nanoseconds(1));
+    }
+    return times;
+  }
+
+ private:
+  bool PlanInto(std::string& frame, int64_t time_ns) {
+    const plan::StepPlan* plan = scheduler_->Plan(time_ns);
+    if (plan == nullptr) return false;
+    wire::EncodePlan(*plan, frame);
+    digest_ = wire::NextDigest(digest_, wire::AsBytes(frame));
+    step_ = plan->step;
+    sampled_ = 0;
+    for (const uint8_t flags : plan->row_flags) sampled_ += (flags & plan::kRowSamples) != 0;
+    return true;
+  }
+
+  std::optional<plan::Scheduler> scheduler_;
+  Epoch epoch_;
+  StepId step_;
+  int sampled_ = 0;
+  Hash128 digest_;
+  std::string frame_;
+};
+
+using EventTuple = std::tuple<int64_t, uint64_t, Token, std::optional<float>, int, int>;
+
+std::vector<EventTuple> TakeEvents(Core& core) {
+  std::vector<EventTuple> events;
+  for (const plan::TokenEvent& event : core.scheduler().events()) {
+    events.emplace_back(event.name.client.value, event.name.id, event.token,
+                        event.has_logprob ? std::optional(event.logprob) : std::nullopt,
+                        static_cast<int>(event.reason), event.cached_tokens);
+  }
+  core.scheduler().ClearEvents();
+  return events;
+}
+
+py::dict StatsOf(Core& core) {
+  const plan::Scheduler& scheduler = core.scheduler();
+  const plan::Counters& counters = scheduler.counters();
+  const kv::BlockCounts blocks = scheduler.blocks();
+  py::dict stats;
+  stats["running"] = scheduler.running();
+  stats["waiting"] = scheduler.waiting();
+  stats["in_flight"] = scheduler.in_flight();
+  stats["total_blocks"] = blocks.total;
+  stats["free_blocks"] = blocks.free;
+  stats["open_blocks"] = blocks.open;
+  stats["shared_blocks"] = blocks.shared;
+  stats["retiring_blocks"] = blocks.retiring;
+  stats["cached_blocks"] = blocks.cached;
+  stats["steps"] = counters.steps;
+  stats["prompt_tokens"] = counters.prompt_tokens;
+  stats["cached_tokens"] = counters.cached_tokens;
+  stats["generated_tokens"] = counters.generated_tokens;
+  stats["preemptions"] = counters.preemptions;
+  stats["finished"] = counters.finished;
+  stats["rejected"] = counters.rejected;
+  stats["overrun_tokens"] = counters.overrun_tokens;
+  return stats;
+}
+
+}  // namespace
+}  // namespace tokenspeed
+
+PYBIND11_MODULE(_scheduler, m) {
+  using namespace tokenspeed;
+  m.doc() = "The scheduler core: the same code as the tokenspeed-scheduler process.";
+  py::register_exception<SchedulerError>(m, "SchedulerError", PyExc_ValueError);
+
+  py::class_<Core>(m, "Scheduler")
+      .def(py::init([](int max_slots, int max_step_tokens, int max_model_len, int vocab_size,
+                       int max_waiting, int depth, int max_prefill_tokens, bool prefix_caching,
+                       const std::string& hash_key) {
+             plan::Limits limits;
+             limits.hash_key = ReadHash(hash_key, "hash_key");
+             limits.max_slots = max_slots;
+             limits.max_step_tokens = max_step_tokens;
+             limits.max_model_len = max_model_len;
+             limits.max_waiting = max_waiting;
+             limits.vocab_size = vocab_size;
+             limits.depth = depth;
+             limits.max_prefill_tokens = max_prefill_tokens;
+             limits.prefix_caching = prefix_caching;
+             return std::make_unique<Core>(limits);
+           }),
+           py::kw_only(), py::arg("max_slots"), py::arg("max_step_tokens"),
+           py::arg("max_model_len"), py::arg("vocab_size"), py::arg("max_waiting") = 1024,
+           py::arg("depth") = 2, py::arg("max_prefill_tokens") = 0,
+           py::arg("prefix_caching") = true, py::arg("hash_key") = py::bytes(std::string(16, '\0')))
+      .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
+           py::arg("block_size"))
+      .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
+      .def(
+          "submit",
+          [](Core& core, int64_t client, uint64_t request_id, const std::string& prompt,
+             int64_t max_tokens, float temperature, int32_t top_k, float top_p, uint64_t seed,
+             bool logprobs, const std::string& stop_ids, int64_t priority, const std::string& salt,
+             int64_t time_ns) -> std::optional<std::tuple<int, std::string>> {
+            StatusOr<plan::Rejection> taken =
+                core.scheduler().Submit({.name = {ClientId{client}, request_id},
+                                         .time = time_ns,
+                                         .prompt = ReadColumn<Token>(prompt, "prompt"),
+                                         .max_tokens = max_tokens,
+                                         .sampling = {temperature, top_k, top_p, seed, logprobs},
+                                         .stop_ids = ReadColumn<Token>(stop_ids, "stop_ids"),
+                                         .priority = priority,
+                                         .salt = salt});
+            if (taken.ok()) return std::nullopt;
+            return std::tuple(static_cast<int>(taken.error().code), taken.error().message);
+          },
+          py::arg("client"), py::arg("request_id"), py::arg("prompt"), py::arg("max_tokens"),
+          py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0,
+          py::arg("top_p") = 1.0f, py::arg("seed") = 0, py::arg("logprobs") = false,
+          py::arg("stop_ids") = py::bytes(), py::arg("priority") = 0, py::arg("salt") = py::bytes(),
+          py::arg("time_ns") = 0)
+      .def(
+          "abort",
+          [](Core& core, int64_t client, uint64_t request_id, int64_t kept) {
+            core.scheduler().Abort({ClientId{client}, request_id}, kept);
+          },
+          py::arg("client"), py::arg("request_id"), py::arg("kept") = -1)
+      .def(
+          "abort_client",
+          [](Core& core, int64_t client) { core.scheduler().AbortClient(ClientId{client}); },
+          py::arg("client"))
+      .def("drain", [](Core& core) { core.scheduler().Drain(); })
+      .def("plan", &Core::Plan, py::arg("time_ns") = 0)
+      .def_property_readonly("digest", &Core::digest)
+      .def(
+          "advance",
+          [](Core& core, int64_t step, const std::string& tokens, const std::string& logprobs) {
+            const auto ids = ReadColumn<Token>(tokens, "tokens");
+            const auto values = ReadColumn<float>(logprobs, "logprobs");
+            Require(core.scheduler().Advance(StepId{step}, ids, values));
+          },
+          py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes())
+      .def("take_events", &TakeEvents)
+      .def("stats", &StatsOf)
+      .def("check", [](Core& core) { Require(core.scheduler().Verify()); })
+      .def("time_steps", &Core::TimeSteps, py::arg("steps"), py::arg("token") = 0);
+
+  m.def(
+      "siphash128",
+      [](const std::string& key, const std::string& data) {
+        return ToBytes(SipHash128(ReadHash(key, "key"), wire::AsBytes(data)));
+      },
+      py::arg("key"), py::arg("data"));
+  m.def(
+      "reencode",
+      [](const std::string& frame) {
+        auto bytes = wire::Reencode(wire::AsBytes(frame));
+        if (!bytes.ok()) throw SchedulerError(bytes.error().message);
+        return py::bytes(bytes.value());
+      },
+      py::arg("frame"));
+  m.def(
+      "accepts_from_frontend",
+      [](const std::string& frame) { return wire::DecodeFromFrontend(wire::AsBytes(frame)).ok(); },
+      py::arg("frame"));
+  m.def(
+      "accepts_from_worker",
+      [](const std::string& frame) { return wire::DecodeFromWorker(wire::AsBytes(frame)).ok(); },
+      py::arg("frame"));
+}

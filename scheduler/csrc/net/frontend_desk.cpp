@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+#include "net/frontend_desk.h"
+
+#include <limits>
+
+namespace tokenspeed::net {
+namespace {
+
+constexpr size_t kMaxStopIds = 4096;
+
+// An int32 of the core, or -1, which every bound refuses by name.
+int32_t Narrow(int64_t value) {
+  const bool fits = value >= 0 && value <= std::numeric_limits<int32_t>::max();
+  return fits ? static_cast<int32_t>(value) : -1;
+}
+
+}  // namespace
+
+template <class Message>
+void FrontendDesk::Send(const Identity& to, const Message& message) {
+  wire::Encode(message, buffer_);
+  router_.Send(to, buffer_);
+}
+
+void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& welcome) {
+  auto decoded = message.whole ? wire::DecodeFromFrontend(wire::AsBytes(message.frame))
+                               : Result<wire::FromFrontend>(Error{"a message of several frames"});
+  const auto known = frontends_.find(message.from);
+  if (!decoded.ok()) {
+    session_.Drop("frontend: " + decoded.error().message);
+    if (known != frontends_.end()) {
+      Send(message.from, wire::Refused{static_cast<int64_t>(plan::RefusalCode::kMalformed),
+                                       decoded.error().message});
+    }
+    return;
+  }
+  wire::FromFrontend& any = decoded.value();
+  if (auto* hello = std::get_if<wire::Hello>(&any)) return Greet(message.from, *hello, welcome);
+  if (known == frontends_.end()) return Send(message.from, wire::HelloRequired{});
+  Frontend& frontend = known->second;
+  if (auto* submit = std::get_if<wire::Submit>(&any)) {
+    TakeSubmit(message.from, frontend, std::move(*submit));
+  } else if (const auto* abort = std::get_if<wire::Abort>(&any)) {
+    scheduler_.Abort({frontend.client, abort->request_id}, abort->kept);
+  }
+}
+
+void FrontendDesk::Greet(const Identity& from, const wire::Hello& hello,
+                         const wire::Welcome& welcome) {
+  if (auto refusal = session_.Refuse(hello, 0)) {
+    Log("refused frontend " + hello.name + ": " + refusal->message);
+    Send(from, wire::Refused{static_cast<int64_t>(refusal->code), refusal->message});
+    return;
+  }
+  // A second Hello on a connection starts it anew.
+  if (const auto known = frontends_.find(from); known != frontends_.end()) {
+    scheduler_.AbortClient(known->second.client);
+    identities_.erase(known->second.client);
+    frontends_.erase(known);
+  }
+  last_client_ = ClientId{last_client_.value + 1};
+  frontends_[from] = {.client = last_client_, .name = hello.name, .deltas = {}};
+  identities_[last_client_] = from;
+  Log("frontend " + hello.name + " joined");
+  Send(from, welcome);
+}
+
+void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit) {
+  plan::Submission submission{
+      .name = {frontend.client, submit.request_id},
+      .time = Now(),
+      .prompt = std::move(submit.prompt),
+      .max_tokens = submit.max_tokens,
+      .sampling = {.temperature = static_cast<float>(submit.sampling.temperature),
+                   .top_k = Narrow(submit.sampling.top_k),
+                   .top_p = static_cast<float>(submit.sampling.top_p),
+                   .seed = submit.sampling.seed,
+                   .logprobs = submit.sampling.logprobs},
+      .stop_ids = std::move(submit.stop_ids),
+      .priority = submit.priority,
+      .salt = std::move(submit.salt.bytes)};
+  const size_t stops = submission.stop_ids.size();
+  StatusOr<plan::Rejection> taken =
+      stops <= kMaxStopIds
+          ? scheduler_.Submit(std::move(submission))
+          : StatusOr<plan::Rejection>(plan::Rejection{
+                plan::RefusalCode::kParameter, std::to_string(stops) + " stop ids; at most " +
+                                                   std::to_string(kMaxStopIds) + " are allowed"});
+  if (taken.ok()) return;
+  Send(from, wire::Rejected{submit.request_id, static_cast<int64_t>(taken.error().code),
+                            taken.error().message});
+}
+
+void FrontendDesk::SendEvents(StepId step) {
+  for (const plan::LateRejection& late : scheduler_.late_rejections()) {
+    const auto identity = identities_.find(late.name.client);
+    if (identity == identities_.end()) continue;
+    Send(identity->second, wire::Rejected{late.name.id, static_cast<int64_t>(late.rejection.code),
+                                          late.rejection.message});
+  }
+  ClientId last;
+  Frontend* frontend = nullptr;
+  for (const plan::TokenEvent& event : scheduler_.events()) {
+    if (event.name.client != last) {
+      last = event.name.client;
+      const auto identity = identities_.find(last);
+      frontend = identity == identities_.end() ? nullptr : &frontends_.at(identity->second);
+    }
+    if (frontend == nullptr) continue;  // it is gone, and these are the ends of its requests
+    wire::TokenDeltas& deltas = frontend->deltas;
+    deltas.request_ids.push_back(event.name.id);
+    deltas.counts.push_back(event.token >= 0 ? 1 : 0);
+    if (event.token >= 0) {
+      deltas.tokens.push_back(event.token);
+      deltas.logprobs.push_back(event.logprob);
+      frontend->wants_logprobs |= event.has_logprob;
+    }
+    deltas.finish_reasons.push_back(static_cast<uint8_t>(event.reason));
+    deltas.cached_tokens.push_back(event.cached_tokens);
+  }
+  scheduler_.ClearEvents();
+  if (last == ClientId{}) return;
+  for (auto& [identity, each] : frontends_) {
+    if (each.deltas.request_ids.empty()) continue;
+    each.deltas.step = step.value;
+    if (!each.wants_logprobs) each.deltas.logprobs.clear();
+    Send(identity, each.deltas);
+    each.deltas = {};
+    each.wants_logprobs = false;
+  }
+}
+
+void FrontendDesk::SendWelcome(const wire::Welcome& welcome) {
+  for (const auto& [identity, frontend] : frontends_) Send(identity, welcome);
+}
+
+void FrontendDesk::SendStats(const wire::Stats& stats) {
+  for (const auto& [identity, frontend] : frontends_) {
+    // Who does not read gets no more heartbeats behind the messages that wait.
+    if (!router_.has_backlog(identity)) Send(identity, stats);
+  }
+}
+
+void FrontendDesk::DropLost() {
+  for (const Identity& identity : router_.TakeLost()) {
+    router_.Forget(identity);
+    const auto known = frontends_.find(identity);
+    if (known == frontends_.end()) continue;
+    Log("frontend " + known->second.name + " is gone; its requests are aborted");
+    const ClientId client = known->second.client;
+    identities_.erase(client);
+    frontends_.erase(known);
+    scheduler_.AbortClient(client);
+  }
+}
+
+}  // namespace tokenspeed::net

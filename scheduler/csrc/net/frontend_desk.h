@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// The frontends: who they are, what they ask, and what they are told. A frontend that cannot be
+// reached any more takes its requests with it.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "net/router.h"
+#include "net/session.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::net {
+
+class FrontendDesk {
+ public:
+  FrontendDesk(Router& router, plan::Scheduler& scheduler, Session& session)
+      : router_(router), scheduler_(scheduler), session_(session) {}
+
+  void Handle(const Router::Incoming& message, const wire::Welcome& welcome);
+  // Delivers what happened since the last call: one TokenDeltas a frontend.
+  void SendEvents(StepId step);
+  void SendWelcome(const wire::Welcome& welcome);
+  void SendStats(const wire::Stats& stats);
+  // Aborts the requests of frontends that the router found unreachable.
+  void DropLost();
+
+ private:
+  struct Frontend {
+    ClientId client;
+    std::string name;
+    wire::TokenDeltas deltas;
+    bool wants_logprobs = false;
+  };
+
+  template <class Message>
+  void Send(const Identity& to, const Message& message);
+  void Greet(const Identity& from, const wire::Hello& hello, const wire::Welcome& welcome);
+  void TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit);
+
+  Router& router_;
+  plan::Scheduler& scheduler_;
+  Session& session_;
+  ClientId last_client_;
+  std::map<Identity, Frontend> frontends_;
+  std::map<ClientId, Identity> identities_;
+  std::string buffer_;
+};
+
+}  // namespace tokenspeed::net

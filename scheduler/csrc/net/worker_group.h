@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+// The workers of one epoch. The epoch begins when every rank is in with matching shapes, and ends
+// for all of them when one is lost, fails or disagrees; the next begins with a new set of Hellos.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "net/router.h"
+#include "net/session.h"
+#include "plan/scheduler.h"
+#include "plan/step_quorum.h"
+
+namespace tokenspeed::net {
+
+class WorkerGroup {
+ public:
+  WorkerGroup(Router& router, plan::Scheduler& scheduler, Session& session, int num_ranks)
+      : router_(router),
+        scheduler_(scheduler),
+        session_(session),
+        workers_(static_cast<size_t>(num_ranks)),
+        quorum_(num_ranks) {}
+
+  void Handle(const Router::Incoming& message);
+  // Plans and sends steps until the pipeline is full or nothing is left to do.
+  void SendPlans();
+  void SendHeartbeats();
+  void SendShutdown(const std::string& reason);
+  // Ends the epoch if the router found one of its workers unreachable.
+  void DropLost();
+
+  wire::Welcome MakeWelcome() const;
+  StepId retired() const { return retired_; }
+  Epoch epoch() const { return epoch_; }
+  TimeNs plan_time() const { return plan_time_; }
+
+ private:
+  struct Worker {
+    Identity identity;
+    std::string name;
+    int64_t num_blocks = 0;
+    int64_t block_size = 0;
+    std::string program_hash;
+  };
+
+  template <class Message>
+  void Send(const Identity& to, const Message& message);
+  void Greet(const Identity& from, const wire::Hello& hello);
+  std::optional<plan::Rejection> Misfit(const wire::Hello& hello) const;
+  void TakeResult(int rank, wire::StepResult result);
+  void TakeAck(int rank, const wire::StepAck& ack);
+  void RetireSteps();
+  void BeginEpoch();
+  // The group cannot go on: tells the others to exit and forgets everybody.
+  void EndEpoch(const std::string& why);
+  std::optional<int> RankOf(const Identity& identity) const;
+
+  Router& router_;
+  plan::Scheduler& scheduler_;
+  Session& session_;
+  std::vector<std::optional<Worker>> workers_;  // by rank
+  plan::StepQuorum quorum_;
+  Epoch epoch_;  // the current one, or the last
+  StepId retired_;
+  Hash128 digest_;
+  int num_blocks_ = 0;
+  int block_size_ = 0;
+  TimeNs plan_time_ = 0;
+  std::string buffer_;
+};
+
+}  // namespace tokenspeed::net

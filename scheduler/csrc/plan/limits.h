@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// What the operator allows; fixed for the life of the scheduler.
+#pragma once
+
+#include <cstdint>
+
+#include "base/result.h"
+#include "base/siphash.h"
+
+namespace tokenspeed::plan {
+
+struct Limits {
+  Hash128 hash_key;             // of the prefix index
+  int32_t max_slots = 0;        // requests running at once
+  int32_t max_step_tokens = 0;  // token budget of a step, at least max_slots
+  int32_t max_model_len = 0;    // prompt and generated tokens of a request
+  int32_t max_waiting = 0;      // queue bound
+  int32_t vocab_size = 0;
+  int32_t depth = 2;               // plans in flight
+  int32_t max_prefill_tokens = 0;  // longest chunk of one row; 0: max_step_tokens
+  bool prefix_caching = true;
+
+  Status Validate() const;
+};
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+// Scheduler::Plan. Running requests come first, in order of arrival: a decoding one takes one
+// token, a prefilling one takes a chunk of what the decoding ones leave of the budget. Then the
+// head of the queue is admitted while budget, slots and blocks last; nobody passes it.
+#include <algorithm>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::plan {
+
+void Scheduler::RowBuffer::Clear() {
+  slots.clear();
+  lengths.clear();
+  flags.clear();
+  tokens.clear();
+  sampled.clear();
+}
+
+void Scheduler::RowBuffer::AppendTo(StepPlan& plan, std::vector<SampledRow>& rows) const {
+  plan.rows.insert(plan.rows.end(), slots.begin(), slots.end());
+  plan.row_tokens.insert(plan.row_tokens.end(), lengths.begin(), lengths.end());
+  plan.row_flags.insert(plan.row_flags.end(), flags.begin(), flags.end());
+  plan.prompt_tokens.insert(plan.prompt_tokens.end(), tokens.begin(), tokens.end());
+  rows.insert(rows.end(), sampled.begin(), sampled.end());
+}
+
+const StepPlan* Scheduler::Plan(TimeNs now) {
+  if (!pool_ || in_flight_.size() >= static_cast<size_t>(limits_.depth)) return nullptr;
+  plan_.Clear();
+  short_rows_.Clear();
+  long_rows_.Clear();
+  wants_logprobs_ = false;
+  displaced_ = false;
+
+  const auto decoding = std::ranges::count_if(running_, [](const Request* request) {
+    return std::holds_alternative<fsm::Decoding>(request->state);
+  });
+  int budget = limits_.max_step_tokens - static_cast<int>(decoding);
+  // Making room takes requests off the end of running_, never one that has a row already.
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Request& request = *running_[i];
+    if (std::holds_alternative<fsm::Decoding>(request.state)) {
+      PlanDecode(request);
+    } else {
+      PlanChunk(request, budget);
+    }
+  }
+  Admit(budget);
+  if (short_rows_.slots.empty() && long_rows_.slots.empty()) return nullptr;
+
+  InFlightStep& step = in_flight_.emplace_back();
+  if (!spare_rows_.empty()) {
+    step.rows = std::move(spare_rows_.back());
+    spare_rows_.pop_back();
+  }
+  last_step_ = StepId{last_step_.value + 1};
+  step.step = last_step_;
+  step.planned = now;
+  step.wants_logprobs = wants_logprobs_;
+  short_rows_.AppendTo(plan_, step.rows);
+  long_rows_.AppendTo(plan_, step.rows);
+  plan_.epoch = epoch_;
+  plan_.step = last_step_;
+  plan_.removed_slots.swap(removed_slots_);
+  removed_slots_.clear();
+  groups_->Write(plan_, [this](SlotId id) { return slot(id).announced; });
+  pool_->Planned(last_step_);
+  return &plan_;
+}
+
+void Scheduler::PlanDecode(Request& request) {
+  auto& state = *std::get_if<fsm::Decoding>(&request.state);
+  if (request.known() + state.in_flight >= request.limit) return;
+  const int width = pool_->block_size();
+  if (state.context == state.table.size() * width && !Grow(request)) return;
+  const int before = state.context;
+  On(state, fsm::TokenPlanned{width});
+  AnnounceSlot(request, state.slot, state.table, before);
+  EmitRow(request, state.slot, before, 1, kRowSamples);
+  SealReady(request, state.table, state.context, state.slot);
+}
+
+void Scheduler::PlanChunk(Request& request, int& budget) {
+  if (budget <= 0) return;
+  FindPrefix(request);
+  auto& state = *std::get_if<fsm::Prefilling>(&request.state);
+  const int width = pool_->block_size();
+  const int before = state.context;
+  int length = std::min(request.known() - before, budget);
+  if (limits_.max_prefill_tokens > 0) length = std::min(length, limits_.max_prefill_tokens);
+  // A chunk that is not the last ends with a block where it can, so that others find the block.
+  if (before + length < request.known()) {
+    const int aligned = (before + length) / width * width;
+    if (aligned > before) length = aligned - before;
+  }
+  while (state.table.size() * width < before + length) {
+    if (Grow(request)) continue;
+    if (!std::holds_alternative<fsm::Prefilling>(request.state)) return;  // it made room itself
+    length = state.table.size() * width - before;
+  }
+  if (length == 0) return;
+  budget -= length;
+  const SlotId id = state.slot;
+  const bool last = before + length == request.known();
+  AnnounceSlot(request, id, state.table, before);
+  EmitRow(request, id, before, length, last ? uint8_t{kRowHasTokens | kRowSamples} : kRowHasTokens);
+  if (last) {
+    const Status moved = fsm::Apply(request.state, fsm::PromptPlanned{length, width});
+    TS_CHECK(moved.ok(), "end of prefill of request " << request.arrival.value);
+    auto& decoding = *std::get_if<fsm::Decoding>(&request.state);
+    SealReady(request, decoding.table, decoding.context, id);
+  } else {
+    On(state, fsm::ChunkPlanned{length, width});
+    SealReady(request, state.table, state.context, id);
+  }
+  ++openings_;  // the head of the queue may find what this one writes
+}
+
+void Scheduler::FindPrefix(Request& request) {
+  auto& state = *std::get_if<fsm::Prefilling>(&request.state);
+  const int width = pool_->block_size();
+  if (!pool_->findable() || state.context % width != 0 || state.table.open() > 0) return;
+  const int before = state.context;
+  // The last token is always computed, or there would be nothing to sample from.
+  while (state.context + width < request.known()) {
+    const int block = state.context / width;
+    const auto content =
+        std::span<const Token>(request.tokens)
+            .subspan(static_cast<size_t>(state.context), static_cast<size_t>(width));
+    auto hit = pool_->Find(request.chain->At(block, request.tokens), content);
+    if (!hit) break;
+    On(state, fsm::PrefixFound{std::move(*hit), width});
+  }
+  if (state.context == before) return;
+  slot(state.slot).stale = true;
+  groups_->Join(state.slot, *pool_);
+  if (request.restarted) return;
+  request.cached_tokens += state.context - before;
+  counters_.cached_tokens += state.context - before;
+}
+
+// Gives the request one more block, if need be by taking the latest arrivals off their slots.
+// False: no block now; the request may be the one that went.
+bool Scheduler::Grow(Request& request) {
+  for (;;) {
+    if (std::optional<kv::OpenBlock> block = pool_->Allocate()) {
+      const Status grown = fsm::Apply(request.state, fsm::BlockGranted{std::move(*block)});
+      TS_CHECK(grown.ok(), "growth of request " << request.arrival.value);
+      return true;
+    }
+    if (pool_->counts().retiring > 0) return false;  // some come back with the next result
+    Request& latest = *running_.back();
+    Displace(latest);
+    if (&latest == &request) return false;
+  }
+}
+
+void Scheduler::Displace(Request& request) {
+  LeaveSlot(request);
+  const Status moved = fsm::Apply(request.state, fsm::Preempt{});
+  TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
+  request.restarted = true;
+  displaced_ = true;
+  ++counters_.preemptions;
+  ++openings_;
+  if (std::get_if<fsm::Preempted>(&request.state)->in_flight == 0) {
+    Requeue(request);
+  } else {
+    preempted_.push_back(&request);
+  }
+}
+
+bool Scheduler::Fits(Request& head) {
+  const int width = pool_->block_size();
+  int hits = 0;
+  int unheld = 0;
+  while (pool_->findable() && (hits + 1) * width < head.known()) {
+    const auto content =
+        std::span<const Token>(head.tokens)
+            .subspan(static_cast<size_t>(hits) * width, static_cast<size_t>(width));
+    const auto presence = pool_->Peek(head.chain->At(hits, head.tokens), content);
+    if (presence == kv::BlockPool::Presence::kAbsent) break;
+    unheld += presence == kv::BlockPool::Presence::kUnheld;
+    ++hits;
+  }
+  // What running prefills still need is theirs, and a block for each running request's next token.
+  int promised = static_cast<int>(running_.size());
+  for (const Request* request : running_) {
+    const auto* state = std::get_if<fsm::Prefilling>(&request->state);
+    if (state != nullptr) promised += std::max(0, BlocksNeeded(*request) - state->table.size());
+  }
+  return BlocksNeeded(head) - hits + unheld + promised <= pool_->available();
+}
+
+void Scheduler::Admit(int& budget) {
+  // After a preemption the victims come back first, once their tokens are in.
+  while (budget > 0 && !displaced_ && preempted_.empty() && !waiting_.empty() &&
+         !free_slots_.empty()) {
+    Request& head = *waiting_.begin()->second;
+    const uint64_t openings = openings_ + pool_->releases();
+    if (blocked_head_ == head.arrival && blocked_openings_ == openings) return;
+    if (!head.chain) head.chain.emplace(limits_.hash_key, head.salt, pool_->block_size());
+    if (!Fits(head)) {
+      blocked_head_ = head.arrival;
+      blocked_openings_ = openings;
+      return;
+    }
+    const SlotId id = free_slots_.back();
+    free_slots_.pop_back();
+    const Status moved = fsm::Apply(head.state, fsm::Admit{id});
+    TS_CHECK(moved.ok(), "admission of request " << head.arrival.value);
+    TS_CHECK(running_.empty() || running_.back()->arrival < head.arrival,
+             "request " << head.arrival.value << " is admitted after a later one");
+    slot(id) = {.request = &head, .arrival = head.arrival};
+    running_.push_back(&head);
+    waiting_.erase(waiting_.begin());
+    if (!head.admitted) counters_.prompt_tokens += head.prompt_tokens;
+    head.admitted = true;
+    PlanChunk(head, budget);
+  }
+}
+
+void Scheduler::SealReady(Request& request, kv::BlockTable& table, int context, SlotId id) {
+  const int width = pool_->block_size();
+  const int ready = std::min(context, request.known());
+  while ((table.sealed() + 1) * width <= ready) {
+    const int block = table.sealed();
+    const auto content =
+        std::span<const Token>(request.tokens)
+            .subspan(static_cast<size_t>(block) * width, static_cast<size_t>(width));
+    if (pool_->findable()) {
+      table.Seal(request.chain->At(block, request.tokens), content);
+      groups_->Wrote(id, table.at(block));
+    } else {
+      table.Seal(kv::ChainKey{}, content);
+    }
+  }
+}
+
+void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table,
+                             int context) {
+  Slot& place = slot(id);
+  if (!place.announced || place.stale) {
+    if (place.announced) {
+      removed_slots_.push_back(id.value);
+      groups_->Repeat(id);
+    }
+    plan_.added_slots.push_back(id.value);
+    plan_.added_context.push_back(context);
+    plan_.added_temperature.push_back(request.sampling.temperature);
+    plan_.added_top_k.push_back(request.sampling.top_k);
+    plan_.added_top_p.push_back(request.sampling.top_p);
+    plan_.added_seed.push_back(request.sampling.seed);
+    plan_.added_logprobs.push_back(request.sampling.logprobs ? 1 : 0);
+    place.announced = true;
+    place.stale = false;
+    place.announced_blocks = 0;
+  }
+  for (; place.announced_blocks < table.size(); ++place.announced_blocks) {
+    plan_.block_slots.push_back(id.value);
+    plan_.block_groups.push_back(0);
+    plan_.block_ids.push_back(table.at(place.announced_blocks).value);
+  }
+}
+
+void Scheduler::EmitRow(const Request& request, SlotId id, int begin, int length, uint8_t flags) {
+  RowBuffer& rows = length == 1 ? short_rows_ : long_rows_;
+  rows.slots.push_back(id.value);
+  rows.lengths.push_back(length);
+  rows.flags.push_back(flags);
+  if (flags & kRowHasTokens) {
+    rows.tokens.insert(rows.tokens.end(), request.tokens.begin() + begin,
+                       request.tokens.begin() + begin + length);
+  }
+  if (flags & kRowSamples) {
+    rows.sampled.push_back({id, request.arrival});
+    wants_logprobs_ |= request.sampling.logprobs;
+  }
+}
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: MIT
+// Submit, Abort, epochs and results; planning.cpp holds Plan.
+#include "plan/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+
+namespace tokenspeed::plan {
+
+using fsm::FinishReason;
+
+Status Limits::Validate() const {
+  const auto bad = [](const char* name, int64_t value, const char* fix) -> Status {
+    return Error{std::string(name) + " is " + std::to_string(value) + "; " + fix};
+  };
+  if (max_slots < 1) return bad("max_slots", max_slots, "at least one request must run");
+  if (max_step_tokens < max_slots) {
+    return bad("max_step_tokens", max_step_tokens,
+               "every running request may need one token of a step: give at least max_slots");
+  }
+  if (max_model_len < 2) return bad("max_model_len", max_model_len, "give at least 2 tokens");
+  if (max_waiting < 1) return bad("max_waiting", max_waiting, "give at least 1");
+  if (vocab_size < 1) return bad("vocab_size", vocab_size, "give the model's vocabulary size");
+  if (depth < 1 || depth > 64) return bad("depth", depth, "give 1 to 64 plans in flight");
+  if (max_prefill_tokens < 0) return bad("max_prefill_tokens", max_prefill_tokens, "0 is no bound");
+  return Ok{};
+}
+
+Scheduler::Scheduler(const Limits& limits) : limits_(limits) {
+  const Status valid = limits.Validate();
+  TS_CHECK(valid.ok(), "limits that were not validated");
+}
+
+Scheduler::~Scheduler() = default;
+
+const kv::BlockTable& Scheduler::TableOf(SlotId id) const {
+  const Request* request = slots_[static_cast<size_t>(id.value)].request;
+  TS_CHECK(request != nullptr, "slot " << id.value << " is empty");
+  if (const auto* state = std::get_if<fsm::Prefilling>(&request->state)) return state->table;
+  const auto* state = std::get_if<fsm::Decoding>(&request->state);
+  TS_CHECK(state != nullptr, "slot " << id.value << " holds a request that does not run");
+  return state->table;
+}
+
+int Scheduler::BlocksFor(int tokens) const {
+  return static_cast<int>((int64_t{tokens} + pool_->block_size() - 1) / pool_->block_size());
+}
+
+int Scheduler::BlocksNeeded(const Request& request) const {
+  // The last token of a request is never an input, so its KV needs no room.
+  return BlocksFor(std::min(request.known() + 1, request.limit - 1));
+}
+
+std::optional<Rejection> Scheduler::NeverFits(int32_t limit) const {
+  const int needed = BlocksFor(limit - 1);
+  if (needed <= pool_->counts().total) return std::nullopt;
+  return Rejection{RefusalCode::kNeverFits,
+                   "prompt and max_tokens need " + std::to_string(needed) + " KV blocks of " +
+                       std::to_string(pool_->counts().total) +
+                       "; shorten the prompt, lower max_tokens or give the cache more memory"};
+}
+
+StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
+  const auto refuse = [](RefusalCode code, std::string message) -> StatusOr<Rejection> {
+    return Rejection{code, std::move(message)};
+  };
+  const auto outside = [&](Token token) { return token < 0 || token >= limits_.vocab_size; };
+  if (draining_) return refuse(RefusalCode::kDraining, "the server is shutting down; try another");
+  if (requests_.contains(s.name)) {
+    return refuse(RefusalCode::kDuplicate,
+                  "request id " + std::to_string(s.name.id) + " is in use; ids must be unique");
+  }
+  if (s.prompt.empty()) return refuse(RefusalCode::kEmptyPrompt, "the prompt has no token");
+  if (s.prompt.size() >= static_cast<size_t>(limits_.max_model_len)) {
+    return refuse(RefusalCode::kTooLong, "the prompt has " + std::to_string(s.prompt.size()) +
+                                             " tokens; with one generated token at most " +
+                                             std::to_string(limits_.max_model_len) +
+                                             " fit the model");
+  }
+  for (const auto* tokens : {&s.prompt, &s.stop_ids}) {
+    const auto bad = std::ranges::find_if(*tokens, outside);
+    if (bad == tokens->end()) continue;
+    return refuse(RefusalCode::kTokenId, "token id " + std::to_string(*bad) +
+                                             " is outside the vocabulary of " +
+                                             std::to_string(limits_.vocab_size));
+  }
+  const auto parameter = [&](const char* name, auto value, const char* range) {
+    return refuse(RefusalCode::kParameter,
+                  std::string(name) + " is " + std::to_string(value) + "; it must be " + range);
+  };
+  const Sampling& sampling = s.sampling;
+  if (s.max_tokens < 1) return parameter("max_tokens", s.max_tokens, "at least 1");
+  if (!std::isfinite(sampling.temperature) || sampling.temperature < 0) {
+    return parameter("temperature", sampling.temperature, "finite and not negative");
+  }
+  if (sampling.top_k < 0) return parameter("top_k", sampling.top_k, "0 (all) or positive");
+  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
+    return parameter("top_p", sampling.top_p, "over 0 and at most 1");
+  }
+  if (s.priority != 0) return parameter("priority", s.priority, "0 in this wire version");
+  if (waiting_.size() >= static_cast<size_t>(limits_.max_waiting)) {
+    return refuse(RefusalCode::kQueueFull, std::to_string(waiting_.size()) +
+                                               " requests are waiting, which is the limit; "
+                                               "try again later");
+  }
+  return Ok{};
+}
+
+StatusOr<Rejection> Scheduler::Submit(Submission s) {
+  StatusOr<Rejection> valid = Validate(s);
+  const auto prompt = static_cast<int32_t>(std::min<size_t>(s.prompt.size(), INT32_MAX));
+  const int64_t longest = std::clamp<int64_t>(s.max_tokens, 0, INT32_MAX) + prompt;
+  const auto limit = static_cast<int32_t>(std::min<int64_t>(longest, limits_.max_model_len));
+  if (valid.ok() && pool_) {
+    if (std::optional<Rejection> never = NeverFits(limit)) valid = std::move(*never);
+  }
+  if (!valid.ok()) {
+    ++counters_.rejected;
+    return valid;
+  }
+  auto request = std::make_unique<Request>();
+  request->name = s.name;
+  request->arrival = last_arrival_ = Arrival{last_arrival_.value + 1};
+  request->submitted = s.time;
+  request->tokens = std::move(s.prompt);
+  request->prompt_tokens = prompt;
+  request->limit = limit;
+  request->sampling = s.sampling;
+  request->stop_ids = std::move(s.stop_ids);
+  std::ranges::sort(request->stop_ids);
+  request->salt = std::move(s.salt);
+  waiting_.emplace(request->arrival, request.get());
+  requests_.emplace(s.name, std::move(request));
+  return Ok{};
+}
+
+void Scheduler::Abort(const RequestName& name, int64_t kept) {
+  const auto found = requests_.find(name);
+  if (found == requests_.end()) return;
+  Request& request = *found->second;
+  const int64_t generated = request.known() - request.prompt_tokens;
+  if (kept >= 0 && kept < generated) counters_.generated_tokens -= generated - kept;
+  End(request, FinishReason::kAbort, EventOf(request));
+}
+
+void Scheduler::AbortClient(ClientId client) {
+  AbortIf([client](const Request& request) { return request.name.client == client; });
+}
+
+void Scheduler::AbortAll() {
+  AbortIf([](const Request&) { return true; });
+}
+
+template <class Matches>
+void Scheduler::AbortIf(Matches matches) {
+  std::vector<Request*> chosen;
+  for (const auto& [name, request] : requests_) {
+    if (matches(*request)) chosen.push_back(request.get());
+  }
+  std::ranges::sort(chosen, {}, &Request::arrival);
+  for (Request* request : chosen) End(*request, FinishReason::kAbort, EventOf(*request));
+}
+
+void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
+  TS_CHECK(!pool_, "epoch " << epoch.value << " begins while " << epoch_.value << " runs");
+  TS_CHECK(epoch > epoch_, "epoch " << epoch.value << " after " << epoch_.value);
+  epoch_ = epoch;
+  last_step_ = StepId{};
+  pool_ = std::make_unique<kv::BlockPool>(num_blocks, block_size, limits_.prefix_caching);
+  groups_ = std::make_unique<PrefixGroups>(
+      limits_.max_slots, num_blocks,
+      [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
+  slots_.assign(static_cast<size_t>(limits_.max_slots), Slot{});
+  free_slots_.clear();
+  for (int id = limits_.max_slots - 1; id >= 0; --id) free_slots_.push_back(SlotId{id});
+  removed_slots_.clear();
+  ++openings_;
+  std::vector<Request*> impossible;
+  for (const auto& [arrival, request] : waiting_) {
+    if (NeverFits(request->limit)) impossible.push_back(request);
+  }
+  for (Request* request : impossible) {
+    late_rejections_.push_back({request->name, *NeverFits(request->limit)});
+    ++counters_.rejected;
+    waiting_.erase(request->arrival);
+    requests_.erase(RequestName(request->name));
+  }
+}
+
+void Scheduler::EndEpoch() {
+  if (!pool_) return;
+  std::vector<Request*> lost = running_;
+  lost.insert(lost.end(), preempted_.begin(), preempted_.end());
+  for (const auto& [arrival, request] : waiting_) {
+    if (request->admitted) lost.push_back(request);
+    request->chain.reset();
+  }
+  std::ranges::sort(lost, {}, &Request::arrival);
+  for (Request* request : lost) End(*request, FinishReason::kWorkerLost, EventOf(*request));
+  in_flight_.clear();
+  const kv::BlockCounts& counts = pool_->counts();
+  TS_CHECK(counts.open == 0 && counts.shared == 0,
+           counts.open << " open and " << counts.shared << " shared blocks outlive their requests");
+  groups_.reset();
+  pool_.reset();
+}
+
+std::optional<TimeNs> Scheduler::oldest_planned() const {
+  if (in_flight_.empty()) return std::nullopt;
+  return in_flight_.front().planned;
+}
+
+Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
+                          std::span<const float> logprobs) {
+  if (in_flight_.empty() || in_flight_.front().step != step) {
+    return Error{"a result of step " + std::to_string(step.value) +
+                 ", which is not the oldest in flight"};
+  }
+  InFlightStep& done = in_flight_.front();
+  if (tokens.size() != done.rows.size()) {
+    return Error{"step " + std::to_string(step.value) + " sampled " +
+                 std::to_string(done.rows.size()) + " rows, its result has " +
+                 std::to_string(tokens.size()) + " tokens"};
+  }
+  if (logprobs.size() != tokens.size() && (done.wants_logprobs || !logprobs.empty())) {
+    return Error{"step " + std::to_string(step.value) + " has " + std::to_string(tokens.size()) +
+                 " tokens and " + std::to_string(logprobs.size()) + " logprobs"};
+  }
+  for (const Token token : tokens) {
+    if (token >= -1 && token < limits_.vocab_size) continue;
+    return Error{"step " + std::to_string(step.value) + " sampled token id " +
+                 std::to_string(token) + " outside the vocabulary of " +
+                 std::to_string(limits_.vocab_size)};
+  }
+  InFlightStep retired = std::move(done);
+  in_flight_.pop_front();
+  pool_->Retired(step);
+  ++counters_.steps;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    Arrived(retired.rows[i], tokens[i], logprobs.empty() ? nullptr : &logprobs[i]);
+  }
+  retired.rows.clear();
+  spare_rows_.push_back(std::move(retired.rows));
+  return Ok{};
+}
+
+Request* Scheduler::Find(const SampledRow& row) {
+  Slot& place = slot(row.slot);
+  if (place.arrival == row.arrival) return place.request;
+  for (Request* request : preempted_) {
+    if (request->arrival == row.arrival) return request;
+  }
+  return nullptr;
+}
+
+TokenEvent Scheduler::EventOf(const Request& request) const {
+  return {.name = request.name, .cached_tokens = request.cached_tokens};
+}
+
+void Scheduler::Arrived(const SampledRow& row, Token token, const float* logprob) {
+  Request* found = Find(row);
+  if (found == nullptr) {  // it ended while this step was in flight
+    ++counters_.overrun_tokens;
+    return;
+  }
+  Request& request = *found;
+  auto* decoding = std::get_if<fsm::Decoding>(&request.state);
+  auto* preempted = std::get_if<fsm::Preempted>(&request.state);
+  TS_CHECK(decoding != nullptr || preempted != nullptr,
+           "a token for request " << request.arrival.value << ", which waits for none");
+  if (decoding != nullptr) {
+    On(*decoding, fsm::TokenKnown{});
+  } else {
+    On(*preempted, fsm::TokenKnown{});
+  }
+  TokenEvent event = EventOf(request);
+  if (token < 0) {
+    // Whatever made the logits so may be in its KV: nobody else shall read it.
+    if (decoding != nullptr) decoding->table.Forget();
+    End(request, FinishReason::kNumeric, event);
+    return;
+  }
+  request.tokens.push_back(token);
+  ++counters_.generated_tokens;
+  event.token = token;
+  if (logprob != nullptr && request.sampling.logprobs) {
+    event.logprob = *logprob;
+    event.has_logprob = true;
+  }
+  if (decoding != nullptr) SealReady(request, decoding->table, decoding->context, decoding->slot);
+  if (std::ranges::binary_search(request.stop_ids, token)) {
+    End(request, FinishReason::kStop, event);
+  } else if (request.known() >= request.limit) {
+    End(request, FinishReason::kLength, event);
+  } else {
+    events_.push_back(event);
+    if (preempted != nullptr && preempted->in_flight == 0) {
+      std::erase(preempted_, &request);
+      Requeue(request);
+    }
+  }
+}
+
+void Scheduler::Requeue(Request& request) {
+  const Status moved = fsm::Apply(request.state, fsm::Requeue{});
+  TS_CHECK(moved.ok(), "requeue of request " << request.arrival.value);
+  waiting_.emplace(request.arrival, &request);
+}
+
+void Scheduler::LeaveSlot(Request& request) {
+  SlotId id;
+  if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
+    id = state->slot;
+  } else if (const auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
+    id = decoding->slot;
+  } else {
+    return;
+  }
+  groups_->Leave(id);
+  if (slot(id).announced) removed_slots_.push_back(id.value);
+  slot(id) = Slot{};
+  free_slots_.push_back(id);
+  running_.erase(std::ranges::lower_bound(running_, request.arrival, {}, &Request::arrival));
+}
+
+void Scheduler::End(Request& request, FinishReason reason, TokenEvent event) {
+  LeaveSlot(request);
+  if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.arrival);
+  if (std::holds_alternative<fsm::Preempted>(request.state)) std::erase(preempted_, &request);
+  const Status moved = fsm::Apply(request.state, fsm::Finish{reason});
+  TS_CHECK(moved.ok(), "end of request " << request.arrival.value);
+  event.reason = reason;
+  events_.push_back(event);
+  ++counters_.finished;
+  ++openings_;
+  requests_.erase(RequestName(request.name));
+}
+
+void Scheduler::ClearEvents() {
+  events_.clear();
+  late_rejections_.clear();
+}
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+// The scheduler: requests in, plans out, results in, tokens out.
+//
+//   Submit / Abort     from frontends, at any time
+//   BeginEpoch         a full set of workers is there; nothing runs before
+//   Plan               the next step, at most `depth` ahead of Advance
+//   Advance            the oldest step in flight is done on every rank
+//   EndEpoch           the workers are gone
+//
+// It has no sockets, clock, threads or randomness: the same events give the same plans, bit for
+// bit. Time comes in with the events. A step costs O(rows + what changed), whatever the length of
+// the contexts and the size of the pool.
+// Invariants (Verify checks all of them):
+//   - running_ is in order of arrival; a request there holds one slot, and its state the blocks;
+//   - preempted requests arrived before every waiting request that was never admitted;
+//   - blocks are conserved, and held exactly by the tables of running requests.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "kv/block_pool.h"
+#include "plan/limits.h"
+#include "plan/prefix_groups.h"
+#include "plan/request.h"
+#include "plan/step_plan.h"
+
+namespace tokenspeed::plan {
+
+// What happened to a request: a token, an end, or both.
+struct TokenEvent {
+  RequestName name;
+  Token token = -1;  // -1: none
+  float logprob = 0.0f;
+  bool has_logprob = false;
+  fsm::FinishReason reason = fsm::FinishReason::kNone;
+  int32_t cached_tokens = 0;
+};
+
+// A queued request that turned out to be impossible.
+struct LateRejection {
+  RequestName name;
+  Rejection rejection;
+};
+
+struct Counters {
+  int64_t steps = 0;
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;
+  int64_t generated_tokens = 0;
+  int64_t preemptions = 0;
+  int64_t finished = 0;
+  int64_t rejected = 0;
+  int64_t overrun_tokens = 0;
+};
+
+class Scheduler {
+ public:
+  // REQUIRES: limits.Validate().ok()
+  explicit Scheduler(const Limits& limits);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  StatusOr<Rejection> Submit(Submission submission);
+  // Unknown and finished requests are ignored. `kept` generated tokens count; -1 keeps all.
+  void Abort(const RequestName& name, int64_t kept);
+  // Aborts all requests of a frontend that is gone.
+  void AbortClient(ClientId client);
+  void AbortAll();
+  // From now on every Submit is refused with kDraining.
+  void Drain() { draining_ = true; }
+
+  // REQUIRES: no epoch runs; epochs ascend; num_blocks >= 2; block_size >= 1.
+  void BeginEpoch(Epoch epoch, int num_blocks, int block_size);
+  // Requests with progress end with kWorkerLost; the others stay queued.
+  void EndEpoch();
+  bool in_epoch() const { return pool_ != nullptr; }
+
+  // The next step, valid until the next call; null if there is nothing to do now.
+  const StepPlan* Plan(TimeNs now);
+
+  // The oldest step in flight is done. `tokens`: one for each sampling row, -1 for logits that
+  // were not finite; `logprobs` beside them, or empty if no row asked. An error (the workers broke
+  // the contract, the epoch must end) changes nothing.
+  Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs);
+
+  // What happened since the last Clear.
+  const std::vector<TokenEvent>& events() const { return events_; }
+  const std::vector<LateRejection>& late_rejections() const { return late_rejections_; }
+  void ClearEvents();
+
+  int running() const { return static_cast<int>(running_.size()); }
+  int waiting() const { return static_cast<int>(waiting_.size() + preempted_.size()); }
+  int live() const { return static_cast<int>(requests_.size()); }
+  int in_flight() const { return static_cast<int>(in_flight_.size()); }
+  // When the oldest step in flight was planned.
+  std::optional<TimeNs> oldest_planned() const;
+  kv::BlockCounts blocks() const { return pool_ ? pool_->counts() : kv::BlockCounts{}; }
+  const Counters& counters() const { return counters_; }
+  const Limits& limits() const { return limits_; }
+
+  // Walks everything; the error names the first broken invariant.
+  Status Verify() const;
+
+ private:
+  struct Slot {
+    Request* request = nullptr;
+    Arrival arrival;           // of `request`; 0 if the slot is empty
+    bool announced = false;    // the workers know the slot ...
+    bool stale = false;        // ... but with a context that is behind: add it again
+    int announced_blocks = 0;  // of its table
+  };
+  struct SampledRow {
+    SlotId slot;
+    Arrival arrival;
+  };
+  struct InFlightStep {
+    StepId step;
+    TimeNs planned = 0;
+    bool wants_logprobs = false;
+    std::vector<SampledRow> rows;
+  };
+  // Rows of one kind, in order: rows of one token stand before all others in a plan.
+  struct RowBuffer {
+    std::vector<int32_t> slots;
+    std::vector<int32_t> lengths;
+    std::vector<uint8_t> flags;
+    std::vector<int32_t> tokens;
+    std::vector<SampledRow> sampled;
+    void Clear();
+    void AppendTo(StepPlan& plan, std::vector<SampledRow>& rows) const;
+  };
+
+  Slot& slot(SlotId id) { return slots_[static_cast<size_t>(id.value)]; }
+  const kv::BlockTable& TableOf(SlotId id) const;
+  int BlocksFor(int tokens) const;
+  // Blocks that the known history and the next token need.
+  int BlocksNeeded(const Request& request) const;
+  StatusOr<Rejection> Validate(const Submission& submission) const;
+  std::optional<Rejection> NeverFits(int32_t limit) const;
+
+  // Planning.
+  void PlanDecode(Request& request);
+  void PlanChunk(Request& request, int& budget);
+  void FindPrefix(Request& request);
+  bool Grow(Request& request);
+  void Displace(Request& request);
+  void Admit(int& budget);
+  bool Fits(Request& head);
+  void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
+  void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
+  void EmitRow(const Request& request, SlotId id, int begin, int length, uint8_t flags);
+
+  // Results and ends.
+  template <class Matches>
+  void AbortIf(Matches matches);
+  void Arrived(const SampledRow& row, Token token, const float* logprob);
+  // Ends a request and forgets it; `token` may come with the end.
+  void End(Request& request, fsm::FinishReason reason, TokenEvent event);
+  void LeaveSlot(Request& request);
+  void Requeue(Request& request);
+  Request* Find(const SampledRow& row);
+  TokenEvent EventOf(const Request& request) const;
+
+  const Limits limits_;
+  bool draining_ = false;
+  Epoch epoch_;
+  StepId last_step_;
+  Arrival last_arrival_;
+  std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
+  std::map<Arrival, Request*> waiting_;
+  std::vector<Request*> running_;
+  std::vector<Request*> preempted_;
+
+  std::unique_ptr<kv::BlockPool> pool_;
+  std::unique_ptr<PrefixGroups> groups_;
+  std::vector<Slot> slots_;
+  std::vector<SlotId> free_slots_;
+  std::vector<int32_t> removed_slots_;  // for the next plan
+  std::deque<InFlightStep> in_flight_;
+  std::vector<std::vector<SampledRow>> spare_rows_;
+
+  // Admission of the head is tried again only when something that could help it has changed.
+  uint64_t openings_ = 0;
+  Arrival blocked_head_;
+  uint64_t blocked_openings_ = 0;
+  bool displaced_ = false;  // in this plan
+
+  StepPlan plan_;
+  RowBuffer short_rows_;
+  RowBuffer long_rows_;
+  bool wants_logprobs_ = false;
+  std::vector<TokenEvent> events_;
+  std::vector<LateRejection> late_rejections_;
+  Counters counters_;
+};
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""A worker without a model: it applies plans exactly as StepPlan's docstring says.
+
+A block keeps the tokens whose KV a real worker would have written there.  What a row samples is a
+function of the request's whole history *as read from its blocks*, so a block that is reused, freed
+or shared at the wrong moment changes the output, and `expected_tokens` tells what is right.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tokenspeed_core.ipc.codec import Decoder, float32_column, int32_column, read_column
+from tokenspeed_core.ipc.messages import (
+    ROW_HAS_TOKENS,
+    ROW_SAMPLES,
+    StepAck,
+    StepPlan,
+    StepResult,
+)
+from tokenspeed_core.scheduler._scheduler import siphash128
+
+_decoder = Decoder(StepPlan)
+
+
+def sample(history: list[int], seed: int, vocab_size: int) -> int:
+    """The token that follows `history`."""
+    digest = hashlib.blake2b(int32_column(history) + seed.to_bytes(8, "little"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") % vocab_size
+
+
+def expected_tokens(
+    prompt: list[int],
+    count: int,
+    vocab_size: int,
+    seed: int = 0,
+    stop_ids: tuple[int, ...] = (),
+) -> list[int]:
+    """What a request must produce, whatever else runs."""
+    history = list(prompt)
+    while len(history) < len(prompt) + count:
+        history.append(sample(history, seed, vocab_size))
+        if history[-1] in stop_ids:
+            break
+    return history[len(prompt) :]
+
+
+@dataclass
+class Slot:
+    context: int
+    seed: int
+    logprobs: bool
+    blocks: list[int] = field(default_factory=list)
+    last_token: int | None = None
+    group: int = -1
+    group_blocks: int = 0
+
+
+class Report(NamedTuple):
+    result: StepResult
+    ack: StepAck
+
+
+class SimulatedWorker:
+    """State of one rank in one epoch."""
+
+    def __init__(self, epoch: int, num_blocks: int, block_size: int, vocab_size: int) -> None:
+        self.epoch = epoch
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.digest = epoch.to_bytes(16, "little")
+        self.step = 0
+        self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.slots: dict[int, Slot] = {}
+        self.computed_tokens = 0
+        self.largest_step = 0
+        self.nan_when: tuple[int, ...] = ()  # histories ending so have logits that are not finite
+
+    def apply(self, frame: bytes, digest: bytes) -> Report:
+        """Apply one plan and return what a worker reports."""
+        self.digest = siphash128(self.digest, frame)
+        assert self.digest == digest, "the plan stream is broken"
+        plan = _decoder.decode(frame)
+        assert plan.epoch == self.epoch
+        assert plan.step == self.step + 1
+        self.step = plan.step
+        self._remove_and_add(plan)
+        self._append_blocks(plan)
+        self._share(plan)
+        tokens, logprobs, asked = self._run(plan)
+        result = StepResult(
+            plan.epoch,
+            plan.step,
+            digest,
+            int32_column(tokens),
+            float32_column(logprobs) if asked else b"",
+        )
+        ack = StepAck(plan.epoch, plan.step, digest, siphash128(digest, result.tokens))
+        return Report(result, ack)
+
+    def _remove_and_add(self, plan: StepPlan) -> None:
+        for slot in read_column("i", plan.removed_slots):
+            del self.slots[slot]
+        columns = zip(
+            read_column("i", plan.added_slots),
+            read_column("i", plan.added_context),
+            read_column("Q", plan.added_seed),
+            read_column("B", plan.added_logprobs),
+            read_column("f", plan.added_temperature),
+            read_column("i", plan.added_top_k),
+            read_column("f", plan.added_top_p),
+            strict=True,
+        )
+        for slot, context, seed, logprobs, *_ in columns:
+            assert slot not in self.slots, f"slot {slot} is added twice"
+            self.slots[slot] = Slot(context, seed, bool(logprobs))
+
+    def _append_blocks(self, plan: StepPlan) -> None:
+        for slot, group, block in zip(
+            read_column("i", plan.block_slots),
+            read_column("i", plan.block_groups),
+            read_column("i", plan.block_ids),
+            strict=True,
+        ):
+            assert group == 0
+            assert 0 < block < len(self.cells), f"block {block}"
+            self.slots[slot].blocks.append(block)
+        assert plan.copy_sources == b""
+
+    def _share(self, plan: StepPlan) -> None:
+        for slot, group, blocks in zip(
+            read_column("i", plan.prefix_slots),
+            read_column("i", plan.prefix_groups),
+            read_column("i", plan.prefix_blocks),
+            strict=True,
+        ):
+            self.slots[slot].group = group
+            self.slots[slot].group_blocks = blocks
+        leading: dict[int, list[int]] = {}
+        for place in self.slots.values():
+            if place.group < 0:
+                assert place.group_blocks == 0
+                continue
+            assert place.group_blocks > 0
+            mine = place.blocks[: place.group_blocks]
+            assert leading.setdefault(place.group, mine) == mine, "a group that shares nothing"
+
+    def _run(self, plan: StepPlan) -> tuple[list[int], list[float], bool]:
+        rows = list(
+            zip(
+                read_column("i", plan.rows),
+                read_column("i", plan.row_tokens),
+                read_column("B", plan.row_flags),
+                strict=True,
+            )
+        )
+        assert rows, "an empty step"
+        lengths = [length for _, length, _ in rows]
+        assert lengths == sorted(lengths, key=lambda length: length > 1), "long rows come last"
+        assert len({slot for slot, _, _ in rows}) == len(rows), "a slot has two rows"
+        self.largest_step = max(self.largest_step, sum(lengths))
+        prompt = read_column("i", plan.prompt_tokens)
+        # Every row's KV is written before any row attends: rows may read each other's blocks.
+        written: set[tuple[int, int]] = set()
+        at = 0
+        for slot, length, flags in rows:
+            place = self.slots[slot]
+            if flags & ROW_HAS_TOKENS:
+                inputs = list(prompt[at : at + length])
+                at += length
+            else:
+                assert place.last_token is not None
+                inputs = [place.last_token]
+            assert len(inputs) == length
+            for token in inputs:
+                block, offset = divmod(place.context, self.block_size)
+                cell = (place.blocks[block], offset)
+                assert cell not in written, f"two rows write {cell}"
+                written.add(cell)
+                self.cells[cell[0]][offset] = token
+                place.context += 1
+            self.computed_tokens += length
+        assert at == len(prompt)
+
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        asked = False
+        for slot, _, flags in rows:
+            if not flags & ROW_SAMPLES:
+                continue
+            place = self.slots[slot]
+            history = self._history(place)
+            place.last_token = sample(history, place.seed, self.vocab_size)
+            broken = bool(self.nan_when) and tuple(history[-len(self.nan_when) :]) == self.nan_when
+            tokens.append(-1 if broken else place.last_token)
+            logprobs.append(-1.0 / (1 + len(history)))
+            asked = asked or place.logprobs
+        return tokens, logprobs, asked
+
+    def _history(self, place: Slot) -> list[int]:
+        history = []
+        for position in range(place.context):
+            block, offset = divmod(position, self.block_size)
+            token = self.cells[place.blocks[block]][offset]
+            assert token is not None, f"position {position} was never written"
+            history.append(token)
+        return history
