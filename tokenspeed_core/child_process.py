@@ -43,10 +43,10 @@ class OutputPipe:
         if not chunk:
             return None
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        while len(self._rest) > _MAX_LINE_BYTES:
-            lines.append(self._rest[:_MAX_LINE_BYTES])
-            self._rest = self._rest[_MAX_LINE_BYTES:]
-        return [_text(line) for line in lines]
+        if len(self._rest) > _MAX_LINE_BYTES:
+            lines.append(self._rest)
+            self._rest = b""
+        return [piece for line in lines for piece in _pieces(line)]
 
     def read_rest(self) -> list[str]:
         """Return what a dead child left in the pipe, an unfinished last line included."""
@@ -56,13 +56,15 @@ class OutputPipe:
                 if not chunk:
                     break
                 self._rest += chunk
-        left = [_text(line) for line in self._rest.split(b"\n")]
+        *lines, last = self._rest.split(b"\n")
         self._rest = b""
-        return left if left[-1] else left[:-1]
+        return [piece for line in [*lines, *filter(None, [last])] for piece in _pieces(line)]
 
 
-def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\r")
+def _pieces(line: bytes) -> list[str]:
+    starts = range(0, max(len(line), 1), _MAX_LINE_BYTES)
+    pieces = (line[start : start + _MAX_LINE_BYTES] for start in starts)
+    return [piece.decode(errors="replace").rstrip("\r") for piece in pieces]
 
 
 class ChildProcess:

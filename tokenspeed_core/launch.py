@@ -26,7 +26,7 @@ from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
 from .model_source import ModelNotFoundError, resolve
 from .readiness import NotReadyError, await_http, await_scheduler
-from .scheduler.process import scheduler_command
+from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, find_executable, find_libzmq
 from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import WorkerEvent
 
@@ -69,6 +69,7 @@ class Engine:
         Raises:
             ConfigError, ModelNotFoundError, CheckpointError, RunDirectoryError: the config, the
                 model or the run directory cannot be used.
+            SchedulerNotFoundError: its executable was not built.
             EngineError: the port is taken.
         """
         return cls._launch(ServedModel.of(config, serve_http), serve_http, on_event)
@@ -107,7 +108,7 @@ class Engine:
         run, config = self.run, self.config
         config_file = run.path / "engine.json"
         write_config(config, config_file)
-        scheduler_file = run.path / "scheduler.msgpack"
+        scheduler_file = run.path / CONFIG_FILE
         scheduler_file.touch(mode=0o600)
         scheduler_file.write_bytes(encode(self._scheduler_config()))
 
@@ -125,7 +126,7 @@ class Engine:
             for rank in range(config.tp)
         )
         parts = [
-            Part("scheduler", (ChildSpec("scheduler", tuple(scheduler_command(scheduler_file))),)),
+            Part("the scheduler", (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
             Part("the worker group", workers, forget_ranks),
         ]
         if self._serve_http:
@@ -330,6 +331,7 @@ _START_ERRORS = (
     ModelNotFoundError,
     CheckpointError,
     RunDirectoryError,
+    SchedulerNotFoundError,
     EngineError,
 )
 
@@ -337,6 +339,12 @@ _START_ERRORS = (
 def _fail(error: Exception) -> int:
     print(f"tokenspeed: error: {error}", file=sys.stderr)
     return 1
+
+
+def _scheduler_command(config_file: Path) -> tuple[str, ...]:
+    libzmq = find_libzmq()
+    library = () if libzmq is None else ("--libzmq", str(libzmq))
+    return (str(find_executable()), "--config", str(config_file), *library)
 
 
 def _parent(config: EngineConfig) -> Path | None:

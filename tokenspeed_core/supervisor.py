@@ -29,7 +29,7 @@ class Part:
     name: str
     children: tuple[ChildSpec, ...]
     before_start: Callable[[], None] = lambda: None
-    stop_grace_s: float = _KILL_GRACE_S  # from SIGTERM to SIGKILL
+    stop_grace_s: float = _KILL_GRACE_S  # from SIGTERM to SIGKILL, with a second one half way
 
 
 @attrs.frozen
@@ -95,7 +95,7 @@ class Supervisor:
         self._commands: deque[Callable[[], None]] = deque()
         self._is_starting = True
         self._stage: int | None = None  # index of the part that is being stopped
-        self._kill_at = 0.0
+        self._press_at = self._kill_at = 0.0
         self._drain_s = 0.0
         self._ended = threading.Event()
         self.failure: SupervisorError | None = None
@@ -256,7 +256,9 @@ class Supervisor:
             self._drain_s = drain_s
             self._enter_stage(0)
         else:
-            self._kill_at = min(self._kill_at, time.monotonic() + drain_s + _KILL_GRACE_S)
+            now = time.monotonic()
+            self._kill_at = min(self._kill_at, now + drain_s + _KILL_GRACE_S)
+            self._press_at = min(self._press_at, now + drain_s)
 
     def _enter_stage(self, stage: int) -> None:
         self._stage = stage
@@ -264,6 +266,7 @@ class Supervisor:
             run = self._running[stage]
             extra = self._drain_s if stage == 0 else 0.0
             self._kill_at = time.monotonic() + run.part.stop_grace_s + extra
+            self._press_at = self._kill_at - run.part.stop_grace_s / 2
             for child in run.children:
                 child.send(signal.SIGTERM)
 
@@ -271,11 +274,19 @@ class Supervisor:
         assert self._stage is not None
         while self._stage < len(self._running) and not self._running[self._stage].children:
             self._enter_stage(self._stage + 1)
-        if self._stage < len(self._running) and now >= self._kill_at:
-            for child in self._running[self._stage].children:
+        if self._stage == len(self._running):
+            return
+        children = self._running[self._stage].children
+        if now >= self._kill_at:
+            for child in children:
                 self._log(f"{child.spec.name} did not stop in time and is killed")
                 child.send(signal.SIGKILL)
             self._kill_at = now + _KILL_GRACE_S
+        elif now >= self._press_at:
+            # Our children, like most, drain on the first signal and end at once on the second.
+            for child in children:
+                child.send(signal.SIGTERM)
+            self._press_at = self._kill_at
 
     def _kill(self) -> None:
         if self._stage is None:
@@ -288,7 +299,7 @@ class Supervisor:
         """Seconds until the next deadline, None if there is none."""
         deadlines = [run.restart_at for run in self._running if run.restart_at is not None]
         if self._stage is not None:
-            deadlines = [self._kill_at]
+            deadlines = [self._press_at, self._kill_at]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _log(self, text: str) -> None:

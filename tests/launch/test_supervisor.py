@@ -163,7 +163,7 @@ def test_what_ignores_the_signal_is_killed_after_its_grace(watched: Watched) -> 
     until(lambda: watched.texts("c"))
     supervisor.stop()
     assert supervisor.wait(PATIENCE_S)
-    assert watched.texts("c") == ["up", "no"]
+    assert watched.texts("c") == ["up", "no", "no"]
     assert any("c did not stop in time" in text for text in watched.texts("supervisor"))
 
 
