@@ -55,12 +55,14 @@ def compile_plan(
     """
     caches = family.caches(config, block_size, cache_dtype or dtype)
     batch = declare(Batch, dict.fromkeys(_NO_SIZES), torch.int32)
-    traced = trace(family.forward, family.params(config, dtype), caches, batch, config)
+    params = family.params(config, dtype)
+    traced = trace(family.forward, params, caches, batch, config)
     return build(
         traced,
         layout,
         name=family.name,
         ops=f"{__package__.rpartition('.')[0]}.ops",
+        params=params,
         caches=caches,
         constants=family.derived(config),
     )

@@ -11,6 +11,7 @@ from .error import (
     TraceError,
     VerificationError,
 )
+from .explain import explain
 from .layout import Layout
 from .mesh import Mesh, parse_mesh
 from .op import register_rule
@@ -40,6 +41,7 @@ __all__ = [
     "VerificationError",
     "build",
     "declare",
+    "explain",
     "leaves",
     "map_leaves",
     "module",

@@ -10,31 +10,13 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 import attrs
 
-from .error import AnnotationError
+from .budget import Budget, parse_budget
 from .spec import Placement
 from .trace import Value, graph_of
 from .tree import annotations, is_module
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@attrs.frozen
-class Budget:
-    """The most collectives a function may need, in units of one all-reduce.
-
-    A reduce-scatter or an all-gather counts half, so the same budget holds for a layout that
-    splits an all-reduce in two (sequence parallelism).
-    """
-
-    all_reduce: float
-
-    @staticmethod
-    def parse(text: str) -> "Budget":
-        name, _, count = text.partition("<=")
-        if name.strip() != "all_reduce" or not count.strip().isdigit():
-            raise AnnotationError(f"budget {text!r} is not of the form 'all_reduce<=N'")
-        return Budget(float(count))
 
 
 class Function:
@@ -110,7 +92,7 @@ def spmd(run: Any = None, *, budget: str | None = None) -> Any:
 
     On plain tensors it is the function itself.
     """
-    limit = Budget.parse(budget) if budget else None
+    limit = parse_budget(budget) if budget else None
 
     def mark(run: Callable[P, R]) -> Callable[P, R]:
         function = Function(run, limit)

@@ -1,9 +1,58 @@
 # SPDX-License-Identifier: MIT
 """What a program's collectives cost: which there are, their bytes and predicted time."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
-from .program import Code, Loop, Move, Program
+import attrs
+
+from .mesh import Mesh
+from .program import Apply, Code, Loop, Move, Program, Var
+
+
+@attrs.frozen
+class Link:
+    """An alpha-beta model of a link: microseconds to start a collective, GB/s a rank sustains."""
+
+    name: str
+    alpha_us: float
+    gb_per_s: float
+
+
+# Estimates, to be replaced by a table measured on the machine: an H100 NVLink domain.
+NVLINK = Link("NVLink", 9.0, 360.0)
+
+
+@attrs.frozen
+class Cost:
+    """One collective: payload and wire bytes a rank, predicted microseconds."""
+
+    payload: int
+    wire: int
+    us: float
+
+
+def nbytes(var: Var, tokens: Mapping[str, int], mesh: Mesh | None = None) -> int:
+    """Return the bytes of a value, or of one rank's shard if a mesh is given.
+
+    `tokens` gives the dims whose sizes are known at run time only.
+    """
+    sizes = [
+        tokens.get(dim.name, 1) if size is None else size
+        for dim, size in zip(var.spec.dims, var.sizes, strict=True)
+    ]
+    ways = math.prod(mesh.size(dim.axes) for dim in var.spec.dims) if mesh else 1
+    return -(-math.prod(sizes) // ways) * var.dtype.itemsize
+
+
+def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK) -> Cost:
+    """Return what a redistribution costs as a ring: reduce-scatter, all-gather, or both."""
+    ways = mesh.size(move.axes)
+    whole = max(nbytes(move.operand, tokens, mesh), nbytes(move.result, tokens, mesh))
+    trips = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "slice": 0}[move.kind]
+    wire = trips * whole * (ways - 1) // ways
+    us = link.alpha_us + wire / (link.gb_per_s * 1e3) if trips else 0.0
+    return Cost(whole if trips else 0, wire, us)
 
 
 def moves(code: Code) -> Iterator[tuple[Move, int]]:
@@ -15,6 +64,11 @@ def moves(code: Code) -> Iterator[tuple[Move, int]]:
             yield from ((move, step.stop - step.start) for move, _ in moves(step.block))
 
 
-def axes_of(program: Program) -> tuple[tuple[str, ...], ...]:
-    """Return the axis groups that the program communicates over, each once."""
-    return tuple(dict.fromkeys(move.axes for move, _ in moves(program.driver)))
+def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
+    """Return the axis groups that the program names to `c`, each once."""
+    found = [move.axes for move, _ in moves(program.driver)]
+    for code in (*program.blocks, program.driver):
+        for step in code.steps:
+            if isinstance(step, Apply) and step.rule.offset:
+                found.extend(dim.axes for var in step.operands for dim in var.spec.dims if dim.axes)
+    return tuple(dict.fromkeys(found))

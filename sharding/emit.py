@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Emission: a typed local program as a readable Python file that stands alone."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from .mesh import Mesh
-from .pack import pack_name
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
 
 _WIDTH = 100
@@ -41,12 +41,14 @@ class Writer:
         inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
         inputs += [var.name for var in self.code.carry]
         yield f"def {self.code.name}({', '.join(inputs)}):"
+        yield f'    """Run one layer: {_types(self.code.carry)}."""'
         yield from self.body()
         results = [self.name(var) for var in self.code.results]
         yield f"    return {', '.join(results)}"
 
     def driver(self) -> Iterator[str]:
         yield "def forward(c, w, caches, batch):"
+        yield f'    """Run a step: {_types(self.code.results)}."""'
         yield from self.body()
         results = ", ".join(self.name(var) for var in self.code.results)
         yield f"    return {results}, caches"
@@ -85,9 +87,9 @@ class Writer:
 
     def name(self, var: Var) -> str:
         if var.kind == "param":
-            return f'w["{var.name}"]'
+            return re.sub(r"\.(\d+)\.", r'"][\1]["', f'w["{var.name}"]')
         if var.kind == "cache":
-            return var.name.partition(".")[0]
+            return _tree_name(var)
         return var.name
 
     def constants(self, constants: tuple[Var, ...]) -> list[str]:
@@ -99,7 +101,7 @@ class Writer:
         if isinstance(arg, Var):
             return self.name(arg)
         if isinstance(arg, tuple) and arg and all(isinstance(part, Var) for part in arg):
-            roots = {part.name.partition(".")[0] for part in arg}
+            roots = {_tree_name(part) for part in arg}
             assert len(roots) == 1, f"a tree of values of several origins: {arg}"
             return str(roots.pop())
         return repr(arg)
@@ -125,7 +127,9 @@ class Writer:
                     return
 
     def targets(self, step: Step) -> str:
-        return ", ".join(dict.fromkeys(self.name(var) for var in step.results))
+        # A cache is written in place: outside a layer its new version needs no name.
+        names = [self.name(var) for var in step.results]
+        return ", ".join(dict.fromkeys("_" if "[" in name else name for name in names))
 
     def project(self, step: Project) -> Iterator[tuple[str, Step]]:
         self.used.add("linear")
@@ -168,9 +172,19 @@ class Writer:
         rename = "" if carry == entered else f"{carry} = {entered}\n    "
         args = ", ".join(["c", "p", "kv", *constants, *(self.name(v) for v in step.results)])
         return (
-            f'{rename}for p, kv in zip(w["{step.layers}"]{span}, caches{span}):\n'
+            f'{rename}for p, kv in zip(w["{step.layers}"]{span}, caches{span}, strict=True):\n'
             f"        {carry} = {step.block.name}({args})"
         )
+
+
+def _types(values: tuple[Var, ...]) -> str:
+    return ", ".join(f"{var.name} is {var.spec}" for var in values)
+
+
+def _tree_name(var: Var) -> str:
+    """Return the name of the tree that a cache or batch column belongs to."""
+    root, *rest = var.name.split(".")
+    return f"{root}[{rest[0]}]" if len(rest) > 1 else root
 
 
 def _reads(step: Step) -> tuple[Var, ...]:
@@ -196,6 +210,3 @@ def _joined(code: Code) -> Iterator[tuple[Project, Apply]]:
                 and not set(step.results) & set(code.results)
             ):
                 yield step, user
-
-
-__all__ = ["emit", "pack_name"]

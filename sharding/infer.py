@@ -73,7 +73,9 @@ def infer(
     kept, carried, reduce = _carried(rule, operands, set(taken))
     if wanted is not None:
         paid = {
-            axis for i, operand in enumerate(operands) if i not in kept
+            axis
+            for i, operand in enumerate(operands)
+            if i not in kept
             for axis in operand.spec.partial
         }
         for factor, dim in zip(rule.outputs[0], wanted.dims, strict=True):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Meshes: ranks arranged along named axes, which may be factored, `dp=2 tp=(kv=2,rep=4)`."""
 
-import itertools
 import math
 import re
 
@@ -121,13 +120,3 @@ def parse_mesh(text: str) -> Mesh:
     if len({name for name, _ in factors}) != len(factors):
         raise MeshError(f"a factor stands twice in mesh {text!r}")
     return Mesh(tuple(names), tuple(factors))
-
-
-def legal_sizes(sizes: list[int], limit: int = 64) -> list[int]:
-    """Return the axis sizes up to `limit` that divide every one of `sizes`."""
-    common = math.gcd(*sizes) if sizes else 1
-    return [
-        size
-        for size in itertools.takewhile(lambda n: n <= limit, itertools.count(1))
-        if common % size == 0
-    ]

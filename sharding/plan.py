@@ -11,6 +11,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from .budget import check_budgets
+from .cost import groups_of
+from .division import check_layout
 from .emit import emit
 from .layout import Layout
 from .mesh import Mesh
@@ -65,9 +68,7 @@ class Plan:
     @cached_property
     def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Return the rank groups of each axis name that the program passes to `c`."""
-        from .cost import axes_of
-
-        return {self.mesh.group(axes): self.mesh.groups(axes) for axes in axes_of(self.program)}
+        return {self.mesh.group(axes): self.mesh.groups(axes) for axes in groups_of(self.program)}
 
     def load(self) -> Forward:
         """Return `forward(c, w, caches, batch) -> (result, caches)` from the emitted source."""
@@ -120,12 +121,19 @@ def build(
     *,
     name: str,
     ops: str,
+    params: Any,
     caches: tuple[Any, ...],
     constants: Mapping[str, Tensor],
 ) -> Plan:
-    """Compile a traced program for a layout; `ops` names the module of the emitted imports."""
+    """Compile a traced program for a layout; `ops` names the module of the emitted imports.
+
+    Raises:
+        ShardingError: the layout does not fit the model, or a function exceeds its budget.
+    """
+    check_layout(layout, (params, caches), traced.aliases)
     program = pack(propagate(traced, layout))
     verify(program)
+    check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."
     source = emit(program, title, ops)
     shapes: dict[int, tuple[CacheShape, ...]] = {}

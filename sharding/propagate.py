@@ -6,11 +6,10 @@ from typing import Any
 
 import attrs
 
-from .error import MeshError, PlacementError, explained
+from .error import PlacementError, explained
 from .infer import Operand, RuleViolationError, infer
 from .layout import Layout
 from .line import Line
-from .mesh import legal_sizes
 from .op import OPS
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .redistribute import hops
@@ -25,7 +24,6 @@ def propagate(traced: Traced, layout: Layout) -> Program:
     """Give every value a placement, forward and in order, and insert the redistributions.
 
     Raises:
-        MeshError: a sharded dim does not divide; the legal sizes are listed.
         PlacementError: operands meet in placements that no redistribution reconciles.
     """
     state = Propagation(layout, traced.graph, "forward")
@@ -85,7 +83,6 @@ class Propagation:
             raise PlacementError(
                 f"{value.line}: {value.name} is annotated Partial; stored values are never owed"
             )
-        check_division(value, spec, self.layout)
         return spec
 
     def run(self, graph: Graph) -> None:
@@ -305,19 +302,3 @@ class Propagation:
             tuple(cache),
             tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
         )
-
-
-def check_division(value: Value, spec: Spec, layout: Layout) -> None:
-    """Refuse a shard that is not a whole number of elements, naming the legal sizes."""
-    for dim, size in zip(spec.dims, value.sizes, strict=True):
-        ways = layout.mesh.size(dim.axes)
-        if size is not None and size % ways:
-            axis = layout.mesh.group(dim.axes)
-            raise MeshError(
-                explained(
-                    value.line,
-                    f"dim {dim.name!r} of {value.name} has size {size}, which {axis}={ways} does "
-                    f"not divide",
-                    fixes=[f"choose {axis} from {legal_sizes([size])} for this dim"],
-                )
-            )

@@ -219,13 +219,17 @@ class Graph:
     def __init__(self) -> None:
         self.equations: list[Equation | Pin | Scan] = []
         self.regions: tuple[str, ...] = ()
+        self.calls: dict[tuple[str, ...], int] = {}
         self.budgets: dict[tuple[str, ...], Any] = {}
         self.values: list[Value] = []
 
     @contextmanager
     def region(self, name: str, budget: Any) -> Iterator[None]:
-        """Attribute the equations made inside to function `name` and its budget."""
-        outer, self.regions = self.regions, (*self.regions, name)
+        """Attribute the equations made inside to this call of function `name` and its budget."""
+        outer = self.regions
+        calls = self.calls.get((*outer, name), 0) + 1
+        self.calls[(*outer, name)] = calls
+        self.regions = (*outer, name if calls == 1 else f"{name}#{calls}")
         if budget is not None:
             self.budgets[self.regions] = budget
         try:
@@ -350,7 +354,7 @@ class Graph:
             return assigned
         if op.rule.outputs[0] == op.rule.inputs[0]:
             return (operands[0].name,) * fresh
-        return (self.regions[-1] if self.regions else op.name,) * fresh
+        return (self.regions[-1].partition("#")[0] if self.regions else op.name,) * fresh
 
     def pin(self, value: Value, placement: Placement, alias: str | None) -> Value:
         """Record that `value` meets an annotation."""
@@ -432,3 +436,13 @@ class Traced:
     graph: Graph
     results: tuple[Value, ...]
     caches: Any
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """Return the names of the boundary types that a layout may override."""
+        graphs = [self.graph]
+        for equation in self.graph.equations:
+            if isinstance(equation, Scan):
+                graphs.extend(run.block.graph for run in equation.runs)
+        pins = [e for graph in graphs for e in graph.equations if isinstance(e, Pin)]
+        return frozenset(pin.alias for pin in pins if pin.alias)

@@ -61,6 +61,12 @@ def declare(
         if isinstance(kind, Placement):
             if kind.optional and name not in present:
                 return None
+            joint = [dim for dim in kind.spec.dims if dim.segments]
+            if joint:
+                raise AnnotationError(
+                    f"{kind.line}: {cls.__name__}.{name} is stored with direct-sum dim {joint[0]}; "
+                    f"declare one parameter a segment, they are packed side by side"
+                )
             missing = [dim for dim in kind.spec.names if dim not in sizes]
             if missing:
                 raise AnnotationError(

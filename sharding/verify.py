@@ -123,8 +123,10 @@ class Verification:
         rule = _own_rule(apply)
         if rule != apply.rule:
             raise VerificationError(f"{where} carries the rule {apply.rule}, its own is {rule}")
-        everything = (*zip(rule.inputs, apply.operands, strict=True),
-                      *zip(rule.outputs, apply.results, strict=True))
+        everything = (
+            *zip(rule.inputs, apply.operands, strict=True),
+            *zip(rule.outputs, apply.results, strict=True),
+        )
         sizes: dict[str, int | None] = {}
         axes: dict[str, tuple[str, ...]] = {}
         for factors, var in everything:
@@ -146,7 +148,9 @@ class Verification:
     def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> None:
         """Check one op on one mesh axis against the table above."""
         states = [_state(f, v.spec, axis) for f, v in zip(rule.inputs, apply.operands, strict=True)]
-        results = [_state(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)]
+        results = [
+            _state(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)
+        ]
         partial = tuple(i for i, state in enumerate(states) if state == PARTIAL)
         sharded = {state for state in states if state not in (REPLICATED, PARTIAL)}
         if partial:
@@ -161,9 +165,7 @@ class Verification:
             factor = sharded.pop()
             if sharded or factor not in rule.shardable:
                 raise VerificationError(f"{where}: on {axis} operands are {states}: not shardable")
-            expected = [
-                _sharded_result(rule, index, factor) for index in range(len(rule.outputs))
-            ]
+            expected = [_sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
         else:
             expected = [REPLICATED] * len(results)
         if results != expected:

@@ -4,11 +4,12 @@
 import pytest
 import torch
 from tiny import BLOCK, CASES, LAYOUTS, Tiny, conversation, make_tiny
+from torch import Tensor
+
 from tokenspeed_core.models import compile_plan
 from tokenspeed_core.ops import Batch
 from tokenspeed_core.sharding import Layout, map_leaves
 from tokenspeed_core.sharding.simulate import Simulation
-from torch import Tensor
 
 TOLERANCE = 1e-4
 NUM_BLOCKS = 17
@@ -44,9 +45,7 @@ def test_eager_agrees_with_transformers(tiny: Tiny) -> None:
 
 
 def test_emitted_program_agrees_with_transformers(tiny: Tiny) -> None:
-    plan = compile_plan(
-        tiny.family, tiny.config, Layout(), dtype=torch.float32, block_size=BLOCK
-    )
+    plan = compile_plan(tiny.family, tiny.config, Layout(), dtype=torch.float32, block_size=BLOCK)
     forward = plan.load()
     weights = plan.weights(plan.place(tiny.params, 0))
     caches = plan.allocate_caches(NUM_BLOCKS)
@@ -106,9 +105,7 @@ def test_layers_need_one_all_reduce_a_sublayer(layout: str, expected: float) -> 
 
 def test_bfloat16_stays_near_the_oracle() -> None:
     tiny = make_tiny(CASES["tied-llama3"])
-    plan = compile_plan(
-        tiny.family, tiny.config, Layout(), dtype=torch.bfloat16, block_size=BLOCK
-    )
+    plan = compile_plan(tiny.family, tiny.config, Layout(), dtype=torch.bfloat16, block_size=BLOCK)
     params = {path: tensor.to(torch.bfloat16) for path, tensor in tiny.params.items()}
     simulation = Simulation(plan, params, NUM_BLOCKS)
     for ours, oracle in conversation(tiny, simulation.step):

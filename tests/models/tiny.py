@@ -6,10 +6,11 @@ from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
+
 from tokenspeed_core.models import Family, family_of
 from tokenspeed_core.ops import Batch
 from tokenspeed_core.sharding import Layout
-from torch import Tensor
 
 BLOCK = 4
 SIZES = dict(
@@ -141,7 +142,10 @@ def conversation(
     found = []
     expected = [tiny.expected(row) for row in range(2)]
     lengths = [len(ids) - 8 for ids in tiny.tokens]
-    rows = [(ids[:length], 0, i) for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))]
+    rows = [
+        (ids[:length], 0, i)
+        for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
+    ]
     logits = step(batch_of(rows, every=True, multiple=multiple))
     found.append((logits, torch.cat([e[:n] for e, n in zip(expected, lengths, strict=True)])))
     for done in range(8):
@@ -150,6 +154,7 @@ def conversation(
             for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
         ]
         logits = step(batch_of(rows, multiple=multiple))
-        found.append((logits, torch.stack([e[n + done] for e, n in zip(expected, lengths, strict=True)])))
+        found.append(
+            (logits, torch.stack([e[n + done] for e, n in zip(expected, lengths, strict=True)]))
+        )
     return found
-

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Budgets: the most collectives that an `@spmd` function may need."""
+
+import attrs
+
+from .error import AnnotationError, BudgetError, explained
+from .program import Apply, Code, Move, Program, Project, Var
+
+# What a collective counts, in all-reduces: a layout that splits one in two pays the same.
+UNITS = {"all_reduce": 1.0, "reduce_scatter": 0.5, "all_gather": 0.5, "slice": 0.0}
+
+
+@attrs.frozen
+class Budget:
+    """The most collectives a function may need, in units of one all-reduce."""
+
+    all_reduce: float
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse `all_reduce<=N`.
+
+    Raises:
+        AnnotationError: another form.
+    """
+    name, _, count = text.partition("<=")
+    if name.strip() != "all_reduce" or not count.strip().isdigit():
+        raise AnnotationError(f"budget {text!r} is not of the form 'all_reduce<=N'")
+    return Budget(float(count))
+
+
+def check_budgets(program: Program) -> None:
+    """Refuse a program in which a function exceeds its budget.
+
+    A reduction counts for the function that left the sum owed, wherever it is paid; a gather for
+    the function that asked for it.
+
+    Raises:
+        BudgetError: naming the function and each collective.
+    """
+    for code in (*program.blocks, program.driver):
+        owners = _owners(code)
+        for regions, limit in code.budgets:
+            spent = [
+                step
+                for step in code.steps
+                if isinstance(step, Move)
+                and UNITS[step.kind]
+                and owners[step][: len(regions)] == regions
+            ]
+            total = sum(UNITS[step.kind] for step in spent)
+            if total > limit:
+                raise BudgetError(
+                    explained(
+                        spent[-1].line,
+                        f"{regions[-1]} needs {total:g} all-reduces, its budget is {limit:g}",
+                        operands=[
+                            f"{step.kind} of {step.operand} at {step.line}: {step.why}"
+                            for step in spent
+                        ],
+                        fixes=[
+                            "place its parameters so that consecutive ops agree",
+                            "raise the budget",
+                        ],
+                    )
+                )
+
+
+def _owners(code: Code) -> dict[Move, tuple[str, ...]]:
+    made: dict[Var, tuple[str, ...]] = {}
+    owners: dict[Move, tuple[str, ...]] = {}
+    for step in code.steps:
+        for apply in step.applies if isinstance(step, Project) else (step,):
+            if isinstance(apply, Apply):
+                made.update(dict.fromkeys(apply.results, apply.regions))
+        if isinstance(step, Move):
+            pays = step.kind in ("all_reduce", "reduce_scatter")
+            owners[step] = made.get(step.operand, ()) if pays else step.regions
+            made[step.result] = owners[step]
+    return owners

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Which layouts fit a model: its names exist, and every shard is a whole number of elements."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import attrs
+
+from .error import AnnotationError, MeshError, explained
+from .layout import Layout
+from .line import Line
+from .tree import Declared
+
+
+def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
+    """Check a layout against the declared parameters and caches of a model.
+
+    Raises:
+        AnnotationError: `place` names a dim, or `types` an alias, that the model does not have.
+        MeshError: a dim does not divide; the legal sizes of the axis are listed.
+    """
+    declared = _declared(stored)
+    dims = {name for leaf in declared for name in leaf.spec.names}
+    for given, known, what in (
+        (layout.place, dims, "place names dim"),
+        (layout.types, aliases, "types names alias"),
+    ):
+        for name in given:
+            if name not in known:
+                raise AnnotationError(
+                    f"layout {what} {name!r}, which the model does not have; it has "
+                    f"{', '.join(sorted(known))}"
+                )
+    over: dict[tuple[str, ...], dict[str, int]] = {}
+    lines: dict[str, Line] = {}
+    for leaf in declared:
+        spec = layout.stationary(leaf.spec)
+        for dim, size in zip(spec.dims, leaf.sizes, strict=True):
+            if dim.axes and size is not None:
+                over.setdefault(dim.axes, {})[dim.name] = size
+                lines.setdefault(dim.name, leaf.placement.line)
+    for axes, sizes in over.items():
+        axis, ways = layout.mesh.group(axes), layout.mesh.size(axes)
+        for name, size in sizes.items():
+            if size % ways:
+                common = math.gcd(*sizes.values())
+                legal = [n for n in range(1, common + 1) if common % n == 0]
+                raise MeshError(
+                    explained(
+                        lines[name],
+                        f"dim {name!r} has size {size}, which {axis}={ways} does not divide",
+                        operands=[
+                            f"dims over {axis}: "
+                            + ", ".join(f"{n}={s}" for n, s in sorted(sizes.items()))
+                        ],
+                        fixes=[f"choose {axis} from {', '.join(map(str, legal))}"],
+                    )
+                )
+
+
+def _declared(tree: Any) -> list[Declared]:
+    """Return the declared leaves of a tree, those of shared subtrees once."""
+    if isinstance(tree, Declared):
+        return [tree]
+    if isinstance(tree, (tuple, list)):
+        items = list({id(item): item for item in tree}.values())
+    elif tree is None:
+        return []
+    else:
+        items = [getattr(tree, field.name) for field in attrs.fields(type(tree))]
+    return [leaf for item in items for leaf in _declared(item)]
