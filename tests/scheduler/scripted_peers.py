@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A worker and a frontend of few lines, for tests that run the real scheduler process."""
 
+import os
 import secrets
 import subprocess
 import sys
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from simulated_worker import SimulatedWorker
+
 from tokenspeed_core.ipc import messages as wire
 from tokenspeed_core.ipc.codec import Decoder, encode, int32_column, read_column
 from tokenspeed_core.scheduler import SchedulerProcess
-
-sys.path.insert(0, str(Path(__file__).parent))
-from simulated_worker import SimulatedWorker  # noqa: E402
 
 VOCAB = 1000
 BLOCK_SIZE = 4
@@ -196,7 +196,9 @@ def start_worker(run: Run, rank: int = 0, num_blocks: int = 200) -> "subprocess.
         str(run.config.num_ranks),
         str(num_blocks),
     ]
-    return subprocess.Popen([sys.executable, __file__, *arguments])
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": here + os.pathsep + os.environ.get("PYTHONPATH", "")}
+    return subprocess.Popen([sys.executable, __file__, *arguments], env=environment)
 
 
 if __name__ == "__main__":

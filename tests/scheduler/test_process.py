@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The real process over real sockets."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_peers import VOCAB, Frontend, Run, start_worker
+from simulated_worker import expected_tokens
 
-sys.path.insert(0, str(Path(__file__).parent))
-from scripted_peers import VOCAB, Frontend, Run, start_worker  # noqa: E402
-from simulated_worker import expected_tokens  # noqa: E402
-from tokenspeed_core.ipc.messages import FinishReason  # noqa: E402
+from tokenspeed_core.ipc.messages import FinishReason
 
 
 @pytest.fixture
