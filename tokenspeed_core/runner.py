@@ -17,7 +17,7 @@ from .sharding import Plan
 from .slots import Slots, Step
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Runner:
     """Runs steps on one rank.
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The scheduler's core and one rank's runner in one thread, without processes or sockets."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import attrs
+import msgspec
+import numpy as np
+
+from tokenspeed_core.ipc.codec import int32_column
+from tokenspeed_core.ipc.messages import FinishReason, StepPlan
+from tokenspeed_core.runner import Runner
+from tokenspeed_core.scheduler._scheduler import Scheduler
+from tokenspeed_core.slots import Step
+
+_plan_decoder = msgspec.msgpack.Decoder(StepPlan)
+
+
+@attrs.define
+class Outcome:
+    """What came of one request."""
+
+    tokens: list[int] = attrs.field(factory=list)
+    logprobs: list[float] = attrs.field(factory=list)
+    finish: FinishReason = FinishReason.NONE
+    cached_tokens: int = 0
+
+
+@attrs.frozen
+class Request:
+    prompt: Sequence[int]
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: Sequence[int] = ()
+    logprobs: bool = False
+
+
+class LocalEngine:
+    """Runs requests to their end; `depth` plans are made before the first result is given."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        depth: int = 2,
+        max_step_tokens: int = 512,
+        num_blocks: int = 0,
+        max_slots: int = 0,
+        prefix_caching: bool = True,
+        vocab_size: int = 2**31 - 1,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(
+            max_slots=max_slots or runner.num_slots,
+            max_step_tokens=max_step_tokens,
+            max_model_len=runner.max_model_len,
+            vocab_size=vocab_size,
+            depth=depth,
+            prefix_caching=prefix_caching,
+        )
+        self.scheduler.begin_epoch(1, num_blocks or runner.num_blocks, runner.block_size)
+        self._slots = runner.new_slots()
+        self._in_flight: deque[tuple[int, bytes, bytes]] = deque()
+        self._outcomes: dict[int, Outcome] = {}
+        self._next_id = 0
+        self.computed_tokens = 0
+
+    def submit(self, request: Request) -> Outcome:
+        """Queue a request; its outcome fills as steps run."""
+        self._next_id += 1
+        refusal = self.scheduler.submit(
+            0,
+            self._next_id,
+            int32_column(request.prompt),
+            request.max_tokens,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=request.logprobs,
+            stop_ids=int32_column(request.stop_ids),
+        )
+        assert refusal is None, refusal
+        outcome = self._outcomes[self._next_id] = Outcome()
+        return outcome
+
+    def run(self) -> None:
+        """Plan, execute and report until nothing is left to do."""
+        while True:
+            while (frame := self.scheduler.plan()) is not None:
+                plan = _plan_decoder.decode(frame)
+                step = self._slots.prepare(plan)
+                self.computed_tokens += step.num_tokens
+                # Executed at once and in order, as a worker would; reported when the pipe is full.
+                self._in_flight.append((plan.step, *self._execute(step)))
+            if not self._in_flight:
+                break
+            self.scheduler.advance(*self._in_flight.popleft())
+            self._collect()
+        self.scheduler.check()
+
+    def _execute(self, step: Step) -> tuple[bytes, bytes]:
+        tokens, logprobs = self.runner.run(step)
+        self._slots.record(step, tokens)
+        asked = bool(step.sampling.logprobs.any())
+        return np.asarray(tokens, np.int32).tobytes(), logprobs.tobytes() if asked else b""
+
+    def _collect(self) -> None:
+        for _, request_id, token, logprob, finish, cached in self.scheduler.take_events():
+            outcome = self._outcomes[request_id]
+            if token >= 0:
+                outcome.tokens.append(token)
+                if logprob is not None:
+                    outcome.logprobs.append(logprob)
+            outcome.finish = FinishReason(finish)
+            outcome.cached_tokens = cached
