@@ -105,17 +105,26 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
-    def reap(self) -> str:
-        """Say how the child ended; call once its pidfd is readable.
+    def reap(self) -> None:
+        """Take the exit status; call once its pidfd is readable.
 
         What it left behind in its process group is killed while its id cannot be taken by others.
         """
         self.send(signal.SIGKILL)
-        code = self._process.wait()
+        self._process.wait()
         os.close(self.pidfd)
+
+    def how_it_ended(self) -> str:
+        """Return e.g. `exited with code 1`; call after `reap`."""
+        code = self._process.returncode
         if code >= 0:
             return f"exited with code {code}"
         return f"was killed by {signal.Signals(-code).name}"
+
+    def last_words(self) -> str:
+        """Return `: ` and its last line of stderr, or nothing if it was killed from outside."""
+        is_victim = self._process.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        return f": {self.last_line}" if self.last_line and not is_victim else ""
 
     def close(self) -> None:
         """Close the pipes."""

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -259,24 +260,30 @@ class ServedModel:
             raise ConfigError("no model is given; name a .gguf file, a directory or a hub id")
         if serve_http:
             config = attrs.evolve(config, port=_free_port(config.host, config.port))
-        path = resolve(config.model).path
+        source = resolve(config.model)
+        path = source.path
         with open_checkpoint(path) as checkpoint:
             longest = _size(checkpoint.config, "max_position_embeddings", path)
             vocab_size = _size(checkpoint.config, "vocab_size", path)
         config = attrs.evolve(
             config,
             model=str(path.resolve()),
-            served_model_name=config.model_name,
+            served_model_name=config.served_model_name
+            or (source.name if Path(config.model).expanduser().exists() else config.model),
             max_model_len=config.max_model_len or longest,
         )
         return cls(config, vocab_size)
 
 
-def serve(config: EngineConfig) -> int:
+def serve(
+    config: EngineConfig, ready_message: Callable[[EngineConfig, float], str] | None = None
+) -> int:
     """Run an engine with its HTTP server in the foreground; return the exit code.
 
-    SIGINT, SIGTERM or SIGHUP drains, a second one ends at once.  Call on the main thread.
+    SIGINT, SIGTERM or SIGHUP drains, a second one ends at once.  `ready_message(config, seconds)`
+    is written when requests are taken.  Call on the main thread.
     """
+    started = time.monotonic()
     news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -293,20 +300,29 @@ def serve(config: EngineConfig) -> int:
     except _START_ERRORS as error:
         return _fail(error)
     else:
-        return _run(engine, news)
+        return _run(engine, news, started, ready_message or _ready_message)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _run(engine: Engine, news: "queue.SimpleQueue[int | None]") -> int:
+def _ready_message(config: EngineConfig, seconds: float) -> str:
+    return f"ready in {seconds:.1f} s: {config.model_name} on {config.host}:{config.port}"
+
+
+def _run(
+    engine: Engine,
+    news: "queue.SimpleQueue[int | None]",
+    started: float,
+    ready_message: Callable[[EngineConfig, float], str],
+) -> int:
     def announce() -> None:
         try:
             engine.wait_ready()
         except EngineError:
             pass  # said once, at the end
         else:
-            engine.log(f"serving {engine.config.model_name} at {engine.url}")
+            engine.log(ready_message(engine.config, time.monotonic() - started))
         engine.wait()
         news.put(None)
 

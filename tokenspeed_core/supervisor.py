@@ -200,7 +200,7 @@ class Supervisor:
 
     def _on_exit(self, run: _Running, child: ChildProcess) -> None:
         self._selector.unregister(child.pidfd)
-        how = child.reap()
+        child.reap()
         for pipe in (child.stdout, child.stderr):
             self._pass_on(run, child, pipe, pipe.read_rest())
             if pipe.fd in self._selector.get_map():
@@ -208,8 +208,8 @@ class Supervisor:
         child.close()
         run.children.remove(child)
         if self._stage is None and not run.cause:
-            last = f"; its last line: {child.last_line}" if child.last_line else ""
-            self._take_down(run, run.failure or f"{child.spec.name} {how}{last}")
+            how = child.how_it_ended()
+            self._take_down(run, run.failure or f"{child.spec.name} {how}{child.last_words()}")
             self._log(f"{child.spec.name} (process {child.pid}) {how}")
 
     def _take_down(self, run: _Running, cause: str) -> None:

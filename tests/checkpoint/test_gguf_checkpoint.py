@@ -202,12 +202,12 @@ def test_rope_divisors_of_no_release_become_an_equal_longrope(tmp_path: Path) ->
         torch.testing.assert_close(inverse, expected)
 
 
-def test_smollm2_equals_transformers_own_reading(smollm2_gguf: Path) -> None:
+def test_smollm2_equals_transformers_own_reading(smollm2: Path) -> None:
     oracle = AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
     )
     state = oracle.state_dict()
-    with open_checkpoint(smollm2_gguf) as checkpoint:
+    with open_checkpoint(smollm2) as checkpoint:
         assert set(checkpoint.names) == set(state) - {"lm_head.weight"}
         for name in checkpoint.names:
             assert torch.equal(checkpoint.read(name), state[name]), name
