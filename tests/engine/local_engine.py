@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import attrs
 import msgspec
 import numpy as np
+from torch import Tensor
 
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason, StepPlan
+from tokenspeed_core.kernels.sampling import sample
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.scheduler._scheduler import Scheduler
 from tokenspeed_core.slots import Step
@@ -104,10 +106,13 @@ class LocalEngine:
         self.scheduler.check()
 
     def _execute(self, step: Step) -> tuple[bytes, bytes]:
-        tokens, logprobs = self.runner.run(step)
+        tokens, logprobs = sample(self._logits(step), step.sampling)
         self._slots.record(step, tokens)
         asked = bool(step.sampling.logprobs.any())
         return np.asarray(tokens, np.int32).tobytes(), logprobs.tobytes() if asked else b""
+
+    def _logits(self, step: Step) -> Tensor:
+        return self.runner.logits(step)
 
     def _collect(self) -> None:
         for _, request_id, token, logprob, finish, cached in self.scheduler.take_events():

@@ -68,9 +68,9 @@ class LogitsEngine(LocalEngine):
         super().__init__(runner, prefix_caching=False)
         self.logits: list[torch.Tensor] = []
 
-    def _execute(self, step: Step) -> tuple[bytes, bytes]:
-        self.logits.append(self.runner.logits(step))
-        return super()._execute(step)
+    def _logits(self, step: Step) -> torch.Tensor:
+        self.logits.append(super()._logits(step))
+        return self.logits[-1]
 
 
 def test_greedy_tokens_and_logits(
