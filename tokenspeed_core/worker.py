@@ -9,6 +9,7 @@ It tells the launcher about its start in the lines of `worker_event`.
 import argparse
 import gc
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ from .slots import Slots
 from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
 
 HEARTBEAT_MS = 250
+_HELLO_PATIENCE_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Worker:
         self._epoch = 0
         self._step = 0
         self._digest = b""
+        self._unanswered_hello = -math.inf  # when it was said
 
     def serve(self) -> str:
         """Execute plans until the scheduler says Shutdown; return its reason.
@@ -76,7 +79,7 @@ class Worker:
         socket.sndhwm = socket.rcvhwm = 10_000
         socket.connect(self._run.worker_endpoint)
         try:
-            socket.send(encode(self._hello()))
+            self._say_hello(socket)
             return self._loop(socket)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
@@ -99,13 +102,22 @@ class Worker:
                 case Heartbeat():
                     pass
                 case Welcome():
+                    self._unanswered_hello = -math.inf
                     self._begin_epoch(message)
                 case HelloRequired():
-                    socket.send(encode(self._hello()))
+                    # A restarted scheduler asks once for every message that it cannot place, but
+                    # a second Hello ends the epoch that the first one began.
+                    if time.monotonic() - self._unanswered_hello > _HELLO_PATIENCE_S:
+                        self._epoch = 0
+                        self._say_hello(socket)
                 case Refused():
                     raise WorkerError(f"the scheduler refused rank {self._rank}: {message.message}")
                 case Shutdown():
                     return message.reason
+
+    def _say_hello(self, socket: "zmq.Socket[bytes]") -> None:
+        socket.send(encode(self._hello()))
+        self._unanswered_hello = time.monotonic()
 
     def _hello(self) -> Hello:
         return Hello(
