@@ -16,10 +16,13 @@ class Source:
     """One tensor of a checkpoint: its name, and the einops pattern from its dims to a parameter's.
 
     `"(k g h) d -> d k g h"` reads a `[k*g*h, d]` tensor into a parameter of dims `d k g h`.
+    `interleaved` is a factor whose two halves the file stores as pairs, element by element; it
+    must not be sliced.
     """
 
     name: str
     pattern: str
+    interleaved: str | None = None
 
     def dims(self) -> tuple[tuple[str, ...], ...]:
         """Return the factors of each dim of the file's tensor."""
@@ -27,24 +30,19 @@ class Source:
         return tuple(tuple((group or word).split()) for group, word in _WORD.findall(left))
 
     def window(self, sizes: Mapping[str, int], slices: Mapping[str, slice]) -> tuple[slice, ...]:
-        """Return the smallest slice of the file's tensor that holds these slices of its factors.
-
-        Only the leading sliced factor of each dim narrows the window; `read` cuts the rest.
-        """
+        """Return the smallest slice of the file's tensor that holds these slices of its factors."""
         found = []
         for factors in self.dims():
-            start, stop, inner = 0, 1, 1
+            extents = _extents(factors, sizes, slices)
+            start, width = 0, 1
+            for factor in reversed(factors):
+                at = slices[factor].start if extents[factor] != sizes[factor] else 0
+                start += at * width
+                width *= sizes[factor]
+            length = 1
             for factor in factors:
-                inner *= sizes[factor]
-            whole = inner
-            stop = whole
-            for factor in factors:
-                inner //= sizes[factor]
-                part = slices.get(factor, slice(0, sizes[factor]))
-                start, stop = start + part.start * inner, start + part.stop * inner
-                if part.stop - part.start != 1:
-                    break
-            found.append(slice(start, min(stop, whole)))
+                length *= extents[factor]
+            found.append(slice(start, start + length))
         return tuple(found)
 
     def read(
@@ -54,31 +52,35 @@ class Source:
         sizes: Mapping[str, int],
         slices: Mapping[str, slice],
     ) -> Tensor:
-        """Return the parameter slice, in parameter dims, from the window of the file's tensor."""
-        window = self.window(sizes, slices)
-        local: dict[str, int] = {}
-        cut: dict[str, slice] = {}
-        for factors, view in zip(self.dims(), window, strict=True):
-            narrowed = True
-            remaining = view.stop - view.start
-            for position, factor in enumerate(factors):
-                inner = 1
-                for later in factors[position + 1 :]:
-                    inner *= sizes[later]
-                local[factor] = remaining // inner if narrowed else sizes[factor]
-                if narrowed:
-                    narrowed = local[factor] == 1
-                    remaining = inner if narrowed else remaining
-                wanted = slices.get(factor, slice(0, sizes[factor]))
-                if local[factor] != wanted.stop - wanted.start:
-                    cut[factor] = wanted
-        flat = " ".join(factor for factors in self.dims() for factor in factors)
+        """Return the slice of the parameter, dims `names`, from the window of the file's tensor."""
+        extents: dict[str, int] = {}
+        for factors in self.dims():
+            extents.update(_extents(factors, sizes, slices))
+        flat = [factor for factors in self.dims() for factor in factors]
         left = self.pattern.partition("->")[0]
-        opened = rearrange(part, f"{left} -> {flat}", **local)
-        for factor, wanted in cut.items():
-            at = flat.split().index(factor)
-            opened = opened.narrow(at, wanted.start, wanted.stop - wanted.start)
-        return rearrange(opened, f"{flat} -> {self.pattern.partition('->')[2]}")
+        opened = rearrange(part, f"{left} -> {' '.join(flat)}", **extents)
+        for at, factor in enumerate(flat):
+            wanted = slices[factor]
+            if extents[factor] != wanted.stop - wanted.start:
+                opened = opened.narrow(at, wanted.start, wanted.stop - wanted.start)
+        if self.interleaved:
+            at = flat.index(self.interleaved)
+            assert opened.shape[at] == sizes[self.interleaved], "an interleaved factor is whole"
+            opened = opened.unflatten(at, (-1, 2)).transpose(at, at + 1).flatten(at, at + 1)
+        return rearrange(opened, f"{' '.join(flat)} -> {' '.join(names)}")
 
 
-Names = Mapping[str, Source]
+def _extents(
+    factors: Sequence[str], sizes: Mapping[str, int], slices: Mapping[str, slice]
+) -> dict[str, int]:
+    """Return how much of each factor of one dim lies in the window.
+
+    A contiguous window narrows a factor only while every factor before it is narrowed to one.
+    """
+    extents = {}
+    narrowing = True
+    for factor in factors:
+        wanted = slices[factor].stop - slices[factor].start
+        extents[factor] = wanted if narrowing else sizes[factor]
+        narrowing = narrowing and wanted == 1
+    return extents

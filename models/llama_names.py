@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Where the parameters of a Llama stand in Hugging Face and GGUF checkpoints."""
 
+import attrs
+
 from .checkpoint import Source
 from .llama import LlamaConfig
 
 # Parameter, Hugging Face name, GGUF name, pattern.  In a GGUF file the rows of each query and key
-# head are interleaved for pair-wise rope; its pattern undoes that.
+# head are interleaved for pair-wise rope.
 _LAYER = (
     ("attn_norm", "input_layernorm", "attn_norm", "d -> d"),
     ("attn.wq", "self_attn.q_proj", "attn_q", "(k g h) d -> d k g h"),
@@ -40,15 +42,9 @@ def gguf(config: LlamaConfig) -> dict[str, Source]:
     """Return the checkpoint tensor of each parameter path, as GGUF names it."""
     table = _table(config, 2, "blk", "token_embd", "output_norm", "output")
     return {
-        path: _deinterleaved(source) if path.endswith(_INTERLEAVED) else source
+        path: attrs.evolve(source, interleaved="h") if path.endswith(_INTERLEAVED) else source
         for path, source in table.items()
     }
-
-
-def _deinterleaved(source: Source) -> Source:
-    left, _, right = source.pattern.partition(" -> ")
-    pairs = left.replace(" h)", " half pair)").replace("(h)", "(half pair)")
-    return Source(source.name, f"{pairs} -> {right.replace('h', '(pair half)')}")
 
 
 def _table(

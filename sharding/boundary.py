@@ -12,8 +12,9 @@ import attrs
 
 from .budget import Budget, parse_budget
 from .spec import Placement
-from .trace import Value, graph_of
+from .trace import graph_of
 from .tree import annotations, is_module
+from .value import Value
 
 P = ParamSpec("P")
 R = TypeVar("R")

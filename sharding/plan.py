@@ -63,7 +63,10 @@ class Plan:
     def hash(self) -> str:
         """Return a digest that ranks compare: equal plans run equal programs on equal storage."""
         stored = "\n".join(map(str, (self.mesh, *self.storage, *self.cache)))
-        return hashlib.sha256(f"{self.source}\n{stored}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.source}\n{stored}".encode())
+        for path, constant in sorted(self.constants.items()):
+            digest.update(f"{path} {constant.tolist()}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:

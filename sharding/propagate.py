@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from .equation import Block, Equation, Pin, Scan
 from .error import PlacementError, explained
 from .infer import Operand, RuleViolationError, infer
 from .layout import Layout
@@ -15,7 +16,8 @@ from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .redistribute import hops
 from .spec import Spec
 from .suggest import fixes
-from .trace import STATIONARY, Block, Equation, Graph, Pin, Scan, Traced, Value
+from .trace import Graph, Traced
+from .value import STATIONARY, Value
 
 _RESERVED = ("c", "w", "p", "kv", "batch", "caches", "forward")
 
@@ -103,7 +105,11 @@ class Propagation:
             found = infer(equation.rule, seen, self.layout.mesh, self.wanted(equation))
             moved = [
                 self.move(
-                    var, target, f"{equation.op.name} needs it", equation.line, equation.regions
+                    var,
+                    target,
+                    reason(var, target, equation.op.name, operands),
+                    equation.line,
+                    equation.regions,
                 )
                 for var, target in zip(operands, found.targets, strict=True)
             ]
@@ -302,3 +308,14 @@ class Propagation:
             tuple(cache),
             tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
         )
+
+
+def reason(var: Var, target: Spec, op: str, operands: Sequence[Var]) -> str:
+    """Return why an op moves an operand, for people."""
+    if set(var.spec.partial) - set(target.partial):
+        return f"the sum owed since {var.line} is paid before {op}"
+    for other in operands:
+        shared = set(other.spec.axes) & set(var.spec.axes)
+        if other.kind in ("param", "cache") and shared:
+            return f"{other.name} '{other.spec}' owns {'+'.join(sorted(shared))} in this {op}"
+    return f"{op} needs '{target}'"

@@ -4,10 +4,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from .equation import Block, Run, Scan
 from .error import TraceError, explained
 from .line import Line, author_line
-from .trace import Block, Graph, Run, Scan, Stack, Value, graph_of
+from .trace import Graph, Stack, graph_of
 from .tree import leaves, map_leaves
+from .value import Value
 
 L = TypeVar("L")
 C = TypeVar("C")

@@ -1,203 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""The tracer: values that record equations over a closed op set, one line of the author's each."""
+"""The tracer: runs an author's function on values that record equations over a closed op set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
-import torch
 from torch import Tensor
 
+from .budget import Budget
+from .equation import Equation, Pin, Scan
 from .error import TraceError, explained
 from .line import Line, author_line
-from .op import Op, Recorder
-from .pointwise import ADD, MUL, pointwise
+from .op import Op
 from .rule import Rule
 from .spec import Placement
 from .tree import Declared, leaves
-
-Sizes = tuple[int | None, ...]
-STATIONARY = ("param", "cache", "batch")
-
-
-class Value(Recorder):
-    """One tensor of a traced function: named dims, global sizes, dtype, and where it came from.
-
-    `kind` is param, cache, batch, carry, constant or activation; the first three never move.
-    """
-
-    __slots__ = (
-        "consumed",
-        "dtype",
-        "graph",
-        "kind",
-        "line",
-        "name",
-        "names",
-        "placement",
-        "sizes",
-    )
-
-    def __init__(
-        self,
-        graph: "Graph",
-        name: str,
-        kind: str,
-        names: tuple[str, ...],
-        sizes: Sizes,
-        dtype: torch.dtype,
-        line: Line,
-        placement: Placement | None = None,
-    ) -> None:
-        self.graph, self.name, self.kind = graph, name, kind
-        self.names, self.sizes, self.dtype, self.line = names, sizes, dtype, line
-        self.placement = placement
-        self.consumed: Line | None = None
-
-    def __repr__(self) -> str:
-        return f"{self.name}[{' '.join(self.names)}] from {self.line}"
-
-    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
-        return self.graph.record(op, args, rule)
-
-    def pinned(self, placement: Placement, alias: str | None) -> "Value":
-        """Return this value pinned to an annotation; stationary values are never moved."""
-        return self if self.kind in STATIONARY else self.graph.pin(self, placement, alias)
-
-    @property
-    def shape(self) -> Sizes:
-        """Return the global sizes; a size that is known at run time only is None."""
-        return self.sizes
-
-    def __add__(self, other: Any) -> Any:
-        return pointwise(ADD, self, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return pointwise(MUL, self, other)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        known = {torch.add: ADD, torch.mul: MUL, Tensor.add: ADD, Tensor.mul: MUL}
-        if function in known and not kwargs:
-            return pointwise(known[function], *args)
-        name = getattr(function, "__qualname__", repr(function))
-        raise TraceError(_unknown(f"torch function {name!r}"))
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise TraceError(_unknown(f"tensor attribute {name!r}"))
-
-    def _forbidden(self, *args: Any) -> NoReturn:
-        raise TraceError(
-            explained(
-                author_line(),
-                f"the host reads the value of {self!r}",
-                why="control flow on a tensor's value could differ between ranks and would hang "
-                "a collective; a traced program has one control flow",
-                fixes=["compute with ops instead, or make the choice from the config"],
-            )
-        )
-
-    __bool__ = __int__ = __float__ = __len__ = __iter__ = __index__ = _forbidden
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        raise TraceError(_unknown("tensor indexing"))
-
-
-def _unknown(what: str) -> str:
-    return explained(
-        author_line(),
-        f"{what} is not in the op set",
-        why="without a rule nobody knows what it does to a sharded or Partial operand",
-        fixes=[
-            "use an op of `tokenspeed_core.ops`",
-            "give it a rule: decorate a function with `tokenspeed_core.sharding.register_rule`",
-        ],
-    )
-
-
-@attrs.frozen(eq=False)
-class Equation:
-    """One recorded op: its arguments as the author gave them, and its flat operands and results.
-
-    `operands` are bound to the rule's inputs; `metadata` are further traced arguments, which the
-    op only reads and which must be Replicated.
-    """
-
-    op: Op
-    rule: Rule
-    args: tuple[Any, ...]
-    operands: tuple[Value, ...]
-    metadata: tuple[Value, ...]
-    results: tuple[Value, ...]
-    line: Line
-    regions: tuple[str, ...]
-
-    @property
-    def reads(self) -> tuple[Value, ...]:
-        return (*self.operands, *self.metadata)
-
-
-@attrs.frozen(eq=False)
-class Pin:
-    """A value crossing the boundary of an `@spmd` function that annotates it."""
-
-    value: Value
-    result: Value
-    placement: Placement
-    alias: str | None
-    line: Line
-    regions: tuple[str, ...]
-
-    @property
-    def reads(self) -> tuple[Value, ...]:
-        return (self.value,)
-
-
-@attrs.frozen(eq=False)
-class Scan:
-    """Consecutive layers run by one block: results and carries are flat, block by block."""
-
-    runs: "tuple[Run, ...]"
-    layers: str
-    carry: tuple[Value, ...]
-    constants: tuple[Value, ...]
-    results: tuple[Value, ...]
-    line: Line
-    regions: tuple[str, ...]
-
-    @property
-    def reads(self) -> tuple[Value, ...]:
-        return (*self.carry, *self.constants)
-
-
-@attrs.frozen(eq=False)
-class Block:
-    """A layer function traced once, in a graph of its own."""
-
-    name: str
-    graph: "Graph"
-    params: tuple[Value, ...]
-    cache: tuple[Value, ...]
-    carry: tuple[Value, ...]
-    constants: tuple[Value, ...]
-    carry_out: tuple[Value, ...]
-    cache_out: tuple[Value, ...]
-
-
-@attrs.frozen
-class Run:
-    """Layers `start` to `stop` of a scan, which share a block."""
-
-    start: int
-    stop: int
-    block: Block
+from .value import Value
 
 
 class Stack:
@@ -220,11 +39,11 @@ class Graph:
         self.equations: list[Equation | Pin | Scan] = []
         self.regions: tuple[str, ...] = ()
         self.calls: dict[tuple[str, ...], int] = {}
-        self.budgets: dict[tuple[str, ...], Any] = {}
+        self.budgets: dict[tuple[str, ...], Budget] = {}
         self.values: list[Value] = []
 
     @contextmanager
-    def region(self, name: str, budget: Any) -> Iterator[None]:
+    def region(self, name: str, budget: Budget | None) -> Iterator[None]:
         """Attribute the equations made inside to this call of function `name` and its budget."""
         outer = self.regions
         calls = self.calls.get((*outer, name), 0) + 1

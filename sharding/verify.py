@@ -180,6 +180,8 @@ class Verification:
         partial = source.spec.partial
         if source.kind in ("param", "cache"):
             raise VerificationError(f"{where}: stored values are never moved")
+        if move.kind == "all_reduce" and move.axes != self.mesh.ordered(set(move.axes)):
+            raise VerificationError(f"{where}: a group is summed in mesh order, or bits differ")
         if move.kind in ("all_reduce", "reduce_scatter"):
             if not move.axes or not set(move.axes) <= set(partial):
                 raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")

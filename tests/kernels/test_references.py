@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""The torch references against formulas written another way."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenspeed_core import ops  # noqa: F401  (registers every backend)
+from tokenspeed_core.kernels.registry import candidates, choose
+
+OPS = [
+    "linear", "rms_norm", "add_rms_norm", "rope", "silu_mul", "embedding", "paged_attention",
+]  # fmt: skip
+
+
+def reference(op: str):
+    return choose(op, "cpu", torch.float64, "torch").run
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_reference_for_every_dtype(op: str) -> None:
+    assert "torch" in [kernel.backend for kernel in candidates(op)]
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert choose(op, "cpu", dtype, "torch").backend == "torch"
+
+
+def test_linear_is_rows_by_columns() -> None:
+    x, w = torch.randn(3, 5).double(), torch.randn(4, 5).double()
+    torch.testing.assert_close(reference("linear")(x, w), x @ w.T)
+
+
+def test_rms_norm_element_by_element() -> None:
+    x, w = torch.randn(2, 6).double(), torch.randn(6).double()
+    got = reference("rms_norm")(x, w, 1e-3)
+    for n in range(2):
+        scale = math.sqrt(sum(v * v for v in x[n].tolist()) / 6 + 1e-3)
+        for d in range(6):
+            assert got[n, d].item() == pytest.approx(w[d].item() * x[n, d].item() / scale)
+
+
+def test_rms_norm_takes_its_statistics_in_float32() -> None:
+    x = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
+    w = torch.ones(4096, dtype=torch.bfloat16)
+    got = reference("rms_norm")(x, w, 0.0)
+    assert got.dtype == torch.bfloat16
+    assert (got == 1.0).all(), "a bfloat16 sum of 4096 terms would stop growing"
+
+
+def test_add_rms_norm_is_add_then_norm() -> None:
+    x, r, w = (torch.randn(3, 8).double(), torch.randn(3, 8).double(), torch.randn(8).double())
+    normed, total = reference("add_rms_norm")(x, r, w, 1e-5)
+    torch.testing.assert_close(total, x + r)
+    torch.testing.assert_close(normed, reference("rms_norm")(x + r, w, 1e-5))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 3, 8), (5, 2, 3, 8)])
+def test_rope_is_a_complex_rotation_of_the_halves(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).double()
+    angles = torch.randn(5, 4).double()
+    full = torch.cat((angles, angles), -1)
+    got = reference("rope")(x, full.cos(), full.sin())
+    turn = torch.polar(torch.ones_like(angles), angles).view(5, *[1] * (x.dim() - 2), 4)
+    z = torch.complex(x[..., :4], x[..., 4:]) * turn
+    torch.testing.assert_close(got, torch.cat((z.real, z.imag), -1))
+
+
+def test_silu_mul_has_the_gate_first() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0, 5.0]]).double()
+    got = reference("silu_mul")(x)
+    assert got[0, 0].item() == pytest.approx(3.0 / (1 + math.exp(-1.0)))
+    assert got[0, 1].item() == pytest.approx(-2.0 * 5.0 / (1 + math.exp(2.0)))
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(0, 19), min_size=1))
+def test_embedding_slices_sum_to_the_whole(ways: int, rows: int, ids: list[int]) -> None:
+    table = torch.randn(ways * rows, 3).double()
+    tokens = torch.tensor([i % (ways * rows) for i in ids], dtype=torch.int32)
+    embed = reference("embedding")
+    pieces = [embed(tokens, part, i * rows) for i, part in enumerate(table.split(rows))]
+    assert torch.equal(torch.stack(pieces).sum(0), table[tokens.long()])
+    assert torch.equal(embed(tokens, table, 0), table[tokens.long()])
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Draw (cached, new) token counts."""
+    return draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6)), min_size=1, max_size=4))
+
+
+@settings(max_examples=40)
+@given(requests(), st.sampled_from([1, 2, 4]), st.integers(0, 3), st.integers(0, 2**31))
+def test_paged_attention_is_causal_attention_over_each_request(
+    counts: list[tuple[int, int]], size: int, padding: int, seed: int
+) -> None:
+    """Against dense attention, request by request, with blocks scattered over the cache."""
+    random = torch.Generator().manual_seed(seed)
+    heads, groups, dim = 2, 3, 4
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=random)
+
+    needed = [-(-(cached + new) // size) for cached, new in counts]
+    order = torch.randperm(sum(needed), generator=random).add(1).split(needed)
+    tables = torch.zeros(len(counts), max(needed), dtype=torch.int32)
+    caches = [randn(sum(needed) + 1, heads, size, dim) for _ in range(2)]
+    starts, slots, dense = [0], [], []
+    total = sum(new for _, new in counts)
+    q, k, v = (
+        randn(total + padding, heads, groups, dim),
+        *(randn(total + padding, heads, dim) for _ in range(2)),
+    )
+    for row, (cached, new) in enumerate(counts):
+        tables[row, : needed[row]] = order[row]
+        begin = starts[-1]
+        past = []
+        for cache, fresh in zip(caches, (k, v), strict=True):
+            rows = [cache[int(order[row][p // size]), :, p % size] for p in range(cached)]
+            past.append(torch.stack([*rows, *fresh[begin : begin + new]]))
+        dense.append(past)
+        slots += [int(order[row][p // size]) * size + p % size for p in range(cached, cached + new)]
+        starts.append(begin + new)
+    batch = SimpleNamespace(
+        cache_slots=torch.tensor([*slots, *[0] * padding]),
+        query_starts=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor([sum(pair) for pair in counts], dtype=torch.int32),
+        block_tables=tables,
+    )
+    out = reference("paged_attention")(q, k, v, *caches, batch, 0.5)
+    assert (out[total:] == 0).all()
+    for row, (cached, new) in enumerate(counts):
+        keys, values = dense[row]
+        for index in range(new):
+            seen = cached + index + 1
+            query = q[starts[row] + index]
+            weights = torch.einsum("kgh,skh->kgs", query, keys[:seen]).mul(0.5).softmax(-1)
+            expected = torch.einsum("kgs,skh->kgh", weights, values[:seen])
+            torch.testing.assert_close(out[starts[row] + index], expected)
+    for slot, key in zip(slots, k, strict=False):
+        assert torch.equal(caches[0][slot // size, :, slot % size], key)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Sources: any slice of a parameter, read from the window of the file's tensor that holds it."""
+
+import torch
+from einops import rearrange
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenspeed_core.models import Source, family_of
+
+PATTERNS = [
+    "(k g h) d -> d k g h",
+    "(k h) d -> d k h",
+    "d (k g h) -> k g h d",
+    "v d -> v d",
+    "f d -> d f",
+    "(k g h) -> k g h",
+    "d -> d",
+]
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> tuple[str, dict[str, int], dict[str, slice]]:
+    pattern = draw(st.sampled_from(PATTERNS))
+    names = pattern.partition("->")[2].split()
+    sizes = {name: draw(st.integers(1, 4)) for name in names}
+    cut = {}
+    for name in names:
+        start = draw(st.integers(0, sizes[name] - 1))
+        cut[name] = slice(start, draw(st.integers(start + 1, sizes[name])))
+    return pattern, sizes, cut
+
+
+@given(slices())
+def test_a_slice_read_from_its_window_is_the_slice_of_the_whole(
+    case: tuple[str, dict[str, int], dict[str, slice]],
+) -> None:
+    pattern, sizes, cut = case
+    source = Source("w", pattern)
+    shape = [torch.Size([sizes[f] for f in dim]).numel() for dim in source.dims()]
+    stored = torch.arange(torch.Size(shape).numel()).view(shape)
+    names = pattern.partition("->")[2].split()
+    whole = rearrange(stored, pattern, **{n: sizes[n] for n in names if "(" in pattern})
+    expected = whole[tuple(cut[name] for name in names)]
+    window = source.window(sizes, cut)
+    assert torch.equal(source.read(stored[window], names, sizes, cut), expected)
+
+
+def test_a_shard_of_heads_reads_only_its_rows() -> None:
+    source = Source("q", "(k g h) d -> d k g h")
+    sizes = {"k": 8, "g": 4, "h": 16, "d": 32}
+    whole = {name: slice(0, size) for name, size in sizes.items()}
+    window = source.window(sizes, {**whole, "k": slice(2, 4)})
+    assert window == (slice(128, 256), slice(0, 32))
+    window = source.window(sizes, {**whole, "k": slice(2, 3), "g": slice(1, 3)})
+    assert window == (slice(144, 176), slice(0, 32))
+
+
+def test_tables_name_every_parameter_once() -> None:
+    family = family_of("llama")
+    config = family.config(
+        dict(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=100,
+            attention_bias=True,
+            mlp_bias=True,
+        )
+    )
+    from tokenspeed_core.sharding import leaves
+
+    paths = {path for path, _ in leaves(family.params(config, torch.float32))}
+    for table in (family.hf(config), family.gguf(config)):
+        assert set(table) | set(family.derived(config)) == paths
+        assert len({source.name for source in table.values()}) == len(table)
+
+
+def test_gguf_rows_of_queries_and_keys_are_put_back() -> None:
+    """A GGUF file stores the rows of a head as pairs (first half, second half) interleaved."""
+    family = family_of("llama")
+    config = family.config(
+        dict(
+            hidden_size=12,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=6,
+            vocab_size=10,
+        )
+    )
+    hf, gguf = family.hf(config), family.gguf(config)
+    sizes = {name: size for name, size in config.sizes().items() if size}
+    for path in ("layers.0.attn.wq", "layers.0.attn.wk"):
+        source = hf[path]
+        names = source.pattern.partition("->")[2].split()
+        heads = 4 if path.endswith("wq") else 2
+        stored = torch.randn(heads * 6, 12)
+        interleaved = rearrange(stored, "(a two i) d -> (a i two) d", a=heads, two=2)
+        whole = {name: slice(0, sizes[name]) for name in names}
+        expected = source.read(stored, names, sizes, whole)
+        assert torch.equal(gguf[path].read(interleaved, names, sizes, whole), expected)

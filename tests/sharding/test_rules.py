@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Every rule that ops declare is true: local ops on shards denote the op on whole tensors.
+
+Brute force over all placements on one axis of two or three ranks.  A Partial operand is split
+into random summands, so a wrong claim of linearity cannot cancel.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from tokenspeed_core.ops import einsum
+from tokenspeed_core.sharding.op import OPS, Op
+from tokenspeed_core.sharding.rule import Rule, contraction
+
+SIZE = {"n": 6, "m": 6, "d": 12, "v": 12, "f": 6, "k": 6, "g": 6, "h": 12, "i": 6, "e": 6}
+WHOLE = object()
+
+
+@attrs.frozen(eq=False)
+class Case:
+    """An op on operands with these dims; ids are drawn below the named factor's size."""
+
+    name: str
+    dims: tuple[str, ...]
+    ids: dict[int, str] = attrs.field(factory=dict)
+    equation: str = ""
+    static: tuple[object, ...] = ()
+
+
+CASES = [
+    Case("einsum", ("n d", "d k h"), equation="n d, d k h -> n k h"),
+    Case("einsum", ("n k h", "k h d"), equation="n k h, k h d -> n d"),
+    Case("einsum", ("n k e", "k e d"), equation="n k e, k e d -> n k d"),
+    Case("add", ("n k", "n k")),
+    Case("add", ("n k", "k")),
+    Case("mul", ("n k", "n k")),
+    Case("mul", ("n k", "k")),
+    Case("shift", ("n k",), static=(1.5,)),
+    Case("scale", ("n k",), static=(1.5,)),
+    Case("rms_norm", ("n d", "d"), static=(1e-5,)),
+    Case("add_rms_norm", ("n d", "n d", "d"), static=(1e-5,)),
+    Case("rope", ("n k h", "n h", "n h")),
+    Case("rope_angles", ("n", "i"), ids={0: "n"}),
+    Case("silu_mul", ("n f", "n f")),
+    Case("embedding", ("n", "v d"), ids={0: "v"}),
+    Case("take_rows", ("n d", "m"), ids={1: "n"}),
+    Case("zeros_like", ("n d",)),
+    Case("widen", ("n d",)),
+]
+
+
+def own_rule(op: Op, case: Case) -> Rule:
+    if case.equation:
+        return contraction(case.equation)
+    ranks = tuple(len(dims.split()) for dims in case.dims)
+    if op.text and len(ranks) == 2:
+        every = tuple(f".{i}" for i in range(max(ranks)))
+        inputs = tuple(every[len(every) - rank :] for rank in ranks)
+        return attrs.evolve(op.rule, inputs=inputs, outputs=(every,), shardable=frozenset(every))
+    return op.rule.expanded(ranks)
+
+
+def placements(rule: Rule) -> Iterator[tuple[list[object], list[object]]]:
+    """Yield (operand states, result states) that the rule allows on one axis."""
+    count, results = len(rule.inputs), len(rule.outputs)
+    for group in rule.linear:
+        states: list[object] = ["P" if i in group else WHOLE for i in range(count)]
+        yield states, [WHOLE if rule.constant else "P"] * results
+    for factor in sorted(rule.shardable):
+        states = [factors.index(factor) if factor in factors else WHOLE for factors in rule.inputs]
+        outputs: list[object] = [
+            factors.index(factor) if factor in factors else "P" for factors in rule.outputs
+        ]
+        if any(state is not WHOLE for state in states):
+            assert factor in rule.sums or "P" not in outputs
+            yield states, outputs
+
+
+def parts(x: Tensor, state: object, ways: int) -> list[Tensor]:
+    if state is WHOLE:
+        return [x] * ways
+    if state == "P":
+        summands = [torch.randn_like(x) for _ in range(ways - 1)]
+        return [*summands, x - sum(summands)]
+    assert isinstance(state, int)
+    return list(x.chunk(ways, state))
+
+
+def joined(pieces: list[Tensor], state: object) -> Tensor:
+    if state == "P":
+        return torch.stack(pieces).sum(0)
+    if state is WHOLE:
+        return pieces[0]
+    assert isinstance(state, int)
+    return torch.cat(pieces, state)
+
+
+@pytest.mark.parametrize("ways", [2, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.equation}")
+def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
+    torch.manual_seed(3)
+    op = OPS[case.name]
+    rule = own_rule(op, case)
+    whole = []
+    for index, dims in enumerate(case.dims):
+        shape = [SIZE[name] for name in dims.split()]
+        if index in case.ids:
+            whole.append(torch.randint(0, SIZE[case.ids[index]], shape))
+        else:
+            whole.append(torch.randn(shape, dtype=torch.float64))
+
+    def run(operands: list[Tensor], *extra: object) -> tuple[Tensor, ...]:
+        if case.equation:
+            return (einsum(case.equation, *operands),)
+        result = op.run(*operands, *case.static, *extra)
+        return result if isinstance(result, tuple) else (result,)
+
+    expected = run(whole)
+    tried = 0
+    for states, outputs in placements(rule):
+        if any(states[index] == "P" for index in case.ids):
+            continue
+        tried += 1
+        local = [parts(x, state, ways) for x, state in zip(whole, states, strict=True)]
+        offset = [
+            (index, factors.index(rule.offset))
+            for index, factors in enumerate(rule.inputs)
+            if rule.offset in factors and states[index] == factors.index(rule.offset or "")
+        ]
+        results = []
+        for rank in range(ways):
+            extra = [rank * local[i][rank].shape[dim] for i, dim in offset]
+            results.append(run([pieces[rank] for pieces in local], *extra))
+        for index, state in enumerate(outputs):
+            got = joined([result[index] for result in results], state)
+            torch.testing.assert_close(got, expected[index], atol=1e-6, rtol=1e-6)
+    assert tried == len(list(placements(rule))), "an id operand can never be Partial"
+    assert tried or case.name == "none"
+
+
+def test_every_placeable_op_has_a_case() -> None:
+    # `shard`, `linear`, `split` and `silu_mul_packed` stand in compiled programs only; attention
+    # is checked against one device by the model tests.
+    compiled = {"shard", "linear", "split", "silu_mul_packed", "paged_attention"}
+    assert set(OPS) - compiled == {case.name for case in CASES}
+
+
+def test_false_rules_are_caught() -> None:
+    """The check above can fail: RMS norm is not linear, and does not shard over d."""
+    rule = own_rule(OPS["rms_norm"], Case("rms_norm", ("n d", "d")))
+    forged = attrs.evolve(rule, linear=((0,),), shardable=rule.shardable | {"d"})
+    honest = list(itertools.islice(placements(rule), 9))
+    claims = [claim for claim in placements(forged) if claim not in honest]
+    assert len(claims) == 2
+    x, w = torch.randn(6, 12), torch.randn(12)
+    expected = OPS["rms_norm"].run(x, w, 1e-5)
+    for states, outputs in claims:
+        local = [parts(t, s, 2) for t, s in zip((x, w), states, strict=True)]
+        results = [OPS["rms_norm"].run(local[0][r], local[1][r], 1e-5) for r in range(2)]
+        assert not torch.allclose(joined(results, outputs[0]), expected, atol=1e-3)
