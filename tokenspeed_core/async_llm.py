@@ -84,35 +84,44 @@ class TextCodec:
 class AsyncLLM:
     """Generates text: `async with AsyncLLM("smollm2") as llm: await llm.generate("...")`.
 
-    With `run_dir` it joins an engine that runs already and stops nothing on leaving.
+    With `run_dir` it joins an engine that runs already and stops nothing on leaving; a `codec` that
+    is loaded already is not loaded again.
     """
 
     def __init__(
-        self, model: str | EngineConfig, *, run_dir: Path | str | None = None, name: str = "llm"
+        self,
+        model: str | EngineConfig,
+        *,
+        run_dir: Path | str | None = None,
+        codec: TextCodec | None = None,
+        name: str = "llm",
     ) -> None:
         self.config = model if isinstance(model, EngineConfig) else EngineConfig(model=model)
         self._run_dir = run_dir
+        self._codec = codec
         self._name = name
         self._engine: Engine | None = None
 
     async def __aenter__(self) -> Self:
-        if self._run_dir is None:
+        run_dir = self._run_dir
+        if run_dir is None:
             from .launch import Engine
 
             self._engine = await asyncio.to_thread(Engine.start, self.config)
+            run_dir = self._engine.run.path
         try:
-            await self._connect(self._run_dir or self._engine.run.path)
+            codec = self._codec
+            if codec is None:
+                codec = await asyncio.to_thread(TextCodec.load, self.config.model)
+            self.codec = codec
+            if self._engine is not None:
+                await asyncio.to_thread(self._engine.wait_ready)
+            self.client = Client(run_dir, name=self._name)
+            await self.client.connect()
         except BaseException:
             await self.close()
             raise
         return self
-
-    async def _connect(self, run_dir: Path | str) -> None:
-        self.codec = await asyncio.to_thread(TextCodec.load, self.config.model)
-        self.client = Client(run_dir, name=self._name)
-        await self.client.connect()
-        if self._engine is not None:
-            await self.client.ready()
 
     async def __aexit__(
         self,
@@ -209,7 +218,8 @@ class AsyncLLM:
         if min(ids) < 0 or max(ids) >= vocab_size:
             bad = next(id for id in ids if not 0 <= id < vocab_size)
             raise PromptError(
-                "invalid_token_id", f"token id {bad} is outside the vocabulary of {vocab_size}"
+                "invalid_token_id",
+                f"the prompt holds token id {bad}, outside the vocabulary of {vocab_size}",
             )
         if params.stop_token_ids and max(params.stop_token_ids) >= vocab_size:
             bad = max(params.stop_token_ids)

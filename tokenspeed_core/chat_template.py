@@ -109,10 +109,12 @@ def _content(content: Any, where: str) -> str:
         raise ChatTemplateError(f"{where}.content is {kind}; give a string or a list of text parts")
     texts = []
     for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
+        named = isinstance(part, Mapping)
+        part_kind = part.get("type") if named else type(part).__name__
+        if part_kind != "text" or not isinstance(part.get("text"), str):
             raise ChatTemplateError(
-                f"{where}.content[{number}] is of type {str(kind)[:40]!r}; only text parts are built"
+                f"{where}.content[{number}] is of type {str(part_kind)[:40]!r}; "
+                f"only text parts are built"
             )
         texts.append(part["text"])
     return "\n".join(texts)

@@ -75,7 +75,7 @@ class CompletionText:
     """Turns one request's token deltas into text deltas.
 
     A token is handed out with the first text that it contributes, so that tokens whose text a stop
-    string cut away are not; `kept` counts the generated tokens up to the one that ended the request.
+    string cut away are not.  `kept` counts generated tokens up to the one that ended the request.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class CompletionText:
         self.kept = 0
 
     def push(self, delta: Delta) -> TextDelta:
-        """Take the tokens of a delta; the result has a finish reason when a stop string ended it."""
+        """Take the tokens of a delta; a stop string among them gives the result a finish reason."""
         parts: list[str] = []
         stop_reason: str | int | None = None
         reason = _REASONS.get(delta.finish_reason)

@@ -189,7 +189,7 @@ def from_arguments(arguments: argparse.Namespace) -> EngineConfig:
 
 
 def _parse(name: str, text: Any) -> Any:
-    kind = type(FIELDS[name].default)
+    kind: Any = type(FIELDS[name].default)
     if not isinstance(text, str) or kind is str or FIELDS[name].converter is not None:
         return text
     try:

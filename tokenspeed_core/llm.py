@@ -20,8 +20,8 @@ Result = TypeVar("Result")
 class LLM:
     """Generates text from a script: `LLM("smollm2").generate(["..."])`.
 
-    It starts an engine, or joins the one at `run_dir`; leaving the context, or `close()`, stops what
-    it started.
+    It starts an engine, or joins the one at `run_dir`; leaving the context, or `close()`, stops
+    what it started.
     """
 
     def __init__(self, model: str | EngineConfig, *, run_dir: Path | str | None = None) -> None:
@@ -73,6 +73,12 @@ class LLM:
                 yield delta
         finally:
             self._run(deltas.aclose())  # type: ignore[attr-defined]
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Iterator[TextDelta]:
+        """Yield the assistant's answer as it becomes final; leaving early aborts the request."""
+        yield from self.stream(self._run(self._llm.codec.chat_prompt(messages)), params)
 
     async def _all(self, answers: list[Coroutine[Any, Any, Completion]]) -> list[Completion]:
         return list(await asyncio.gather(*answers))

@@ -113,7 +113,7 @@ def _from_hub(repository: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Return where pulled models are kept: `$XDG_CACHE_HOME/tokenspeed` or `~/.cache/tokenspeed`."""
+    """Return where pulled models are: `$XDG_CACHE_HOME/tokenspeed` or `~/.cache/tokenspeed`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenspeed"
 
 

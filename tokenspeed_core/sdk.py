@@ -67,7 +67,7 @@ class StalledReaderError(RuntimeError):
 
 @attrs.frozen
 class Delta:
-    """Tokens of one request since the last delta; several steps arrive as one if the reader lags."""
+    """Tokens of one request since the last delta; a reader that lags gets several steps in one."""
 
     tokens: list[int]
     logprobs: list[float]  # beside tokens; empty unless asked for
@@ -249,8 +249,6 @@ class Client:
         max_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
-        salt: bytes = b"",
-        session: str = "",
     ) -> RequestStream:
         """Send a request and return its stream; the caller reads it to the end or aborts it.
 
@@ -275,8 +273,6 @@ class Client:
                 max_tokens=max_tokens,
                 sampling=sampling or Sampling(),
                 stop_ids=int32_column(stop_ids),
-                salt=salt,
-                session=session,
             )
         except OverflowError as error:
             raise RejectedError(
@@ -298,18 +294,9 @@ class Client:
         max_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
-        salt: bytes = b"",
-        session: str = "",
     ) -> AsyncIterator[Delta]:
         """Yield the deltas of one request; leaving early aborts it.  Raises what `submit` does."""
-        stream = self.submit(
-            prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop_ids=stop_ids,
-            salt=salt,
-            session=session,
-        )
+        stream = self.submit(prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids)
         try:
             async for delta in stream:
                 yield delta

@@ -10,7 +10,7 @@ import attrs
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from .gguf_metadata import read_gguf_metadata
+from .checkpoint.gguf_file import GgufFile
 from .model_source import ModelSource
 
 # token types of the GGUF specification
@@ -45,8 +45,9 @@ class Tokenizer:
 
     def special_text(self) -> dict[str, str]:
         """Return the variables `bos_token` and `eos_token` as chat templates want them."""
-        text = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}
-        return {name: self.backend.id_to_token(id) for name, id in text.items() if id is not None}
+        ids = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}
+        texts = {name: self.backend.id_to_token(id) for name, id in ids.items() if id is not None}
+        return {name: text for name, text in texts.items() if text is not None}
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Return the ids of `text`; `add_special` puts a BOS in front where the model wants one."""
@@ -62,9 +63,10 @@ class Tokenizer:
 
         Raises:
             TokenizerError: no tokenizer there, or one of a kind that is not built.
+            CheckpointError: the GGUF file is damaged.
         """
         if source.kind == "gguf":
-            return from_gguf(read_gguf_metadata(source.path), str(source.path))
+            return from_gguf(GgufFile.open(source.path).metadata, str(source.path))
         return from_directory(source.path)
 
 
@@ -211,7 +213,7 @@ def from_gguf(metadata: dict[str, Any], where: str = "GGUF metadata") -> Tokeniz
 def _byte_level_bpe(
     tokens: list[str], merges: list[str], scheme: str, where: str
 ) -> tokenizers.Tokenizer:
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab={token: id for id, token in enumerate(tokens)},

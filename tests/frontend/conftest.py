@@ -52,8 +52,10 @@ class HttpServer:
 
 
 @contextlib.asynccontextmanager
-async def listening(scheduler: ScriptedScheduler, api_key: str = "") -> AsyncIterator[HttpServer]:
-    async with AsyncLLM("smollm2", run_dir=scheduler.run.path) as llm:
+async def listening(
+    scheduler: ScriptedScheduler, codec: TextCodec, api_key: str = ""
+) -> AsyncIterator[HttpServer]:
+    async with AsyncLLM("smollm2", run_dir=scheduler.run.path, codec=codec) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(
@@ -71,6 +73,6 @@ async def listening(scheduler: ScriptedScheduler, api_key: str = "") -> AsyncIte
 
 
 @pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[HttpServer]:
-    async with listening(scheduler) as server:
+async def http(scheduler: ScriptedScheduler, smollm2: TextCodec) -> AsyncIterator[HttpServer]:
+    async with listening(scheduler, smollm2) as server:
         yield server

@@ -100,9 +100,10 @@ class ScriptedScheduler:
         bound.set()
         decoder = Decoder(FromFrontend)
         peers: set[bytes] = set()
-        last_stats = 0.0
+        last_stats = last_step = 0.0
         while not self._stop.is_set():
-            while not self.is_frozen and router.poll(0 if self.running else 5):
+            idle_ms = 1 if self.running else 5
+            while not self.is_frozen and router.poll(idle_ms):
                 peer, frame = router.recv_multipart()
                 for answer in self._answer(peer, decoder.decode(frame), peers):
                     router.send_multipart([peer, encode(answer)])
@@ -111,13 +112,13 @@ class ScriptedScheduler:
             if self.is_frozen:
                 time.sleep(0.005)
                 continue
-            self._step(router)
+            if time.monotonic() - last_step >= self.step_s:
+                last_step = time.monotonic()
+                self._step(router)
             if time.monotonic() - last_stats > 0.05:
                 last_stats = time.monotonic()
                 for peer in peers:
                     router.send_multipart([peer, encode(self._stats())])
-            if self.running:
-                time.sleep(self.step_s)
         self.running.clear()
         context.destroy(linger=0)
 

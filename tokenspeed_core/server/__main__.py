@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
 async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> None:
     """Serve HTTP on a bound socket until SIGTERM, then drain.
 
-    Readiness turns bad first; running streams finish within `drain_s`; a second signal ends at once.
+    Readiness turns bad first; running streams finish within `drain_s`; a second signal ends them.
     """
     async with AsyncLLM(config, run_dir=run_dir, name="api") as llm:
         service = new_service(llm)
@@ -89,7 +89,8 @@ def bind(host: str, port: int) -> socket.socket:
         OSError: the port is taken, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

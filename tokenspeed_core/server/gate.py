@@ -47,8 +47,8 @@ class Gate:
             )
         named = dict(headers)
         if self._key and scope["path"] not in OPEN_PATHS:
-            given = named.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not hmac.compare_digest(given, self._key):
+            given = named.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._key):
                 raise ApiError(
                     401,
                     "missing or wrong API key; send it as `Authorization: Bearer KEY`",
