@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Models that many tests share."""
 
+import os
 from pathlib import Path
+
+# As the launcher does for workers; libgomp reads it when torch loads it.
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -18,10 +19,14 @@ _MAX_REST_READS = 64  # a pipe holds 64 KiB; more comes only from processes that
 
 @attrs.frozen
 class ChildSpec:
-    """A process to run: its name in logs and its command; `argv[0]` is a path."""
+    """A process to run: its name in logs and its command; `argv[0]` is a path.
+
+    `variables` are defaults for its environment; what the user has set stands.
+    """
 
     name: str
     argv: tuple[str, ...]
+    variables: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -83,6 +88,7 @@ class ChildProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env={**spec.variables, **os.environ},
             start_new_session=True,
         )
         assert self._process.stdout is not None
