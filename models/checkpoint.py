@@ -66,7 +66,9 @@ class Source:
         if self.interleaved:
             at = flat.index(self.interleaved)
             assert opened.shape[at] == sizes[self.interleaved], "an interleaved factor is whole"
-            opened = opened.unflatten(at, (-1, 2)).transpose(at, at + 1).flatten(at, at + 1)
+            shape = list(opened.shape)
+            pairs = opened.reshape(*shape[:at], -1, 2, *shape[at + 1 :])
+            opened = pairs.transpose(at, at + 1).reshape(shape)
         return rearrange(opened, f"{' '.join(flat)} -> {' '.join(names)}")
 
 

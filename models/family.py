@@ -8,8 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..ops import Batch
-from ..sharding import Layout, Plan, build, declare, trace
+from ..ops import declared_batch
+from ..sharding import Layout, Plan, build, trace
 from .checkpoint import Source
 
 C = TypeVar("C")
@@ -35,9 +35,6 @@ class Family(Generic[C]):
     derived: Callable[[C], Mapping[str, Tensor]]
 
 
-_NO_SIZES = ("n", "r", "r1", "t", "m")
-
-
 def compile_plan(
     family: Family[C],
     config: C,
@@ -54,9 +51,8 @@ def compile_plan(
         PlacementError: the layout's types cannot be reconciled.
     """
     caches = family.caches(config, block_size, cache_dtype or dtype)
-    batch = declare(Batch, dict.fromkeys(_NO_SIZES), torch.int32)
     params = family.params(config, dtype)
-    traced = trace(family.forward, params, caches, batch, config)
+    traced = trace(family.forward, params, caches, declared_batch(), config)
     return build(
         traced,
         layout,

@@ -4,7 +4,7 @@
 from .activation import silu_mul, silu_mul_packed
 from .attention import LayerKV, paged_attention
 from .backends import BACKENDS
-from .batch import Batch
+from .batch import Batch, declared_batch
 from .cast import widen
 from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
@@ -17,6 +17,7 @@ __all__ = [
     "Batch",
     "LayerKV",
     "add_rms_norm",
+    "declared_batch",
     "einsum",
     "embedding",
     "linear",

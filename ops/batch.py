@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..sharding import Placed, module
+from ..sharding import Placed, declare, module
 
 
 @module
@@ -29,3 +29,8 @@ class Batch:
     num_decode_rows: int
     max_query: int
     max_context: int
+
+
+def declared_batch() -> Batch:
+    """Return a batch to trace with: every size is known at run time only."""
+    return declare(Batch, dict.fromkeys(("n", "r", "r1", "t", "m")), torch.int32)

@@ -2,6 +2,7 @@
 """Emission: a typed local program as a readable Python file that stands alone."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,9 @@ class Writer:
         if "\n" not in text and len(line) + 2 + len(note) <= _WIDTH:
             yield f"{line}  {note}"
         else:
-            yield f"    {note}"[:_WIDTH]
+            yield from textwrap.wrap(
+                note, _WIDTH, initial_indent="    ", subsequent_indent="    #   "
+            )
             yield line
 
     def step(self, step: Step, index: int) -> Iterator[tuple[str, Step]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenspeed_core.ops import Batch, LayerKV, einsum, paged_attention, rms_norm
+from tokenspeed_core.ops import LayerKV, declared_batch, einsum, paged_attention, rms_norm
 from tokenspeed_core.sharding import (
     BudgetError,
     Layout,
@@ -53,13 +53,12 @@ def compiled(body: Body, present: tuple[str, ...] = (), **layout: Any) -> Plan:
     """Compile a body `(weights, x, cache, batch) -> result` for two ranks; x is `n d`."""
     params = declare(Weights, SIZES, torch.float32, present)
     caches = (declare(LayerKV, SIZES, torch.float32),)
-    batch = declare(Batch, dict.fromkeys(("n", "r", "r1", "t", "m")), torch.int32)
 
     def forward(p: Any, caches: Any, batch: Any) -> Any:
         x = einsum("n, d -> n d", batch.tokens, p.norm)
         return body(p, x, caches[0], batch), caches
 
-    traced = trace(forward, params, caches, batch)
+    traced = trace(forward, params, caches, declared_batch())
     layout = {"mesh": "tp=2", **layout}
     return build(
         traced,
