@@ -189,7 +189,7 @@ class AsyncLLM:
         limits = self.client.welcome
         assert limits is not None, "not connected"
         self._check(ids, params, limits.max_model_len, limits.vocab_size)
-        rest = max(1, limits.max_model_len - len(ids))
+        rest = limits.max_model_len - len(ids)
         ends = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
         return self.client.submit(
             ids,
@@ -209,11 +209,11 @@ class AsyncLLM:
     ) -> None:
         if not ids:
             raise PromptError("empty_prompt", "the prompt is empty; give at least one token")
-        if len(ids) > max_model_len:
+        if len(ids) >= max_model_len:
             raise PromptError(
                 "context_length_exceeded",
-                f"the prompt has {len(ids)} tokens, the model's context is {max_model_len}; "
-                f"shorten the prompt",
+                f"the prompt has {len(ids)} tokens; prompt and answer together have at most "
+                f"{max_model_len}, so shorten the prompt",
             )
         if min(ids) < 0 or max(ids) >= vocab_size:
             bad = next(id for id in ids if not 0 <= id < vocab_size)
