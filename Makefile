@@ -54,3 +54,22 @@ bench: $(STAMP) ## print every benchmark's table
 
 clean: ## remove what the build made
 	rm -rf build dist $(VENV)
+
+SANITIZE := build/sanitize
+FUZZ_COUNT ?= 100000
+
+.PHONY: test-cpp build-sanitize
+
+build-sanitize:
+	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
+	  -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	cmake --build $(SANITIZE)
+
+test-cpp: $(STAMP) ## the C++ tests and fuzz drivers under address and undefined sanitizers
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize
+	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
+
+soak: ## the same with 10^7 events and frames, then the long Python tests
+	$(MAKE) test-cpp FUZZ_COUNT=10000000
+	$(BIN)/pytest -m soak

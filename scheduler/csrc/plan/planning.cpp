@@ -32,7 +32,6 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   short_rows_.Clear();
   long_rows_.Clear();
   wants_logprobs_ = false;
-  displaced_ = false;
 
   const auto decoding = std::ranges::count_if(running_, [](const Request* request) {
     return std::holds_alternative<fsm::Decoding>(request->state);
@@ -162,7 +161,6 @@ void Scheduler::Displace(Request& request) {
   const Status moved = fsm::Apply(request.state, fsm::Preempt{});
   TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
   request.restarted = true;
-  displaced_ = true;
   ++counters_.preemptions;
   ++openings_;
   if (std::get_if<fsm::Preempted>(&request.state)->in_flight == 0) {
@@ -196,7 +194,7 @@ bool Scheduler::Fits(Request& head) {
 
 void Scheduler::Admit(int& budget) {
   // After a preemption the victims come back first, once their tokens are in.
-  while (budget > 0 && !displaced_ && preempted_.empty() && !waiting_.empty() &&
+  while (budget > 0 && preempted_.empty() && !waiting_.empty() &&
          !free_slots_.empty()) {
     Request& head = *waiting_.begin()->second;
     const uint64_t openings = openings_ + pool_->releases();

@@ -175,12 +175,12 @@ class Scheduler {
   Epoch epoch_;
   StepId last_step_;
   Arrival last_arrival_;
+  std::unique_ptr<kv::BlockPool> pool_;  // null between epochs; outlives the requests' blocks
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Arrival, Request*> waiting_;
   std::vector<Request*> running_;
   std::vector<Request*> preempted_;
 
-  std::unique_ptr<kv::BlockPool> pool_;
   std::unique_ptr<PrefixGroups> groups_;
   std::vector<Slot> slots_;
   std::vector<SlotId> free_slots_;
@@ -192,7 +192,6 @@ class Scheduler {
   uint64_t openings_ = 0;
   Arrival blocked_head_;
   uint64_t blocked_openings_ = 0;
-  bool displaced_ = false;  // in this plan
 
   StepPlan plan_;
   RowBuffer short_rows_;

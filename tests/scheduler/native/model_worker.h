@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// A worker without a model, as tests/scheduler/simulated_worker.py: cells keep the token that was
+// written, and a sampled token is a function of the history as read from the blocks.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "plan/step_plan.h"
+
+namespace tokenspeed {
+
+inline uint64_t Fold(uint64_t hash, Token token) {
+  return (hash ^ static_cast<uint64_t>(token + 1)) * 0x100000001B3ull + 0x9E3779B9u;
+}
+
+// What follows a history whose tokens were folded into `hash`.
+inline Token SampleAfter(uint64_t hash, int vocab) {
+  return static_cast<Token>((hash >> 20) % static_cast<uint64_t>(vocab));
+}
+
+class ModelWorker {
+ public:
+  ModelWorker(int num_blocks, int block_size, int vocab)
+      : width_(block_size),
+        vocab_(vocab),
+        cells_(static_cast<size_t>(num_blocks * block_size), -1) {}
+
+  const std::string& error() const { return error_; }
+  int max_step_tokens() const { return largest_; }
+  // Blocks that the last step read or wrote, and those that it began to write.
+  const std::set<int32_t>& touched() const { return touched_; }
+  const std::set<int32_t>& begun() const { return begun_; }
+
+  // Applies a plan and returns the sampled tokens; error() tells what the plan did wrong.
+  std::vector<Token> Apply(const plan::StepPlan& plan) {
+    for (const int32_t slot : plan.removed_slots) {
+      if (slots_.erase(slot) == 0) Fail("removes an unknown slot", slot);
+    }
+    for (size_t i = 0; i < plan.added_slots.size(); ++i) {
+      const bool fresh = slots_.emplace(plan.added_slots[i], Slot(plan.added_context[i])).second;
+      if (!fresh) Fail("adds a slot that is there", plan.added_slots[i]);
+    }
+    for (size_t i = 0; i < plan.block_slots.size(); ++i) {
+      const int32_t block = plan.block_ids[i];
+      if (block < 1 || static_cast<size_t>(block * width_) >= cells_.size()) Fail("block", block);
+      if (plan.block_groups[i] != 0) Fail("block group", plan.block_groups[i]);
+      At(plan.block_slots[i]).blocks.push_back(block);
+    }
+    for (size_t i = 0; i < plan.prefix_slots.size(); ++i) {
+      At(plan.prefix_slots[i]).group = plan.prefix_groups[i];
+      At(plan.prefix_slots[i]).group_blocks = static_cast<size_t>(plan.prefix_blocks[i]);
+    }
+    CheckGroups();
+    Write(plan);
+    std::vector<Token> tokens;
+    for (size_t i = 0; i < plan.rows.size(); ++i) {
+      if ((plan.row_flags[i] & plan::kRowSamples) == 0) continue;
+      Slot& slot = At(plan.rows[i]);
+      slot.last = Sample(slot);
+      tokens.push_back(slot.last);
+    }
+    return tokens;
+  }
+
+ private:
+  struct Slot {
+    explicit Slot(int tokens = 0) : context(tokens) {}
+    int context;
+    std::vector<int32_t> blocks;
+    Token last = -1;
+    int32_t group = -1;
+    size_t group_blocks = 0;
+  };
+
+  void Fail(const char* what, int64_t value) {
+    if (error_.empty()) error_ = std::string("plan: ") + what + " " + std::to_string(value);
+  }
+
+  Slot& At(int32_t slot) {
+    const auto found = slots_.find(slot);
+    if (found != slots_.end()) return found->second;
+    Fail("names an unknown slot", slot);
+    return slots_[slot];
+  }
+
+  Token* Cell(const Slot& slot, int position) {
+    const size_t index = static_cast<size_t>(position / width_);
+    if (index >= slot.blocks.size()) {
+      Fail("a token has no block, position", position);
+      return &cells_[0];
+    }
+    return &cells_[static_cast<size_t>(slot.blocks[index] * width_ + position % width_)];
+  }
+
+  int32_t BlockAt(const Slot& slot, int position) {
+    return static_cast<int32_t>((Cell(slot, position) - cells_.data()) / width_);
+  }
+
+  void CheckGroups() {
+    std::map<int32_t, std::vector<int32_t>> leading;
+    for (const auto& [id, slot] : slots_) {
+      if (slot.group < 0) continue;
+      if (slot.group_blocks == 0 || slot.group_blocks > slot.blocks.size()) {
+        return Fail("prefix group of slot", id);
+      }
+      const std::vector<int32_t> mine(
+          slot.blocks.begin(),
+          slot.blocks.begin() + static_cast<std::ptrdiff_t>(slot.group_blocks));
+      const auto [first, fresh] = leading.emplace(slot.group, mine);
+      if (!fresh && first->second != mine) Fail("nothing is shared in prefix group", slot.group);
+    }
+  }
+
+  // All rows write before any row reads.
+  void Write(const plan::StepPlan& plan) {
+    std::set<const Token*> written;
+    touched_.clear();
+    begun_.clear();
+    std::set<int32_t> rows;
+    size_t at = 0;
+    int total = 0;
+    bool long_rows = false;
+    for (size_t i = 0; i < plan.rows.size(); ++i) {
+      Slot& slot = At(plan.rows[i]);
+      if (!rows.insert(plan.rows[i]).second) Fail("two rows of slot", plan.rows[i]);
+      long_rows = long_rows || plan.row_tokens[i] > 1;
+      if (long_rows && plan.row_tokens[i] == 1) Fail("a row of one token behind a long one", 1);
+      for (int k = 0; k < plan.row_tokens[i]; ++k, ++slot.context) {
+        const bool given = plan.row_flags[i] & plan::kRowHasTokens;
+        if (given && at >= plan.prompt_tokens.size()) return Fail("prompt tokens end at", at);
+        Token* cell = Cell(slot, slot.context);
+        if (!written.insert(cell).second) Fail("two rows write block", slot.context / width_);
+        *cell = given ? plan.prompt_tokens[at++] : slot.last;
+        if (*cell < 0) Fail("no last token in slot", plan.rows[i]);
+        if (slot.context % width_ == 0) begun_.insert(BlockAt(slot, slot.context));
+      }
+      for (int k = 0; k < slot.context; k += width_) touched_.insert(BlockAt(slot, k));
+      total += plan.row_tokens[i];
+    }
+    if (at != plan.prompt_tokens.size())
+      Fail("prompt tokens left over at", static_cast<int64_t>(at));
+    if (plan.rows.empty()) Fail("no rows in step", plan.step.value);
+    largest_ = std::max(largest_, total);
+  }
+
+  Token Sample(const Slot& slot) {
+    uint64_t hash = 0;
+    for (int position = 0; position < slot.context; ++position) {
+      const Token token = *Cell(slot, position);
+      if (token < 0) Fail("reads a position that was never written", position);
+      hash = Fold(hash, token);
+    }
+    return SampleAfter(hash, vocab_);
+  }
+
+  int width_;
+  int vocab_;
+  std::vector<Token> cells_;
+  std::map<int32_t, Slot> slots_;
+  std::string error_;
+  int largest_ = 0;
+  std::set<int32_t> touched_;
+  std::set<int32_t> begun_;
+};
+
+}  // namespace tokenspeed

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// What tests/scheduler/*.py does not reach: the quorum of step reports, and limits.
+#include <csignal>
+
+#include "expect.h"
+#include "plan/limits.h"
+#include "plan/step_quorum.h"
+
+namespace tokenspeed::plan {
+namespace {
+
+void TheQuorumTakesEachReportOnce() {
+  using Verdict = StepQuorum::Verdict;
+  StepQuorum quorum(2);
+  quorum.Reset(Epoch{1});
+  const Hash128 digest = SipHash128({}, {});
+  const std::vector<Token> tokens = {3, 4};
+  const Hash128 hash = SipHash128(digest, std::as_bytes(std::span(tokens)));
+  quorum.Planned(StepId{1}, digest);
+  EXPECT(quorum.Ack(0, Epoch{2}, StepId{1}, digest, hash) == Verdict::kIgnored);
+  EXPECT(quorum.Ack(0, Epoch{1}, StepId{2}, digest, hash) == Verdict::kIgnored);
+  EXPECT(quorum.Ack(0, Epoch{1}, StepId{1}, Hash128{}, hash) == Verdict::kIgnored);
+  EXPECT(quorum.Ack(0, Epoch{1}, StepId{1}, digest, hash) == Verdict::kTaken);
+  EXPECT(quorum.Ack(0, Epoch{1}, StepId{1}, digest, hash) == Verdict::kIgnored);
+  EXPECT(quorum.Result(Epoch{1}, StepId{1}, digest, tokens, {}) == Verdict::kTaken);
+  EXPECT(quorum.Result(Epoch{1}, StepId{1}, digest, tokens, {}) == Verdict::kIgnored);
+  EXPECT(!quorum.Pop().value().has_value());  // rank 1 has not acked
+  EXPECT(quorum.Ack(1, Epoch{1}, StepId{1}, digest, hash) == Verdict::kTaken);
+  EXPECT(quorum.Pop().value()->tokens == tokens);
+  EXPECT(!quorum.Pop().value().has_value());
+  quorum.Planned(StepId{2}, digest);
+  EXPECT(quorum.Result(Epoch{1}, StepId{2}, digest, tokens, {}) == Verdict::kTaken);
+  EXPECT(quorum.Ack(0, Epoch{1}, StepId{2}, digest, hash) == Verdict::kTaken);
+  EXPECT(quorum.Ack(1, Epoch{1}, StepId{2}, digest, Hash128{}) == Verdict::kTaken);
+  EXPECT(!quorum.Pop().ok());  // rank 1 sampled something else
+}
+
+void LimitsNameWhatIsWrong() {
+  Limits limits;
+  limits.max_slots = 4;
+  limits.max_step_tokens = 8;
+  limits.max_model_len = 100;
+  limits.max_waiting = 1;
+  limits.vocab_size = 10;
+  EXPECT(limits.Validate().ok());
+  limits.max_step_tokens = 3;
+  EXPECT(limits.Validate().error().message.find("max_step_tokens is 3") == 0);
+  limits.max_step_tokens = 8;
+  limits.depth = 0;
+  EXPECT(limits.Validate().error().message.find("depth is 0") == 0);
+}
+
+}  // namespace
+}  // namespace tokenspeed::plan
+
+int main() {
+  tokenspeed::plan::TheQuorumTakesEachReportOnce();
+  tokenspeed::plan::LimitsNameWhatIsWrong();
+  return 0;
+}
