@@ -6,32 +6,34 @@ import os
 import queue
 import secrets
 import signal
-import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
-
-import attrs
+from typing import Self
 
 from .background_writer import BackgroundWriter
-from .checkpoint import CheckpointError, open_checkpoint
+from .checkpoint import CheckpointError
 from .child_process import ChildSpec
 from .config import ConfigError, EngineConfig, write_config
+from .engine_watch import EngineWatch, WatchLimits, WatchRefusedError, await_http
 from .ipc.codec import encode
 from .ipc.messages import WIRE_VERSION, SchedulerConfig
 from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
-from .model_source import ModelNotFoundError, resolve
-from .readiness import NotReadyError, await_http, await_scheduler
+from .model_source import ModelNotFoundError
+from .run_lock import RunLock, remove_abandoned
 from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, find_executable, find_libzmq
+from .served_model import PortInUseError, ServedModel
 from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import WorkerEvent
 
 _API_GRACE_S = 2.0
+_SCHEDULER = "the scheduler"
+_WORKERS = "the worker group"
 
 # libgomp's threads spin for milliseconds at a barrier before they sleep.  On a machine whose cores
 # are shared that starves the thread they wait for: measured beside one busy process, a decode
@@ -49,9 +51,13 @@ class Engine:
     They end with `stop`, with the context, at interpreter exit, and when this process dies.
     """
 
-    def __init__(self, model: "ServedModel", run: RunDirectory, serve_http: bool) -> None:
+    def __init__(self, model: ServedModel, serve_http: bool, limits: WatchLimits) -> None:
         self.config = model.config
-        self.run = run
+        parent = _parent(model.config)
+        remove_abandoned(parent)
+        self.run = RunDirectory.create(parent)
+        self._lock = RunLock.take(self.run)
+        self._limits = limits
         self._vocab_size = model.vocab_size
         self._serve_http = serve_http
         self._process_id = os.getpid()
@@ -66,6 +72,7 @@ class Engine:
         *,
         serve_http: bool = False,
         on_event: Callable[[str, WorkerEvent], None] | None = None,
+        limits: WatchLimits | None = None,
     ) -> "Engine":
         """Start all processes in the background, from any thread; signal handlers stay untouched.
 
@@ -76,27 +83,13 @@ class Engine:
             ConfigError, ModelNotFoundError, CheckpointError, RunDirectoryError: the config, the
                 model or the run directory cannot be used.
             SchedulerNotFoundError: its executable was not built.
-            EngineError: the port is taken.
+            PortInUseError: the HTTP server could not listen.
         """
-        return cls._launch(ServedModel.of(config, serve_http), serve_http, on_event)
-
-    @classmethod
-    def _launch(
-        cls,
-        model: "ServedModel",
-        serve_http: bool,
-        on_event: Callable[[str, WorkerEvent], None] | None,
-    ) -> "Engine":
-        run = RunDirectory.create(_parent(model.config))
-        try:
-            engine = cls(model, run, serve_http)
-            engine._start_processes(on_event)
-        except BaseException:
-            run.remove()
-            raise
+        engine = cls(ServedModel.of(config, serve_http), serve_http, limits or WatchLimits())
+        engine._launch(on_event)
         return engine
 
-    def _start_processes(self, on_event: Callable[[str, WorkerEvent], None] | None) -> None:
+    def _launch(self, on_event: Callable[[str, WorkerEvent], None] | None) -> None:
         output = LauncherOutput()
 
         def write(item: Printed | Reported, dropped: int) -> None:
@@ -104,11 +97,16 @@ class Engine:
             if on_event is not None and isinstance(item, Reported):
                 on_event(item.source, item.event)
 
+        try:
+            parts = self._parts()
+        except BaseException:
+            self._release()
+            raise
         self._writer = BackgroundWriter(write)
-        self._supervisor = Supervisor(self._parts(), self._writer.post, on_end=self._on_end)
+        self._supervisor = Supervisor(parts, self._writer.post, on_end=self._on_end)
         atexit.register(self._stop_at_exit)
         self._supervisor.start()
-        threading.Thread(target=self._await_ready, name="readiness", daemon=True).start()
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def _parts(self) -> list[Part]:
         run, config = self.run, self.config
@@ -132,8 +130,8 @@ class Engine:
             for rank in range(config.tp)
         )
         parts = [
-            Part("the scheduler", (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
-            Part("the worker group", workers, forget_ranks),
+            Part(_SCHEDULER, (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
+            Part(_WORKERS, workers, forget_ranks),
         ]
         if self._serve_http:
             server = (ChildSpec("api", program("server")),)
@@ -227,57 +225,37 @@ class Engine:
             self.stop()
 
     def _on_end(self) -> None:
-        self.run.remove()
+        self._release()
         self._settled.set()
 
-    def _await_ready(self) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
+    def _release(self) -> None:
+        self.run.remove()
+        self._lock.release()
+
+    def _watch(self) -> None:
+        watch = EngineWatch(
+            self.run,
+            self._limits,
+            self._on_scheduler_ready,
+            lambda cause: self._supervisor.restart(_SCHEDULER, cause),
+            lambda cause: self._supervisor.restart(_WORKERS, cause),
+        )
         try:
-            is_up = await_scheduler(self.run, self._settled.is_set) and (
-                not self._serve_http or await_http(host, self.config.port, self._settled.is_set)
-            )
-        except NotReadyError as error:
+            watch.follow(self._is_over)
+        except WatchRefusedError as error:
             self._refusal = str(error)
             self._supervisor.stop()
+
+    def _on_scheduler_ready(self) -> None:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
+        if self._serve_http and not await_http(host, self.config.port, self._is_over):
             return
-        if is_up:
-            self._supervisor.finish_start()
-            self._is_ready.set()
-            self._settled.set()
+        self._supervisor.finish_start()
+        self._is_ready.set()
+        self._settled.set()
 
-
-@attrs.frozen
-class ServedModel:
-    """A config with what it leaves open decided once, for all processes, and the vocabulary."""
-
-    config: EngineConfig  # the model a path; name, greatest length and port definite
-    vocab_size: int
-
-    @classmethod
-    def of(cls, config: EngineConfig, serve_http: bool) -> "ServedModel":
-        """Find the model, read its sizes, and check the port.
-
-        Raises:
-            ConfigError, ModelNotFoundError, CheckpointError: the model cannot be served.
-            EngineError: the port is taken.
-        """
-        if not config.model:
-            raise ConfigError("no model is given; name a .gguf file, a directory or a hub id")
-        if serve_http:
-            config = attrs.evolve(config, port=_free_port(config.host, config.port))
-        source = resolve(config.model)
-        path = source.path
-        with open_checkpoint(path) as checkpoint:
-            longest = _size(checkpoint.config, "max_position_embeddings", path)
-            vocab_size = _size(checkpoint.config, "vocab_size", path)
-        config = attrs.evolve(
-            config,
-            model=str(path.resolve()),
-            served_model_name=config.served_model_name
-            or (source.name if Path(config.model).expanduser().exists() else config.model),
-            max_model_len=config.max_model_len or longest,
-        )
-        return cls(config, vocab_size)
+    def _is_over(self) -> bool:
+        return self._supervisor.wait(0)
 
 
 def serve(
@@ -301,7 +279,8 @@ def serve(
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        engine = Engine._launch(model, serve_http=True, on_event=None)
+        engine = Engine(model, True, WatchLimits())
+        engine._launch(None)
     except _START_ERRORS as error:
         return _fail(error)
     else:
@@ -353,7 +332,7 @@ _START_ERRORS = (
     CheckpointError,
     RunDirectoryError,
     SchedulerNotFoundError,
-    EngineError,
+    PortInUseError,
 )
 
 
@@ -368,36 +347,10 @@ def _scheduler_command(config_file: Path) -> tuple[str, ...]:
     return (str(find_executable()), "--config", str(config_file), *library)
 
 
-def _parent(config: EngineConfig) -> Path | None:
+def _parent(config: EngineConfig) -> Path:
     if not config.run_dir:
-        return None
+        return Path(tempfile.gettempdir())
     parent = Path(config.run_dir)
     if not parent.is_dir():
         raise RunDirectoryError(f"run_dir {parent} is no directory; make it, or leave it out")
     return parent
-
-
-def _free_port(host: str, port: int) -> int:
-    """Return `port`, or a free one for 0; EngineError if it cannot be listened on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()  # where another socket listens, bind may pass and this does not
-        except OSError as error:
-            raise EngineError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
-            ) from error
-        chosen: int = probe.getsockname()[1]
-        return chosen
-
-
-def _size(config: dict[str, object], key: str, path: Path) -> int:
-    nested = config.get("text_config")
-    value: Any = config.get(key, nested.get(key) if isinstance(nested, dict) else None)
-    if not isinstance(value, int) or value < 1:
-        raise CheckpointError(
-            f"the config of {path} has {key} = {value!r}; it must be a positive integer"
-        )
-    return value

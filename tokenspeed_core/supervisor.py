@@ -118,6 +118,10 @@ class Supervisor:
         """Kill everything at once."""
         self._command(self._kill)
 
+    def restart(self, part: str, cause: str) -> None:
+        """Kill and restart a part that hangs; counts as a death."""
+        self._command(lambda: self._restart(part, cause))
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until all processes are gone; False if they are not in time."""
         return self._ended.wait(timeout_s)
@@ -217,6 +221,12 @@ class Supervisor:
         run.deaths.append(time.monotonic())
         for child in run.children:
             child.send(signal.SIGKILL)
+
+    def _restart(self, part: str, cause: str) -> None:
+        for run in self._running:
+            if run.part.name == part and run.children and not run.cause and self._stage is None:
+                self._log(f"{part} is killed: {cause}")
+                self._take_down(run, cause)
 
     def _advance(self, now: float) -> bool:
         """Do what is due; return False when everything is gone."""

@@ -18,8 +18,10 @@ import pytest
 
 from tests.conftest import save_tiny_llama
 from tokenspeed_core.config import EngineConfig
+from tokenspeed_core.engine_watch import WatchLimits
 from tokenspeed_core.launch import Engine, EngineError
 from tokenspeed_core.sdk import Client, EngineLostError, RequestStream
+from tokenspeed_core.served_model import PortInUseError
 from tokenspeed_core.worker_event import Loading, Ready, WorkerEvent
 
 PATIENCE_S = 120.0
@@ -193,6 +195,34 @@ def test_a_killed_launcher_takes_everything_along(model: Path, parent: Path) -> 
     process.wait()
     process.stdout.close()
     until(lambda: not processes_of(parent), 10)
+    (abandoned,) = parent.iterdir()
+    with Engine.start(config(model, parent)) as engine:
+        assert list(parent.iterdir()) == [engine.run.path]
+        assert not abandoned.exists()
+        with Engine.start(config(model, parent)) as other:
+            assert set(parent.iterdir()) == {engine.run.path, other.run.path}
+    assert not list(parent.iterdir())
+
+
+@pytest.mark.parametrize("victim", ["worker 0", "scheduler"])
+def test_a_frozen_part_is_replaced(model: Path, parent: Path, victim: str) -> None:
+    async def scenario(engine: Engine) -> None:
+        async with Client(engine.run) as client:
+            expected = await answer(client)
+            before = engine.pids()
+            stream = client.submit(PROMPT, max_tokens=450)
+            await anext(stream)
+            os.kill(before[victim], signal.SIGSTOP)
+            with pytest.raises(EngineLostError):
+                await read_on(stream)
+            assert await answer_when_ready(client) == expected
+            after = engine.pids()
+            assert {name for name in before if before[name] != after[name]} == {victim}
+
+    limits = WatchLimits(silence_s=2.0, step_s=2.0)
+    with Engine.start(config(model, parent), limits=limits) as engine:
+        engine.wait_ready(PATIENCE_S)
+        asyncio.run(scenario(engine))
 
 
 def test_a_rank_count_that_does_not_divide_is_one_line(model: Path, parent: Path) -> None:
@@ -234,7 +264,7 @@ def test_a_worker_that_keeps_dying_ends_the_engine(model: Path, parent: Path) ->
 def test_a_taken_port_is_said_at_once(model: Path, parent: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(EngineError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             Engine.start(config(model, parent, port=port), serve_http=True)
     assert not list(parent.iterdir())
 

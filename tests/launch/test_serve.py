@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """`serve` in the foreground with SmolLM2: faults under HTTP streams, and its ends."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -194,6 +196,34 @@ def test_a_second_signal_does_not_wait(serving: Served) -> None:
     assert not stream.finish_reasons()
     assert not serving.children()
     assert not list(serving.parent.iterdir())
+
+
+def test_a_stderr_that_nobody_reads_stalls_nothing(smollm2: Path, parent: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = {"model": str(smollm2), "run_dir": str(parent), "port": port, "num_blocks": 300}
+    settings |= {"max_model_len": 2048, "served_model_name": "tiny", "log_level": "debug"}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(settings)], stderr=writer, stdout=writer
+    )
+    os.close(writer)
+    served = Served(process, parent, parent, f"http://127.0.0.1:{port}")
+    try:
+        until(served.is_ready)
+        assert served.complete()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+        assert not served.children()
+        assert not list(parent.iterdir())
+    finally:
+        process.kill()
+        os.close(reader)
 
 
 def test_a_signal_while_weights_load_ends_cleanly(

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The launcher's eye on a running engine: is it ready, and does it still move?"""
+
+import contextlib
+import http.client
+import time
+from collections.abc import Callable
+
+import attrs
+import zmq
+
+from .ipc.codec import Decoder, encode
+from .ipc.messages import (
+    WIRE_VERSION,
+    Heartbeat,
+    Hello,
+    HelloRequired,
+    Refused,
+    Role,
+    Stats,
+    ToFrontend,
+    Welcome,
+)
+from .ipc.run_directory import RunDirectory
+
+_POLL_MS = 100
+_HEARTBEAT_S = 0.25
+
+
+@attrs.frozen
+class WatchLimits:
+    """How long an engine may seem to do nothing before a part of it counts as frozen."""
+
+    silence_s: float = 10.0  # of the scheduler, which speaks several times a second
+    step_s: float = 300.0  # of a step that the workers were given
+
+
+class WatchRefusedError(RuntimeError):
+    """The scheduler turned the launcher away."""
+
+
+class EngineWatch:
+    """Connects to the scheduler as a frontend and reads its counters.
+
+    `on_ready` is called once, when all ranks are in.  `on_frozen_scheduler` and
+    `on_frozen_workers` get a reason each time that one exceeds its limit afterwards.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        limits: WatchLimits,
+        on_ready: Callable[[], None],
+        on_frozen_scheduler: Callable[[str], None],
+        on_frozen_workers: Callable[[str], None],
+    ) -> None:
+        self._run = run
+        self._limits = limits
+        self._on_ready = on_ready
+        self._on_frozen_scheduler = on_frozen_scheduler
+        self._on_frozen_workers = on_frozen_workers
+        self._is_ready = False
+        self._is_reported = False  # the present freeze of the workers
+        self._last_heard = time.monotonic()
+
+    def follow(self, is_over: Callable[[], bool]) -> None:
+        """Watch until `is_over`.
+
+        Raises:
+            WatchRefusedError: the scheduler does not want a frontend of this version.
+        """
+        decoder: Decoder[ToFrontend] = Decoder(ToFrontend)  # type: ignore[arg-type]
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing piles up for a scheduler that is not there
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        socket.connect(self._run.frontend_endpoint)
+        hello = encode(Hello(WIRE_VERSION, self._run.token, Role.FRONTEND, "launcher"))
+        next_beat = 0.0
+        try:
+            while not is_over():
+                if time.monotonic() >= next_beat:
+                    # To an unknown peer's heartbeat the scheduler answers HelloRequired.
+                    with contextlib.suppress(zmq.Again):  # it is not there, now or yet
+                        socket.send(encode(Heartbeat(time.monotonic_ns())), zmq.NOBLOCK)
+                        next_beat = time.monotonic() + _HEARTBEAT_S
+                if not socket.poll(_POLL_MS):
+                    self._check_silence()
+                    continue
+                message = decoder.decode(socket.recv())
+                self._last_heard = time.monotonic()
+                if isinstance(message, HelloRequired):
+                    with contextlib.suppress(zmq.Again):
+                        socket.send(hello, zmq.NOBLOCK)
+                elif isinstance(message, Refused):
+                    raise WatchRefusedError(
+                        f"the scheduler refused the launcher: {message.message}"
+                    )
+                elif isinstance(message, Welcome) and message.ready and not self._is_ready:
+                    self._is_ready = True
+                    self._on_ready()
+                elif isinstance(message, Stats):
+                    self._check_step(message.oldest_step_age_ns / 1e9)
+        finally:
+            socket.close()
+            context.term()
+
+    def _check_silence(self) -> None:
+        silence = time.monotonic() - self._last_heard
+        if self._is_ready and silence > self._limits.silence_s:
+            self._last_heard = time.monotonic()
+            self._on_frozen_scheduler(f"the scheduler was silent for {silence:.1f} s")
+
+    def _check_step(self, age_s: float) -> None:
+        is_frozen = age_s > self._limits.step_s
+        if is_frozen and not self._is_reported:
+            self._on_frozen_workers(f"a step did not finish in {age_s:.1f} s")
+        self._is_reported = is_frozen
+
+
+def await_http(host: str, port: int, is_over: Callable[[], bool]) -> bool:
+    """Wait until `GET /ready` answers 200; False if it is over first."""
+    while not is_over():
+        connection = http.client.HTTPConnection(host, port, timeout=1)
+        try:
+            connection.request("GET", "/ready")
+            if connection.getresponse().status == 200:
+                return True
+        except (OSError, http.client.HTTPException):
+            pass  # the API process is still starting
+        finally:
+            connection.close()
+        time.sleep(_POLL_MS / 1000)
+    return False
