@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 # As the launcher does for workers; libgomp reads it when torch loads it.
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import pytest
 import torch
