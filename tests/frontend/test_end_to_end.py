@@ -69,7 +69,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def until_all_blocks_are_back(engine: Engine) -> None:
     busy = ("kv_blocks_active", "num_requests_running", "in_flight_steps")
-    until(lambda: not any((now := gauges(engine))[name] for name in busy))
+    until(lambda: not any(value for name, value in gauges(engine).items() if name in busy))
     now = gauges(engine)
     assert now["kv_blocks_free"] + now["kv_blocks_cached"] == now["kv_blocks_total"]
     assert now["kv_blocks_total"] == NUM_BLOCKS - 1  # one is the workers' scratch block
