@@ -56,7 +56,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pass
 
 
-class Hello(_Message, tag=1):
+class Hello(_Message, frozen=True, tag=1):
     """First message of every peer to the scheduler; a worker fills the worker fields."""
 
     version: int
@@ -70,8 +70,8 @@ class Hello(_Message, tag=1):
     program_hash: bytes = b""  # must agree on all ranks
 
 
-class Welcome(_Message, tag=2):
-    """The scheduler's answer to Hello, sent again to frontends whenever `ready` or `epoch` changes."""
+class Welcome(_Message, frozen=True, tag=2):
+    """The answer to Hello, sent again to frontends whenever `ready` or `epoch` changes."""
 
     version: int
     epoch: int
@@ -82,24 +82,24 @@ class Welcome(_Message, tag=2):
     num_blocks: int
 
 
-class Refused(_Message, tag=3):
+class Refused(_Message, frozen=True, tag=3):
     """The scheduler turned a connection away."""
 
     code: int
     message: str
 
 
-class Heartbeat(_Message, tag=4):
+class Heartbeat(_Message, frozen=True, tag=4):
     """Proof of life; sent by either side when it has nothing else to say."""
 
     time_ns: int
 
 
-class HelloRequired(_Message, tag=5):
+class HelloRequired(_Message, frozen=True, tag=5):
     """The scheduler does not know this peer (it restarted): say Hello again, forget everything."""
 
 
-class Shutdown(_Message, tag=6):
+class Shutdown(_Message, frozen=True, tag=6):
     """The scheduler tells a worker to exit."""
 
     reason: str
@@ -115,7 +115,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprobs: bool = False  # report the log-probability of each sampled token
 
 
-class Submit(_Message, tag=10):
+class Submit(_Message, frozen=True, tag=10):
     """A frontend asks for a completion of `prompt`."""
 
     request_id: int  # u64, unique within the frontend's connection
@@ -128,7 +128,7 @@ class Submit(_Message, tag=10):
     session: str = ""
 
 
-class Abort(_Message, tag=11):
+class Abort(_Message, frozen=True, tag=11):
     """A frontend takes a request back; idempotent.
 
     `kept` is the number of generated tokens that the client was given (a stop string may cut some
@@ -139,7 +139,7 @@ class Abort(_Message, tag=11):
     kept: int = -1
 
 
-class TokenDeltas(_Message, tag=20):
+class TokenDeltas(_Message, frozen=True, tag=20):
     """What one step brought the requests of one frontend, a row a request.
 
     A finished request appears exactly once with a finish reason, possibly with no token.
@@ -154,7 +154,7 @@ class TokenDeltas(_Message, tag=20):
     cached_tokens: bytes  # i32 column: prompt tokens served from the prefix cache
 
 
-class Rejected(_Message, tag=21):
+class Rejected(_Message, frozen=True, tag=21):
     """A request was not admitted, or named an id that cannot be accepted."""
 
     request_id: int
@@ -162,7 +162,7 @@ class Rejected(_Message, tag=21):
     message: str
 
 
-class Stats(_Message, tag=22):
+class Stats(_Message, frozen=True, tag=22):
     """The scheduler's counters, sent to frontends as their heartbeat."""
 
     time_ns: int
@@ -187,7 +187,7 @@ class Stats(_Message, tag=22):
     plan_time_ns: int  # total time in planning and result handling
 
 
-class StepPlan(_Message, tag=30):
+class StepPlan(_Message, frozen=True, tag=30):
     """One step for every rank, as deltas against what the worker already knows.
 
     Applied in field order: slots are removed, then added, then blocks appended, copies made, rows
@@ -226,7 +226,7 @@ ROW_HAS_TOKENS = 1
 ROW_SAMPLES = 2
 
 
-class StepResult(_Message, tag=40):
+class StepResult(_Message, frozen=True, tag=40):
     """Rank 0 reports what a step sampled."""
 
     epoch: int
@@ -236,8 +236,8 @@ class StepResult(_Message, tag=40):
     logprobs: bytes  # f32 beside tokens, empty if no row asked
 
 
-class StepAck(_Message, tag=41):
-    """Every rank, rank 0 included, reports that it finished a step; a step retires when all have."""
+class StepAck(_Message, frozen=True, tag=41):
+    """Every rank, 0 included, reports that it finished a step; it retires when all have."""
 
     epoch: int
     step: int
@@ -245,7 +245,7 @@ class StepAck(_Message, tag=41):
     token_hash: bytes  # 16 bytes: siphash128(key=digest, StepResult.tokens); equal on all ranks
 
 
-class WorkerFailed(_Message, tag=42):
+class WorkerFailed(_Message, frozen=True, tag=42):
     """A worker reports why it is about to exit."""
 
     rank: int
@@ -254,7 +254,7 @@ class WorkerFailed(_Message, tag=42):
     message: str
 
 
-class SchedulerConfig(_Message, tag=50):
+class SchedulerConfig(_Message, frozen=True, tag=50):
     """All that `tokenspeed-scheduler` is told, read from a file of these bytes."""
 
     version: int

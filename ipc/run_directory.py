@@ -36,8 +36,8 @@ class RunDirectory:
         if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
             path.rmdir()
             raise RunDirectoryError(
-                f"socket path {longest} is {len(os.fsencode(longest))} bytes long, the kernel allows "
-                f"{MAX_SOCKET_PATH_BYTES}; choose a shorter directory with --run-dir"
+                f"socket path {longest} is {len(os.fsencode(longest))} bytes long, the kernel "
+                f"allows {MAX_SOCKET_PATH_BYTES}; choose a shorter directory with --run-dir"
             )
         token = os.open(path / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(token, "wb") as file:

@@ -13,15 +13,17 @@ from .registry import register
 
 try:
     from . import _cpu
+
+    BUILT = True
 except ImportError:  # a checkout that was not built: the torch references compute everything
-    _cpu = None
+    BUILT = False
 
 # Above this many tokens oneDNN's blocked GEMM is faster than our inner products.
 MAX_LINEAR_TOKENS = 128
 
 
 def _supports(device_type: str, dtype: torch.dtype) -> bool:
-    return _cpu is not None and device_type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return BUILT and device_type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
 def _supports_bfloat16(device_type: str, dtype: torch.dtype) -> bool:
@@ -117,7 +119,8 @@ def paged_attention(
     if dtype != k_cache.dtype:  # a cache kept wider or narrower than the activations
         q, k, v = q.to(k_cache.dtype), k.to(k_cache.dtype), v.to(k_cache.dtype)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert k_cache.is_contiguous()
+    assert v_cache.is_contiguous()
     out = torch.empty_like(q)
     tokens, kv_heads, groups, head_dim = q.shape
     _cpu.attention(

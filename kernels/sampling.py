@@ -35,7 +35,8 @@ def uniforms(seed: NDArray[np.uint64], position: NDArray[np.int32]) -> NDArray[n
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    fraction: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return fraction
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

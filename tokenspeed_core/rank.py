@@ -79,9 +79,10 @@ def _free_memory() -> int:
         fields = dict(line.split(":", 1) for line in file)
     free = int(fields["MemAvailable"].split()[0]) * 1024
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open(
-            "/sys/fs/cgroup/memory.current"
-        ) as current:
+        with (
+            open("/sys/fs/cgroup/memory.max") as limit,
+            open("/sys/fs/cgroup/memory.current") as current,
+        ):
             maximum = limit.read().strip()
             if maximum != "max":
                 free = min(free, int(maximum) - int(current.read()))

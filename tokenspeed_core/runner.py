@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .collectives import Collectives
-from .kernels import cpu as _  # noqa: F401  (registers the native kernels)
+from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .kernels.sampling import sample
 from .sharding import Plan
 from .slots import Slots, Step
@@ -75,7 +75,7 @@ class Runner:
         sources, targets = step.copies
         if len(sources):
             self._copy_blocks(sources, targets)
-        logits, _ = self._forward(self._collectives, self._weights, self._caches, step.batch)
+        logits, _caches = self._forward(self._collectives, self._weights, self._caches, step.batch)
         assert isinstance(logits, Tensor)
         return logits
 

@@ -127,7 +127,9 @@ class Slots:
         within = np.arange(len(ordered)) - first[np.cumsum(is_first) - 1]
         places = self._blocks_used[ordered] + within
         if places.max() >= self._block_table.shape[1]:
-            raise PlanError(f"step {plan.step}: a slot was given more blocks than the model's length")
+            raise PlanError(
+                f"step {plan.step}: a slot got more blocks than the model's length"
+            )
         self._block_table[ordered, places] = ids[order]
         np.add.at(self._blocks_used, slots, 1)
 
@@ -147,7 +149,7 @@ class Slots:
         tokens = np.empty(total, np.int32)
         prompt = _int32(plan.prompt_tokens)
         if len(prompt) != int(counts[carried].sum()) or (counts[~carried] != 1).any():
-            raise PlanError(f"step {plan.step}: prompt_tokens do not match the rows that carry them")
+            raise PlanError(f"step {plan.step}: prompt_tokens do not fit the rows that carry them")
         tokens[np.repeat(carried, counts)] = prompt
         tokens[starts[:-1][~carried]] = self._last_token[rows[~carried]]
         positions = np.repeat(context - starts[:-1], counts) + np.arange(total, dtype=np.int32)

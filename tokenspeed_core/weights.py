@@ -66,4 +66,3 @@ def _write(
         )
     window = checkpoint.read(source.name, source.window(sizes, slices))
     member.write(target, source.read(window, member.names, sizes, slices))
-

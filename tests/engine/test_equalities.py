@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What must not change a request's tokens: caching, chunking, preemption, company, planning ahead."""
+"""What must not change a request's tokens: caching, chunking, preemption, company, plans ahead."""
 
 import random
 from pathlib import Path
@@ -113,7 +113,9 @@ def test_cached_equals_uncached(runner: Runner, seed: int) -> None:
 def test_preempted_equals_not(runner: Runner, seed: int) -> None:
     draw = random.Random(seed)
     wanted = [
-        Request([draw.randrange(VOCABULARY) for _ in range(20)], max_tokens=60, seed=draw.random() > 1)
+        Request(
+            [draw.randrange(VOCABULARY) for _ in range(20)], max_tokens=60, seed=draw.random() > 1
+        )
         for _ in range(8)
     ]
     engine = LocalEngine(runner, num_blocks=40)

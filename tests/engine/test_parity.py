@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """SmolLM2 on our engine against transformers, both in float32."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def runner(smollm2: Path) -> Runner:
 
 
 @pytest.fixture(scope="module")
-def oracle(smollm2: Path) -> Iterator[LlamaForCausalLM]:
+def oracle(smollm2: Path) -> LlamaForCausalLM:
     with open_checkpoint(smollm2) as checkpoint:
         model = LlamaForCausalLM(LlamaConfig(**checkpoint.config)).eval()
         weights = {name: checkpoint.read(name) for name in checkpoint.names}
@@ -52,7 +51,7 @@ def oracle(smollm2: Path) -> Iterator[LlamaForCausalLM]:
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}  # tied
     model.tie_weights()
-    yield model.float()
+    return model.float()
 
 
 @pytest.fixture(scope="module")

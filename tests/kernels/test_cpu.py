@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenspeed_core.kernels import cpu, registry
 
-pytestmark = pytest.mark.skipif(cpu._cpu is None, reason="the package was not built")
+pytestmark = pytest.mark.skipif(not cpu.BUILT, reason="the package was not built")
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
