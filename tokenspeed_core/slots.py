@@ -127,9 +127,7 @@ class Slots:
         within = np.arange(len(ordered)) - first[np.cumsum(is_first) - 1]
         places = self._blocks_used[ordered] + within
         if places.max() >= self._block_table.shape[1]:
-            raise PlanError(
-                f"step {plan.step}: a slot got more blocks than the model's length"
-            )
+            raise PlanError(f"step {plan.step}: a slot got more blocks than the model's length")
         self._block_table[ordered, places] = ids[order]
         np.add.at(self._blocks_used, slots, 1)
 
