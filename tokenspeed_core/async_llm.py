@@ -190,10 +190,14 @@ class AsyncLLM:
         assert limits is not None, "not connected"
         self._check(ids, params, limits.max_model_len, limits.vocab_size)
         rest = limits.max_model_len - len(ids)
+        max_tokens = params.max_tokens
+        if max_tokens is None:  # ask for no more than the cache can ever hold
+            room = (limits.num_blocks - 1) * limits.block_size - len(ids)
+            max_tokens = max(1, min(rest, room))
         ends = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
         return self.client.submit(
             ids,
-            max_tokens=min(params.max_tokens or rest, rest),
+            max_tokens=min(max_tokens, rest),
             sampling=Sampling(
                 float(params.temperature),
                 params.top_k,

@@ -59,6 +59,7 @@ class ScriptedScheduler:
     step_s: float = 0.0005
     vocab_size: int = 49152
     max_model_len: int = 8192
+    num_blocks: int = 1000
     reject: RefusalCode | None = None
     finish: FinishReason | None = None  # end every request so after its second token
     knows_peers: bool = True  # False: answer everything with HelloRequired, once
@@ -130,7 +131,13 @@ class ScriptedScheduler:
             peers.add(peer)
             return [
                 Welcome(
-                    WIRE_VERSION, 1, self.is_ready, self.max_model_len, self.vocab_size, 16, 100
+                    WIRE_VERSION,
+                    1,
+                    self.is_ready,
+                    self.max_model_len,
+                    self.vocab_size,
+                    16,
+                    self.num_blocks,
                 )
             ]
         if not self.knows_peers:

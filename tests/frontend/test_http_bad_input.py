@@ -211,6 +211,20 @@ async def test_prompts_at_the_edge_of_the_context(
     assert (await post(client, body, "/v1/completions"))["usage"]["completion_tokens"] == 192
 
 
+async def test_without_a_limit_a_request_asks_for_no_more_than_the_cache_holds(
+    scheduler: ScriptedScheduler, smollm2: TextCodec
+) -> None:
+    scheduler.num_blocks = 11  # one is scratch, so 160 tokens
+    async with (
+        listening(scheduler, smollm2) as http,
+        httpx.AsyncClient(base_url=http.url) as client,
+    ):
+        body = {"model": "smollm2", "prompt": [7] * 100}
+        assert (await post(client, body, "/v1/completions"))["usage"]["completion_tokens"] == 60
+        await post(client, {**body, "max_tokens": 100}, "/v1/completions")
+    assert [submit.max_tokens for submit in scheduler.submits] == [60, 100]
+
+
 async def test_wrong_model_route_and_method(client: httpx.AsyncClient) -> None:
     assert_refused(await post(client, {**CHAT, "model": "gpt-5"}), "model", 404)
     assert_refused(await post(client, CHAT, "/v1/nothing"), None, 404)

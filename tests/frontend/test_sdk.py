@@ -1,12 +1,29 @@
 # SPDX-License-Identifier: MIT
 import asyncio
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.frontend.scripted_scheduler import ScriptedScheduler
-from tokenspeed_core.ipc.messages import FinishReason, RefusalCode
+from tokenspeed_core.ipc import channels
+from tokenspeed_core.ipc.messages import (
+    MAX_FRAME_BYTES,
+    WIRE_VERSION,
+    Abort,
+    FinishReason,
+    Heartbeat,
+    Hello,
+    RefusalCode,
+    Refused,
+    Rejected,
+    Submit,
+    TokenDeltas,
+    Welcome,
+)
 from tokenspeed_core.ipc.run_directory import RunDirectory, RunDirectoryError
 from tokenspeed_core.sdk import (
     Client,
@@ -198,3 +215,44 @@ async def test_work_without_steps_shows_as_a_stall(scheduler: ScriptedScheduler)
         await eventually(lambda: client.stalled_s > 0.1)
         stream.abort()
         await eventually(lambda: client.stats.running == 0 and client.stalled_s < 0.1)
+
+
+def test_the_protocol_pages_example_runs(scheduler: ScriptedScheduler) -> None:
+    page = Path(channels.__file__).with_name("README.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scheduler.run.path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    tokens = [token for line in done.stdout.splitlines() for token in json.loads(line)]
+    assert tokens == [504, 2112] * 4
+    scheduler.reject = RefusalCode.QUEUE_FULL
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scheduler.run.path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "queue_full\n")
+
+
+def test_the_protocol_page_names_every_message_field_and_code() -> None:
+    page = Path(channels.__file__).with_name("README.md").read_text()
+    for message in (Hello, Heartbeat, Submit, Abort, Welcome, Refused, Rejected, TokenDeltas):
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{message.__name__}`"))
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[2] == str(message.__struct_config__.tag)
+        worker_only = {"rank", "num_ranks", "num_blocks", "block_size", "program_hash"}
+        expected = [
+            f for f in message.__struct_fields__ if message is not Hello or f not in worker_only
+        ]
+        places = [cells[3].index(name) for name in expected]
+        assert places == sorted(places), message
+    assert f"ZMQ_MAXMSGSIZE={MAX_FRAME_BYTES}" in page
+    for code in RefusalCode:
+        assert re.search(rf"\b{code.value} \w", page.partition("Codes of")[2])
+    assert f"version = {WIRE_VERSION}" in page
