@@ -77,7 +77,6 @@ class EngineConfig:
     max_model_len: int = _option(
         0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
     )
-    seed: int = _option(0, "model", "seed of the workers' own randomness", low=0)
 
     host: str = _option("127.0.0.1", "server", "address to listen on")
     port: int = _option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
