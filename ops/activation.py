@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
+from .kernel import kernel
 
 
 @register_rule(rule("... f, ... f -> ... f", shard="... f"), packed="silu_mul_packed")
@@ -21,5 +21,5 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 )
 def silu_mul_packed(gate_up: Tensor) -> Tensor:
     """Return `silu(gate) * up` for `gate_up[n,2f]`, gate first."""
-    y: Tensor = select("silu_mul", gate_up.device.type, gate_up.dtype)(gate_up)
+    y: Tensor = kernel("silu_mul", gate_up)(gate_up)
     return y

@@ -3,11 +3,11 @@
 
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding import Placed, module
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
 from .batch import Batch
+from .kernel import kernel
 
 
 @module
@@ -37,6 +37,6 @@ def paged_attention(
 
     k kv heads x g query heads each; `scale` multiplies the logits.
     """
-    run = select("paged_attention", q.device.type, q.dtype)
+    run = kernel("paged_attention", q)
     o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale)
     return o, kv

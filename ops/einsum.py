@@ -7,11 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding.error import TraceError, explained
 from ..sharding.line import author_line
 from ..sharding.op import OPS, Op, Recorder, dispatch
 from ..sharding.rule import contraction
+from .kernel import kernel
 
 
 @cache
@@ -58,7 +58,7 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     if isinstance(x, Recorder):
         result: Tensor = x.record(_LINEAR, (x, w))
         return result
-    y: Tensor = select("linear", x.device.type, x.dtype)(x, w)
+    y: Tensor = kernel("linear", x)(x, w)
     return y
 
 

@@ -3,9 +3,9 @@
 
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
+from .kernel import kernel
 
 
 @register_rule(
@@ -16,14 +16,14 @@ def embedding(tokens: Tensor, table: Tensor, start: int = 0) -> Tensor:
 
     Ids outside the slice give zero rows, so that slices on several ranks sum to the whole.
     """
-    y: Tensor = select("embedding", table.device.type, table.dtype)(tokens, table, start)
+    y: Tensor = kernel("embedding", table)(tokens, table, start)
     return y
 
 
 @register_rule(rule("n d, m -> m d", shard="n m d", sums="n", linear=((0,),), offset="n"))
 def take_rows(x: Tensor, rows: Tensor, start: int = 0) -> Tensor:
     """Return `x[rows]` `[m,d]`; `x[n,d]` holds the rows from `start` on, others give zeros."""
-    y: Tensor = select("embedding", x.device.type, x.dtype)(rows, x, start)
+    y: Tensor = kernel("embedding", x)(rows, x, start)
     return y
 
 

@@ -3,22 +3,20 @@
 
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
+from .kernel import kernel
 
 
 @register_rule(rule("... d, d -> ... d", shard="..."))
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """Return `w * x / sqrt(mean_d(x^2) + eps)`, `x[n,d]`, `w[d]` (Zhang and Sennrich 2019)."""
-    y: Tensor = select("rms_norm", x.device.type, x.dtype)(x, w, eps)
+    y: Tensor = kernel("rms_norm", x)(x, w, eps)
     return y
 
 
 @register_rule(rule("... d, ... d, d -> ... d, ... d", shard="..."))
 def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return `(rms_norm(residual + x), residual + x)`; a sum owed by `x` is paid just before."""
-    pair: tuple[Tensor, Tensor] = select("add_rms_norm", x.device.type, x.dtype)(
-        x, residual, w, eps
-    )
+    pair: tuple[Tensor, Tensor] = kernel("add_rms_norm", x)(x, residual, w, eps)
     return pair

@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
-from ..kernels.registry import select
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
+from .kernel import kernel
 
 
 @register_rule(
@@ -24,5 +24,5 @@ def rope_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
 @register_rule(rule("n ... h, n h, n h -> n ... h", shard="n ...", linear=((0,),)))
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of `x[n,...,h]` by the angles of its row's position."""
-    y: Tensor = select("rope", x.device.type, x.dtype)(x, cos, sin)
+    y: Tensor = kernel("rope", x)(x, cos, sin)
     return y

@@ -12,15 +12,16 @@ from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
 _WIDTH = 100
 
 
-def emit(program: Program, title: str, ops: str) -> str:
+def emit(program: Program, title: str, ops: str, checked: bool = False) -> str:
     """Return the source of `forward(c, w, caches, batch) -> (result, caches)`.
 
     `ops` is the module that the file imports its ops from.  Each line names the type of what it
-    makes and the author's line.
+    makes and the author's line.  A `checked` program also calls `c.check(value, axes, where)` for
+    each value, with the axes over which its ranks may differ.
     """
-    writers = [Writer(code, program.mesh) for code in program.blocks]
+    writers = [Writer(code, program.mesh, checked) for code in program.blocks]
     functions = ["\n".join(writer.block()) for writer in writers]
-    driver = Writer(program.driver, program.mesh)
+    driver = Writer(program.driver, program.mesh, checked)
     functions.append("\n".join(driver.driver()))
     used = sorted(set[str]().union(*(writer.used for writer in (*writers, driver))))
     imports = [f"from {ops} import (", *(f"    {name}," for name in used), ")"]
@@ -32,11 +33,10 @@ def emit(program: Program, title: str, ops: str) -> str:
 class Writer:
     """Writes one function, and notes which ops it used."""
 
-    def __init__(self, code: Code, mesh: Mesh) -> None:
-        self.code, self.mesh = code, mesh
+    def __init__(self, code: Code, mesh: Mesh, checked: bool) -> None:
+        self.code, self.mesh, self.checked = code, mesh, checked
         self.used: set[str] = set()
         self.joined = {id(step): user for step, user in _joined(code)}
-        self.last = {var: index for index, step in enumerate(code.steps) for var in _reads(step)}
 
     def block(self) -> Iterator[str]:
         inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
@@ -56,11 +56,18 @@ class Writer:
 
     def body(self) -> Iterator[str]:
         skipped = {id(user) for user in self.joined.values()}
-        for index, step in enumerate(self.code.steps):
+        for step in self.code.steps:
             if id(step) in skipped:
                 continue
-            for text, step_made in self.step(step, index):
-                yield from self.noted(text, step_made)
+            for text, made_by in self.step(step):
+                yield from self.noted(text, made_by)
+                if self.checked and "\n" not in text:
+                    yield from self.checks(made_by)
+
+    def checks(self, step: Step) -> Iterator[str]:
+        for var in step.results:
+            if not (var.kind == "cache" or id(step) in self.joined):
+                yield f'    c.check({self.name(var)}, {var.spec.axes!r}, "{var}")'
 
     def noted(self, text: str, step: Step) -> Iterator[str]:
         """Yield a line with its note at the end if both fit, else the note above it."""
@@ -77,14 +84,14 @@ class Writer:
             )
             yield line
 
-    def step(self, step: Step, index: int) -> Iterator[tuple[str, Step]]:
+    def step(self, step: Step) -> Iterator[tuple[str, Step]]:
         match step:
             case Apply():
                 yield f"{self.targets(step)} = {self.call(step)}", step
             case Project():
                 yield from self.project(step)
             case Move():
-                yield self.move(step, index), step
+                yield self.move(step), step
             case Loop():
                 yield self.loop(step), step
 
@@ -154,7 +161,7 @@ class Writer:
             value = f"{value}.unflatten(1, {shapes[0]!r})"
         yield f"{self.targets(step)} = {value}", step
 
-    def move(self, step: Move, index: int) -> str:
+    def move(self, step: Move) -> str:
         group = self.mesh.group(step.axes)
         operand = self.name(step.operand)
         made = self.name(step.result)
@@ -162,8 +169,6 @@ class Writer:
             self.used.add("shard")
             ways = self.mesh.size(step.axes)
             return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
-        if self.last[step.operand] > index or step.operand in self.code.results:
-            operand += ".clone()"  # a collective may reuse its operand's storage
         dim = "" if step.dim is None else f", {step.dim}"
         return f'{made} = c.{step.kind}({operand}, "{group}"{dim})'
 

@@ -46,11 +46,13 @@ class CacheShape:
 class Plan:
     """A compiled model: the same for every rank of `mesh`.
 
-    `storage` lists the packs a rank keeps; `cache` one tuple of shapes a layer; `source` the
-    emitted program; `constants` parameters that come from the config, by path.
+    `ops` names the module that the program imports; `storage` lists the packs a rank keeps;
+    `cache` one tuple of shapes a layer; `source` the emitted program; `constants` parameters that
+    come from the config, by path.
     """
 
     name: str
+    ops: str
     mesh: Mesh
     program: Program
     source: str
@@ -82,6 +84,12 @@ class Plan:
         exec(compile(self.source, path, "exec"), names)
         forward: Forward = names["forward"]
         return forward
+
+    def checked(self) -> "Plan":
+        """Return this plan with a program that hands each value to `c.check`, for simulation."""
+        return attrs.evolve(
+            self, source=emit(self.program, f"{self.name}, checked.", self.ops, checked=True)
+        )
 
     def allocate(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Return uninitialised packs by name, except for the constants, which are filled in."""
@@ -147,6 +155,7 @@ def build(
             )
     return Plan(
         name,
+        ops,
         layout.mesh,
         program,
         source,

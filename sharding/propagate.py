@@ -303,11 +303,24 @@ class Propagation:
             tuple(entered.get("cache", ())),
             tuple(carry),
             tuple(constants),
-            tuple(self.steps),
+            live(self.steps, (*results, *cache)),
             tuple(results),
             tuple(cache),
             tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
         )
+
+
+def live(steps: Sequence[Step], results: Sequence[Var]) -> tuple[Step, ...]:
+    """Return the steps that a result or a cache depends on; an unused collective is not issued."""
+    needed = set(results)
+    kept = []
+    for step in reversed(steps):
+        writes = isinstance(step, Loop) or any(var.kind == "cache" for var in step.results)
+        if writes or needed & set(step.results):
+            needed.update(step.operands)
+            needed.update(step.metadata if isinstance(step, Apply) else ())
+            kept.append(step)
+    return tuple(reversed(kept))
 
 
 def reason(var: Var, target: Spec, op: str, operands: Sequence[Var]) -> str:

@@ -68,6 +68,10 @@ def hops(source: Spec, target: Spec) -> list[Hop]:
                 f"'{source}' cannot become '{target}': that needs an all-to-all of "
                 f"{'+'.join(axes)}, which is never inserted silently"
             )
+    entered = {index for _, index in slices}
+    for axes, index in gathers:
+        if index in entered:  # its new axes go below what is left, so the old ones leave first
+            go("all_gather", axes, index)
     for axes, index in slices:
         if set(axes) <= set(owed) and source.reduce == "sum":
             go("reduce_scatter", axes, index)
@@ -78,8 +82,8 @@ def hops(source: Spec, target: Spec) -> list[Hop]:
         if dims[index].axes[-len(axes) :] != axes:
             go("slice", axes, index)
     for axes, index in gathers:
-        go("all_gather", axes, index)
-    # A dim that is gathered and sharded anew has been sliced first; see the all-to-all refusal.
+        if index not in entered:
+            go("all_gather", axes, index)
     assert spec.dims == target.dims, (source, target)
     assert set(spec.partial) == set(target.partial), (source, target)
     return found

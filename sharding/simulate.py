@@ -101,6 +101,16 @@ class LockStep:
             lambda parts, place: _shard(_sum(parts), len(parts), dim, place),
         )
 
+    def check(self, x: Ranks, axes: tuple[str, ...], what: str) -> None:
+        """Check that a value has the same bits on ranks that differ in other axes only.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        rest = tuple(name for name, _ in self.mesh.factors if name not in axes)
+        for group in self.mesh.groups(rest):
+            agree(Ranks([x.parts[rank] for rank in group]), what)
+
     def _factors(self, axis: str) -> tuple[str, ...]:
         return self.mesh.expand(tuple(axis.split("+")))
 
@@ -146,15 +156,21 @@ def agree(x: Ranks, what: str) -> Tensor:
 
 
 class Simulation:
-    """A plan with weights and caches on a simulated mesh."""
+    """A plan with weights and caches on a simulated mesh.
 
-    def __init__(self, plan: Plan, params: Mapping[str, Tensor], blocks: int) -> None:
+    Every value is checked to have the same bits on all ranks that its placement says share it,
+    unless `checked` is false: then the plan's own source runs as it is.
+    """
+
+    def __init__(
+        self, plan: Plan, params: Mapping[str, Tensor], blocks: int, checked: bool = True
+    ) -> None:
         self.plan = plan
         ranks = range(plan.mesh.num_ranks)
         packs = [plan.place(params, rank) for rank in ranks]
         self.weights = plan.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]})  # type: ignore[misc]
         self.caches = _joined([plan.allocate_caches(blocks) for _ in ranks])
-        self.forward = plan.load()
+        self.forward = (plan.checked() if checked else plan).load()
         self.collectives = LockStep(plan.mesh)
 
     def step(self, batch: Any) -> Tensor:

@@ -39,6 +39,7 @@ LAYOUTS = {
     "tp4": Layout("tp=4"),
     "sp2": Layout("tp=2", types={"Hidden": "n@tp d"}),
     "sp4": Layout("tp=4", types={"Hidden": "n@tp d"}),
+    "dp-tp": Layout("dp=2 tp=2"),
     "factored": Layout("tp=(kv=4,rep=2)", place={"k": "kv", "g": "rep"}),
     "factored-sp": Layout(
         "tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep"}, types={"Hidden": "n@tp d"}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Puts the folder of the tiny models on the path, so that these tests share `tiny.py`."""
+"""Puts this folder and that of the tiny models on the path: tests share `mutants`, `tiny`."""
 
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent / "models"))
