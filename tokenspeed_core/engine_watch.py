@@ -25,13 +25,14 @@ from .ipc.run_directory import RunDirectory
 
 _POLL_MS = 100
 _HEARTBEAT_S = 0.25
+_HTTP_PERIOD_S = 1.0
 
 
 @attrs.frozen
 class WatchLimits:
     """How long an engine may seem to do nothing before a part of it counts as frozen."""
 
-    silence_s: float = 10.0  # of the scheduler, which speaks several times a second
+    silence_s: float = 10.0  # of the scheduler, which speaks several times a second, or the API
     step_s: float = 300.0  # of a step that the workers were given
 
 
@@ -120,17 +121,41 @@ class EngineWatch:
         self._is_reported = is_frozen
 
 
-def await_http(host: str, port: int, is_over: Callable[[], bool]) -> bool:
-    """Wait until `GET /ready` answers 200; False if it is over first."""
-    while not is_over():
-        connection = http.client.HTTPConnection(host, port, timeout=1)
+class HttpWatch:
+    """Asks the API process for its state, over HTTP as any client does."""
+
+    def __init__(self, host: str, port: int, limits: WatchLimits) -> None:
+        # What listens on every address is reached at the loopback one.
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self._port = port
+        self._limits = limits
+
+    def await_ready(self, is_over: Callable[[], bool]) -> bool:
+        """Wait until `GET /ready` answers 200; False if it is over first."""
+        while not is_over():
+            with contextlib.suppress(OSError, http.client.HTTPException):  # it still starts
+                if self._status("/ready") == 200:
+                    return True
+            time.sleep(_POLL_MS / 1000)
+        return False
+
+    def follow(self, is_over: Callable[[], bool], on_frozen: Callable[[str], None]) -> None:
+        """Until it is over, call `on_frozen` with a reason whenever no answer comes in time."""
+        while not is_over():
+            try:
+                self._status("/health")
+            except TimeoutError:
+                on_frozen(f"the API process gave no answer for {self._limits.silence_s:g} s")
+            except (OSError, http.client.HTTPException):
+                pass  # it is dead, starting or draining, which others see to
+            time.sleep(_HTTP_PERIOD_S)
+
+    def _status(self, path: str) -> int:
+        connection = http.client.HTTPConnection(
+            self._host, self._port, timeout=self._limits.silence_s
+        )
         try:
-            connection.request("GET", "/ready")
-            if connection.getresponse().status == 200:
-                return True
-        except (OSError, http.client.HTTPException):
-            pass  # the API process is still starting
+            connection.request("GET", path)
+            return connection.getresponse().status
         finally:
             connection.close()
-        time.sleep(_POLL_MS / 1000)
-    return False

@@ -2,6 +2,7 @@
 """Starting an engine: its processes, their files, and their end."""
 
 import atexit
+import functools
 import os
 import queue
 import secrets
@@ -19,7 +20,7 @@ from .background_writer import BackgroundWriter
 from .checkpoint import CheckpointError
 from .child_process import ChildSpec
 from .config import ConfigError, EngineConfig, write_config
-from .engine_watch import EngineWatch, WatchLimits, WatchRefusedError, await_http
+from .engine_watch import EngineWatch, HttpWatch, WatchLimits, WatchRefusedError
 from .ipc.codec import encode
 from .ipc.messages import WIRE_VERSION, SchedulerConfig
 from .ipc.run_directory import RunDirectory, RunDirectoryError
@@ -32,6 +33,7 @@ from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import WorkerEvent
 
 _API_GRACE_S = 2.0
+_API = "the API process"
 _SCHEDULER = "the scheduler"
 _WORKERS = "the worker group"
 
@@ -52,6 +54,11 @@ class Engine:
     """
 
     def __init__(self, model: ServedModel, serve_http: bool, limits: WatchLimits) -> None:
+        if not hasattr(os, "pidfd_open"):
+            raise EngineError(
+                f"engines run on Linux 5.4 or newer, not on {sys.platform}; "
+                f"use a Linux machine or container"
+            )
         self.config = model.config
         parent = _parent(model.config)
         remove_abandoned(parent)
@@ -84,6 +91,7 @@ class Engine:
                 model or the run directory cannot be used.
             SchedulerNotFoundError: its executable was not built.
             PortInUseError: the HTTP server could not listen.
+            EngineError: the system is not Linux.
         """
         engine = cls(ServedModel.of(config, serve_http), serve_http, limits or WatchLimits())
         engine._launch(on_event)
@@ -135,7 +143,7 @@ class Engine:
         ]
         if self._serve_http:
             server = (ChildSpec("api", program("server")),)
-            parts.insert(0, Part("the API process", server, stop_grace_s=_API_GRACE_S))
+            parts.insert(0, Part(_API, server, stop_grace_s=_API_GRACE_S))
         return parts
 
     def _scheduler_config(self) -> SchedulerConfig:
@@ -237,8 +245,8 @@ class Engine:
             self.run,
             self._limits,
             self._on_scheduler_ready,
-            lambda cause: self._supervisor.restart(_SCHEDULER, cause),
-            lambda cause: self._supervisor.restart(_WORKERS, cause),
+            functools.partial(self._supervisor.restart, _SCHEDULER),
+            functools.partial(self._supervisor.restart, _WORKERS),
         )
         try:
             watch.follow(self._is_over)
@@ -247,9 +255,14 @@ class Engine:
             self._supervisor.stop()
 
     def _on_scheduler_ready(self) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
-        if self._serve_http and not await_http(host, self.config.port, self._is_over):
-            return
+        if self._serve_http:
+            watch = HttpWatch(self.config.host, self.config.port, self._limits)
+            if not watch.await_ready(self._is_over):
+                return
+            on_frozen = functools.partial(self._supervisor.restart, _API)
+            threading.Thread(
+                target=watch.follow, args=(self._is_over, on_frozen), name="http-watch", daemon=True
+            ).start()
         self._supervisor.finish_start()
         self._is_ready.set()
         self._settled.set()
@@ -333,6 +346,7 @@ _START_ERRORS = (
     RunDirectoryError,
     SchedulerNotFoundError,
     PortInUseError,
+    EngineError,
 )
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,6 +224,26 @@ def test_a_frozen_part_is_replaced(model: Path, parent: Path, victim: str) -> No
     with Engine.start(config(model, parent), limits=limits) as engine:
         engine.wait_ready(PATIENCE_S)
         asyncio.run(scenario(engine))
+
+
+def test_a_frozen_api_process_is_replaced(smollm2: Path, parent: Path) -> None:
+    settings = config(smollm2, parent, port=0, max_model_len=512)
+    with Engine.start(settings, serve_http=True, limits=WatchLimits(silence_s=3.0)) as engine:
+        engine.wait_ready(PATIENCE_S)
+        before = engine.pids()
+        os.kill(before["api"], signal.SIGSTOP)
+        until(lambda: engine.pids().get("api", before["api"]) != before["api"])
+        until(lambda: answers(f"{engine.url}/ready"))
+        after = engine.pids()
+        assert {name for name in before if before[name] != after[name]} == {"api"}
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def test_a_rank_count_that_does_not_divide_is_one_line(model: Path, parent: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_signal_while_weights_load_ends_cleanly(
 ) -> None:
     served = start(parent, tmp_path / "log", model=str(smollm2))
     until(lambda: "worker" in served.children())
-    served.process.terminate()
+    served.process.send_signal(signal.SIGHUP)
     assert served.process.wait(PATIENCE_S) == 0
     assert "error" not in served.log.read_text()
     assert not served.children()
