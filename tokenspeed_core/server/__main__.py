@@ -15,6 +15,8 @@ import uvloop
 
 from ..async_llm import AsyncLLM
 from ..config import EngineConfig, read_config
+from ..ipc.run_directory import RunDirectoryError
+from ..sdk import EngineLostError, RefusedError
 from .app import create_app, new_service
 from .endpoint import Service
 
@@ -94,16 +96,16 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # where another socket listens, bind may pass and this does not
     except OSError:
         listener.close()
         raise
-    listener.listen(2048)
     listener.setblocking(False)
     return listener
 
 
 def main() -> int:
-    """Run the API process; 1 when the port is taken."""
+    """Run the API process; 1, after one line, when it cannot start."""
     parser = argparse.ArgumentParser(prog="tokenspeed_core.server")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--config", required=True)
@@ -119,7 +121,11 @@ def main() -> int:
     except OSError as error:
         log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
         return 1
-    uvloop.run(serve(config, arguments.run_dir, listener))
+    try:
+        uvloop.run(serve(config, arguments.run_dir, listener))
+    except (EngineLostError, RefusedError, RunDirectoryError) as error:
+        log.error("%s", error)
+        return 1
     return 0
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""The API process itself, in front of a scripted scheduler: start, drain, end, slow readers."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.frontend.scripted_scheduler import ScriptedScheduler
+from tokenspeed_core.config import EngineConfig, write_config
+
+STREAM = {"model": "m", "prompt": [504] * 8, "stream": True, "ignore_eos": True}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ApiProcess:
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        self.process = process
+        self.url = url
+
+    async def get(self, path: str) -> int:
+        async with httpx.AsyncClient() as client:
+            return (await client.get(self.url + path)).status_code
+
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.process.wait, 30)
+
+
+@contextlib.asynccontextmanager
+async def api_process(
+    scheduler: ScriptedScheduler, tmp_path: Path, drain_s: float = 20.0
+) -> AsyncIterator[ApiProcess]:
+    port = free_port()
+    file = tmp_path / "engine.json"
+    config = EngineConfig(model="smollm2", served_model_name="m", port=port, drain_s=drain_s)
+    write_config(config, file)
+    command = [sys.executable, "-m", "tokenspeed_core.server"]
+    command += ["--run-dir", str(scheduler.run.path), "--config", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    api = ApiProcess(process, f"http://127.0.0.1:{port}")
+    try:
+        async with asyncio.timeout(60):
+            while process.poll() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if await api.get("/ready") == 200:
+                        break
+                await asyncio.sleep(0.05)
+        yield api
+    finally:
+        process.kill()
+        print(process.communicate()[1].decode())  # shown by pytest when a test fails
+
+
+async def eventually(condition: object) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_signal_drains_running_streams_and_exits_cleanly(
+    scheduler: ScriptedScheduler, tmp_path: Path
+) -> None:
+    scheduler.step_s = 0.02
+    async with (
+        api_process(scheduler, tmp_path) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=30) as client,
+        client.stream("POST", "/v1/completions", json={**STREAM, "max_tokens": 100}) as stream,
+    ):
+        lines = stream.aiter_lines()
+        await anext(lines)
+        api.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: scheduler.submits)
+        while await api.get("/ready") != 503:
+            await asyncio.sleep(0.01)
+        assert await api.get("/health") == 200
+        refused = await client.post("/v1/completions", json=STREAM)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        events = [line async for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert await api.ended() == 0
+        assert api.process.stdout.read() == b""
+    assert scheduler.aborts == []
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_what_does_not_drain_is_aborted(
+    scheduler: ScriptedScheduler, tmp_path: Path, signals: int
+) -> None:
+    scheduler.step_s = 0.02
+    drain_s = 0.3 if signals == 1 else 1000.0
+    async with (
+        api_process(scheduler, tmp_path, drain_s) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=30) as client,
+        client.stream("POST", "/v1/completions", json=STREAM) as stream,
+    ):
+        await anext(stream.aiter_lines())
+        for number in range(signals):
+            api.process.send_signal(signal.SIGTERM)
+            if number == 0:
+                while await api.get("/ready") != 503:
+                    await asyncio.sleep(0.01)
+        assert await api.ended() == 0
+        await eventually(lambda: scheduler.aborts and not scheduler.running)
+
+
+async def test_a_killed_api_process_takes_nothing_down(
+    scheduler: ScriptedScheduler, tmp_path: Path
+) -> None:
+    async with api_process(scheduler, tmp_path) as api:
+        api.process.kill()
+        await api.ended()
+    async with (
+        api_process(scheduler, tmp_path) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=30) as client,
+    ):
+        body = {**STREAM, "stream": False, "max_tokens": 3}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+
+
+async def test_a_taken_port_is_one_line_and_exit_1(
+    scheduler: ScriptedScheduler, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        write_config(EngineConfig(model="smollm2", port=port), tmp_path / "engine.json")
+        command = [sys.executable, "-m", "tokenspeed_core.server", "--run-dir"]
+        command += [str(scheduler.run.path), "--config", str(tmp_path / "engine.json")]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert str(port) in done.stderr
+
+
+async def test_a_reader_that_stops_reading_is_aborted_and_slows_nobody(
+    scheduler: ScriptedScheduler, tmp_path: Path
+) -> None:
+    scheduler.max_model_len = 2**30  # an answer larger than all socket buffers together
+    scheduler.tokens_in_step = 200
+    scheduler.script = lambda submit: [504] * (10_000_000 if submit.max_tokens > 10**6 else 5)
+    async with (
+        api_process(scheduler, tmp_path) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=30) as client,
+    ):
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = json.dumps({**STREAM, "logprobs": 0, "max_tokens": 10_000_000}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await eventually(lambda: len(scheduler.submits) == 1)
+        for _ in range(3):
+            answer = await client.post(
+                "/v1/completions", json={**STREAM, "stream": False, "max_tokens": 9}
+            )
+            assert answer.json()["usage"]["completion_tokens"] == 5
+        await eventually(lambda: len(scheduler.aborts) == 1)
+        assert scheduler.aborts[0].request_id == 1
+        status = Path(f"/proc/{api.process.pid}/status").read_text()
+        peak_kb = int(status.partition("VmHWM:")[2].split()[0])
+        assert peak_kb < 1_000_000
+        writer.close()
