@@ -51,7 +51,12 @@ def infer(
     Raises:
         RuleViolationError: placements of two operands collide and neither may move.
     """
-    axes = _stationary_axes(rule, operands)
+    names = {
+        factor: dim.name
+        for factors, operand in zip(rule.inputs, operands, strict=True)
+        for factor, dim in zip(factors, operand.spec.dims, strict=True)
+    }
+    axes = _stationary_axes(rule, operands, names)
     taken = {axis: factor for factor, used in axes.items() for axis in used}
     fixed = set(taken)
     for factors, operand in zip(rule.inputs, operands, strict=True):
@@ -65,8 +70,8 @@ def infer(
                 continue  # the parameter owns this axis: the activation is gathered
             if clash:
                 raise RuleViolationError(
-                    f"one operand is sharded over {clash[0]} on {factor}, another on "
-                    f"{taken[clash[0]]}: rank i would combine unrelated shards"
+                    f"one operand is sharded over {clash[0]} on {dim.name}, another on "
+                    f"{names[taken[clash[0]]]}: rank i would combine unrelated shards"
                 )
             axes[factor] = dim.axes
             taken.update(dict.fromkeys(dim.axes, factor))
@@ -106,7 +111,9 @@ def infer(
     return Inference(targets, axes, mesh.ordered(owed), reduce)
 
 
-def _stationary_axes(rule: Rule, operands: Sequence[Operand]) -> dict[str, tuple[str, ...]]:
+def _stationary_axes(
+    rule: Rule, operands: Sequence[Operand], names: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
     axes: dict[str, tuple[str, ...]] = {}
     taken: dict[str, str] = {}
     pointwise = set(rule.inputs[0]) == set(rule.outputs[0]) and len(rule.linear) >= 1
@@ -127,7 +134,7 @@ def _stationary_axes(rule: Rule, operands: Sequence[Operand]) -> dict[str, tuple
             for axis in dim.axes:
                 if taken.setdefault(axis, factor) != factor:
                     raise RuleViolationError(
-                        f"two parameters use {axis} on {taken[axis]} and on {factor}"
+                        f"two parameters use {axis} on {names[taken[axis]]} and on {dim.name}"
                     )
     if pointwise:
         for factors, operand in zip(rule.inputs, operands, strict=True):

@@ -38,7 +38,8 @@ def propagate(traced: Traced, layout: Layout) -> Program:
         target = attrs.evolve(whole, partial=(), reduce="sum")
         results.append(state.move(var, target, "a program's result is Replicated", var.line, ()))
     driver = state.code(results, [])
-    return Program(layout.mesh, tuple(state.blocks), driver)
+    blocks = dict.fromkeys(step.block for step in driver.steps if isinstance(step, Loop))
+    return Program(layout.mesh, tuple(blocks), driver)
 
 
 class Propagation:
@@ -50,7 +51,6 @@ class Propagation:
         self.steps: list[Step] = []
         self.moved: dict[tuple[Var, Spec], Var] = {}
         self.names = dict.fromkeys((*OPS, *_RESERVED), 1)
-        self.blocks: list[Code] = []
         self.made: dict[tuple[int, tuple[Spec, ...]], Code] = {}
         self.entered: dict[str, list[Var]] = {}
         self.uses: dict[Value, list[Equation | Pin | Scan]] = {}
@@ -83,7 +83,12 @@ class Propagation:
         spec = self.layout.stationary(value.placement.spec)
         if spec.partial:
             raise PlacementError(
-                f"{value.line}: {value.name} is annotated Partial; stored values are never owed"
+                explained(
+                    value.line,
+                    f"{value.name} is annotated Partial over {'+'.join(spec.partial)}",
+                    why="a stored value is read by many steps; nobody would pay its sum",
+                    fixes=[f"annotate it as '{attrs.evolve(spec, partial=())}'"],
+                )
             )
         return spec
 
@@ -117,7 +122,7 @@ class Propagation:
             raise PlacementError(
                 explained(
                     equation.line,
-                    f"{equation.op.name} ({equation.rule}) cannot run on these placements",
+                    f"{equation.op.name} cannot run on these placements",
                     operands=[f"{var} (placed by {var.line})" for var in operands],
                     why=str(violation),
                     fixes=fixes(equation.rule, operands, self.layout.mesh),
@@ -284,8 +289,6 @@ class Propagation:
                 [inner.env[value] for value in block.carry],
             )
             self.made[key] = code
-            if [var.spec for var in results] == list(carry):
-                self.blocks.append(code)
         return self.made[key]
 
     def code(

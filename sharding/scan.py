@@ -101,7 +101,7 @@ def _block(
         def make(path: str, leaf: Any) -> Any:
             if not isinstance(leaf, Value):
                 return leaf
-            label = leaf.name if kind == "constant" else path.rpartition(".")[2]
+            label = leaf.name if kind == "constant" else (path.rpartition(".")[2] or "carry")
             # The step's batch stays the batch inside a layer: ops read its columns there too.
             return graph.like(leaf, label, "batch" if leaf.kind == "batch" else kind)
 

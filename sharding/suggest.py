@@ -16,11 +16,14 @@ from .spec import Spec
 def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, most: int = 3) -> list[str]:
     """Return up to `most` changes of one operand's placement under which the op type-checks."""
     found = []
-    for index, var in enumerate(operands):
+    # A stored value's annotation is the likelier slip, and the fix that costs no communication.
+    order = sorted(range(len(operands)), key=lambda i: operands[i].kind not in ("param", "cache"))
+    for index in order:
+        var = operands[index]
         for spec in _candidates(rule, index, operands):
             tried = [other.spec for other in operands]
             tried[index] = spec
-            if spec != var.spec and legal(rule, tried, operands, mesh):
+            if spec != var.spec and reachable(var, spec) and legal(rule, tried, operands, mesh):
                 action = (
                     f"annotate {var.name} as '{spec}' (at {var.line})"
                     if var.kind in ("param", "cache")
@@ -29,6 +32,17 @@ def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, most: int = 3) -> lis
                 if action not in found:
                     found.append(action)
     return found[:most]
+
+
+def reachable(var: Var, spec: Spec) -> bool:
+    """Return whether an author can give a value this placement: annotate it, or move it there."""
+    if var.kind in ("param", "cache"):
+        return True
+    try:
+        hops(var.spec, spec)
+    except RuleViolationError:
+        return False
+    return True
 
 
 def legal(rule: Rule, specs: Sequence[Spec], operands: Sequence[Var], mesh: Mesh) -> bool:

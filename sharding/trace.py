@@ -211,8 +211,14 @@ def _bind(
             names.setdefault(factor, name)
             if known != size and None not in (known, size):
                 raise TraceError(
-                    f"{line}: {op.name} takes {rule}, but {factor} is {known} and {size}; "
-                    f"operands: {', '.join(map(repr, operands))}"
+                    explained(
+                        line,
+                        f"{op.name} needs one size for dim {name!r}, got {known} and {size}",
+                        operands=[
+                            f"{each!r}: {' x '.join(map(str, each.sizes))}" for each in operands
+                        ],
+                        fixes=["give both operands the same dim"],
+                    )
                 )
     for factor, size in op.sizes(sizes).items():
         names[factor], sizes[factor] = factor, size

@@ -218,6 +218,30 @@ def test_an_offered_annotation_type_checks(body: Body) -> None:
     assert compiled(body, place={dim: axis}).source
 
 
+@pytest.mark.parametrize("pinned", [0, 1])
+def test_an_offered_pin_type_checks(pinned: int) -> None:
+    def body(p: Any, x: Any, kv: Any, batch: Any) -> Any:
+        @spmd
+        def rows(x: Placed[Tensor, "n@tp f"]) -> Placed[Tensor, "n@tp f"]:
+            return x
+
+        @spmd
+        def whole(x: Placed[Tensor, "n f"]) -> Placed[Tensor, "n f"]:
+            return x
+
+        sides = [
+            einsum("n d, d f -> n f", x, p.up),
+            rows(einsum("n d, d f -> n f", x, p.whole_up)),
+        ]
+        sides[pinned] = whole(sides[pinned])
+        return sides[0] + sides[1]
+
+    with pytest.raises(PlacementError) as raised:
+        compiled(adds_unrelated_shards)
+    assert len(re.findall(r"fix \d: pin \w+ to 'n f'", str(raised.value))) == 2
+    assert compiled(body).source
+
+
 def over_budget(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     @spmd(budget="all_reduce<=1")
     def wasteful(x: Placed[Tensor, "n d"]) -> Placed[Tensor, "n d"]:
