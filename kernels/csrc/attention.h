@@ -151,13 +151,17 @@ void RunItem(const Attention& a, const Item& item, Workspace<T>& work) {
         for (size_t i = 0; i < h; ++i) output[i] *= keep;
       }
     }
-    size_t row = 0;
-    for (; row + 4 <= query_rows; row += 4)
-      AddWeighted<4>(work.scores.data() + row * stride, stride, work.values.data(), count, h,
-                     work.output.data() + row * h);
-    for (; row < query_rows; ++row)
-      AddWeighted<1>(work.scores.data() + row * stride, stride, work.values.data(), count, h,
-                     work.output.data() + row * h);
+    for (size_t row = 0; row < query_rows; row += 4) {
+      const float* weights = work.scores.data() + row * stride;
+      float* output = work.output.data() + row * h;
+      const float* values = work.values.data();
+      switch (query_rows - row) {
+        case 1: AddWeighted<1>(weights, stride, values, count, h, output); break;
+        case 2: AddWeighted<2>(weights, stride, values, count, h, output); break;
+        case 3: AddWeighted<3>(weights, stride, values, count, h, output); break;
+        default: AddWeighted<4>(weights, stride, values, count, h, output); break;
+      }
+    }
   }
 }
 
