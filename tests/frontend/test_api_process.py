@@ -160,7 +160,7 @@ async def test_a_reader_that_stops_reading_is_aborted_and_slows_nobody(
         httpx.AsyncClient(base_url=api.url, timeout=30) as client,
     ):
         host, port = api.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         body = json.dumps({**STREAM, "logprobs": 0, "max_tokens": 10_000_000}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)

@@ -3,6 +3,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -279,3 +281,28 @@ def test_health_and_readiness(engine: Engine) -> None:
     for path in ("/health", "/ready"):
         answer = httpx.get(engine.url + path)
         assert (answer.status_code, json.loads(answer.text)["status"]) == (200, "ok")
+
+
+async def test_a_killed_scheduler_fails_streams_at_once_and_comes_back(
+    aclient: openai.AsyncOpenAI, engine: Engine
+) -> None:
+    stream = await aclient.completions.create(
+        prompt="One, two,", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}, **GREEDY
+    )
+    with pytest.raises(openai.APIError, match="may be sent again"):  # noqa: PT012
+        await anext(aiter(stream))
+        os.kill(engine.pids()["scheduler"], signal.SIGKILL)
+        async for _ in stream:
+            pass
+    body = {"messages": MESSAGES, "max_tokens": 24, **GREEDY}
+    answers = []
+    async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=engine.url) as probe:
+        while not answers or answers[-1].status_code != 200:
+            answers.append(await probe.post("/v1/chat/completions", json=body, timeout=PATIENCE_S))
+            await asyncio.sleep(0.02)
+    *refused, answer = answers
+    assert refused
+    assert {each.status_code for each in refused} == {503}
+    assert all("retry-after" in each.headers for each in refused)
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    await asyncio.to_thread(until_all_blocks_are_back, engine)
