@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from tokenspeed_core.ipc import messages as wire
 from tokenspeed_core.ipc.codec import Decoder, WireError, encode
 from tokenspeed_core.scheduler._scheduler import SchedulerError, reencode

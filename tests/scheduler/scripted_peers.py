@@ -42,6 +42,7 @@ class Run:
             "heartbeat_ms": 50,
         }
         config.update(changes)
+        run_dir.mkdir(exist_ok=True)
         self.config = wire.SchedulerConfig(**config)
         self.log = run_dir / "log"
         with self.log.open("wb") as log:

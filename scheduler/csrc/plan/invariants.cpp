@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Scheduler::Verify: every invariant of the scheduler, checked the slow way.
+#include <algorithm>
 #include <set>
 #include <sstream>
 
@@ -82,6 +83,11 @@ Status Scheduler::Verify() const {
     }
   }
   if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");
+  if (std::ranges::count_if(running_, [](const Request* request) {
+        return std::holds_alternative<fsm::Decoding>(request->state);
+      }) != decoding_) {
+    return Broken("not ", decoding_, " requests decode");
+  }
   int shared = 0;
   for (int block = 1; block <= counts.total; ++block) {
     const int holders = held[static_cast<size_t>(block)];

@@ -10,33 +10,13 @@
 
 namespace tokenspeed::plan {
 
-void Scheduler::RowBuffer::Clear() {
-  slots.clear();
-  lengths.clear();
-  flags.clear();
-  tokens.clear();
-  sampled.clear();
-}
-
-void Scheduler::RowBuffer::AppendTo(StepPlan& plan, std::vector<SampledRow>& rows) const {
-  plan.rows.insert(plan.rows.end(), slots.begin(), slots.end());
-  plan.row_tokens.insert(plan.row_tokens.end(), lengths.begin(), lengths.end());
-  plan.row_flags.insert(plan.row_flags.end(), flags.begin(), flags.end());
-  plan.prompt_tokens.insert(plan.prompt_tokens.end(), tokens.begin(), tokens.end());
-  rows.insert(rows.end(), sampled.begin(), sampled.end());
-}
-
 const StepPlan* Scheduler::Plan(TimeNs now) {
   if (!pool_ || in_flight_.size() >= static_cast<size_t>(limits_.depth)) return nullptr;
   plan_.Clear();
-  short_rows_.Clear();
-  long_rows_.Clear();
-  wants_logprobs_ = false;
+  short_rows_.clear();
+  long_rows_.clear();
 
-  const auto decoding = std::ranges::count_if(running_, [](const Request* request) {
-    return std::holds_alternative<fsm::Decoding>(request->state);
-  });
-  int budget = limits_.max_step_tokens - static_cast<int>(decoding);
+  int budget = limits_.max_step_tokens - decoding_;
   // Making room takes requests off the end of running_, never one that has a row already.
   for (size_t i = 0; i < running_.size(); ++i) {
     Request& request = *running_[i];
@@ -47,7 +27,7 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
     }
   }
   Admit(budget);
-  if (short_rows_.slots.empty() && long_rows_.slots.empty()) return nullptr;
+  if (short_rows_.empty() && long_rows_.empty()) return nullptr;
 
   InFlightStep& step = in_flight_.emplace_back();
   if (!spare_rows_.empty()) {
@@ -57,9 +37,8 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   last_step_ = StepId{last_step_.value + 1};
   step.step = last_step_;
   step.planned = now;
-  step.wants_logprobs = wants_logprobs_;
-  short_rows_.AppendTo(plan_, step.rows);
-  long_rows_.AppendTo(plan_, step.rows);
+  WriteRows(short_rows_, step);
+  WriteRows(long_rows_, step);
   plan_.epoch = epoch_;
   plan_.step = last_step_;
   plan_.removed_slots.swap(removed_slots_);
@@ -77,7 +56,7 @@ void Scheduler::PlanDecode(Request& request) {
   const int before = state.context;
   On(state, fsm::TokenPlanned{width});
   AnnounceSlot(request, state.slot, state.table, before);
-  EmitRow(request, state.slot, before, 1, kRowSamples);
+  AddRow(request, state.slot, before, 1, kRowSamples);
   SealReady(request, state.table, state.context, state.slot);
 }
 
@@ -104,10 +83,12 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   const SlotId id = state.slot;
   const bool last = before + length == request.known();
   AnnounceSlot(request, id, state.table, before);
-  EmitRow(request, id, before, length, last ? uint8_t{kRowHasTokens | kRowSamples} : kRowHasTokens);
+  const uint8_t flags = last ? kRowHasTokens | kRowSamples : kRowHasTokens;
+  AddRow(request, id, before, length, flags);
   if (last) {
     const Status moved = fsm::Apply(request.state, fsm::PromptPlanned{length, width});
     TS_CHECK(moved.ok(), "end of prefill of request " << request.arrival.value);
+    ++decoding_;
     auto& decoding = *std::get_if<fsm::Decoding>(&request.state);
     SealReady(request, decoding.table, decoding.context, id);
   } else {
@@ -194,8 +175,7 @@ bool Scheduler::Fits(Request& head) {
 
 void Scheduler::Admit(int& budget) {
   // After a preemption the victims come back first, once their tokens are in.
-  while (budget > 0 && preempted_.empty() && !waiting_.empty() &&
-         !free_slots_.empty()) {
+  while (budget > 0 && preempted_.empty() && !waiting_.empty() && !free_slots_.empty()) {
     Request& head = *waiting_.begin()->second;
     const uint64_t openings = openings_ + pool_->releases();
     if (blocked_head_ == head.arrival && blocked_openings_ == openings) return;
@@ -263,18 +243,31 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
   }
 }
 
-void Scheduler::EmitRow(const Request& request, SlotId id, int begin, int length, uint8_t flags) {
-  RowBuffer& rows = length == 1 ? short_rows_ : long_rows_;
-  rows.slots.push_back(id.value);
-  rows.lengths.push_back(length);
-  rows.flags.push_back(flags);
-  if (flags & kRowHasTokens) {
-    rows.tokens.insert(rows.tokens.end(), request.tokens.begin() + begin,
-                       request.tokens.begin() + begin + length);
-  }
-  if (flags & kRowSamples) {
-    rows.sampled.push_back({id, request.arrival});
-    wants_logprobs_ |= request.sampling.logprobs;
+void Scheduler::AddRow(const Request& request, SlotId id, int begin, int length, uint8_t flags) {
+  // Filled in place: copying a struct that was just written in parts stalls the processor.
+  Row& row = (length == 1 ? short_rows_ : long_rows_).emplace_back();
+  row.request = &request;
+  row.slot = id;
+  row.begin = begin;
+  row.length = length;
+  row.flags = flags;
+}
+
+void Scheduler::WriteRows(const std::vector<Row>& rows, InFlightStep& step) {
+  for (const Row& row : rows) {
+    plan_.rows.push_back(row.slot.value);
+    plan_.row_tokens.push_back(row.length);
+    plan_.row_flags.push_back(row.flags);
+    if (row.flags & kRowHasTokens) {
+      const auto begin = row.request->tokens.begin() + row.begin;
+      plan_.prompt_tokens.insert(plan_.prompt_tokens.end(), begin, begin + row.length);
+    }
+    if (row.flags & kRowSamples) {
+      SampledRow& sampled = step.rows.emplace_back();
+      sampled.slot = row.slot;
+      sampled.arrival = row.request->arrival;
+      step.wants_logprobs |= row.request->sampling.logprobs;
+    }
   }
 }
 

@@ -54,21 +54,22 @@ struct Submission {
   std::string salt;
 };
 
+// The fields that every step touches stand in front, together.
 struct Request {
-  RequestName name;
-  Arrival arrival;
-  TimeNs submitted = 0;
+  fsm::State state;
   std::vector<Token> tokens;  // prompt, then the generated tokens that are known
   int32_t prompt_tokens = 0;
   int32_t limit = 0;  // tokens at which it ends with kLength
   int32_t cached_tokens = 0;
   bool admitted = false;   // has been on a slot
   bool restarted = false;  // has been preempted
-  Sampling sampling;
+  Arrival arrival;
+  RequestName name;
   std::vector<Token> stop_ids;  // ascending
+  Sampling sampling;
+  TimeNs submitted = 0;
   std::string salt;
   std::optional<kv::HashChain> chain;
-  fsm::State state;
 
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
 };

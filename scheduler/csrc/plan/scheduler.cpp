@@ -143,7 +143,7 @@ void Scheduler::Abort(const RequestName& name, int64_t kept) {
   Request& request = *found->second;
   const int64_t generated = request.known() - request.prompt_tokens;
   if (kept >= 0 && kept < generated) counters_.generated_tokens -= generated - kept;
-  End(request, FinishReason::kAbort, EventOf(request));
+  End(request, FinishReason::kAbort);
 }
 
 void Scheduler::AbortClient(ClientId client) {
@@ -161,7 +161,7 @@ void Scheduler::AbortIf(Matches matches) {
     if (matches(*request)) chosen.push_back(request.get());
   }
   std::ranges::sort(chosen, {}, &Request::arrival);
-  for (Request* request : chosen) End(*request, FinishReason::kAbort, EventOf(*request));
+  for (Request* request : chosen) End(*request, FinishReason::kAbort);
 }
 
 void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
@@ -199,7 +199,7 @@ void Scheduler::EndEpoch() {
     request->chain.reset();
   }
   std::ranges::sort(lost, {}, &Request::arrival);
-  for (Request* request : lost) End(*request, FinishReason::kWorkerLost, EventOf(*request));
+  for (Request* request : lost) End(*request, FinishReason::kWorkerLost);
   in_flight_.clear();
   const kv::BlockCounts& counts = pool_->counts();
   TS_CHECK(counts.open == 0 && counts.shared == 0,
@@ -256,8 +256,11 @@ Request* Scheduler::Find(const SampledRow& row) {
   return nullptr;
 }
 
-TokenEvent Scheduler::EventOf(const Request& request) const {
-  return {.name = request.name, .cached_tokens = request.cached_tokens};
+TokenEvent& Scheduler::AddEvent(const Request& request) {
+  TokenEvent& event = events_.emplace_back();
+  event.name = request.name;
+  event.cached_tokens = request.cached_tokens;
+  return event;
 }
 
 void Scheduler::Arrived(const SampledRow& row, Token token, const float* logprob) {
@@ -276,15 +279,14 @@ void Scheduler::Arrived(const SampledRow& row, Token token, const float* logprob
   } else {
     On(*preempted, fsm::TokenKnown{});
   }
-  TokenEvent event = EventOf(request);
   if (token < 0) {
     // Whatever made the logits so may be in its KV: nobody else shall read it.
     if (decoding != nullptr) decoding->table.Forget();
-    End(request, FinishReason::kNumeric, event);
-    return;
+    return End(request, FinishReason::kNumeric);
   }
   request.tokens.push_back(token);
   ++counters_.generated_tokens;
+  TokenEvent& event = AddEvent(request);
   event.token = token;
   if (logprob != nullptr && request.sampling.logprobs) {
     event.logprob = *logprob;
@@ -292,15 +294,15 @@ void Scheduler::Arrived(const SampledRow& row, Token token, const float* logprob
   }
   if (decoding != nullptr) SealReady(request, decoding->table, decoding->context, decoding->slot);
   if (std::ranges::binary_search(request.stop_ids, token)) {
-    End(request, FinishReason::kStop, event);
+    event.reason = FinishReason::kStop;
   } else if (request.known() >= request.limit) {
-    End(request, FinishReason::kLength, event);
-  } else {
-    events_.push_back(event);
-    if (preempted != nullptr && preempted->in_flight == 0) {
-      std::erase(preempted_, &request);
-      Requeue(request);
-    }
+    event.reason = FinishReason::kLength;
+  }
+  if (event.reason != FinishReason::kNone) {
+    Remove(request, event.reason);
+  } else if (preempted != nullptr && preempted->in_flight == 0) {
+    std::erase(preempted_, &request);
+    Requeue(request);
   }
 }
 
@@ -316,6 +318,7 @@ void Scheduler::LeaveSlot(Request& request) {
     id = state->slot;
   } else if (const auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
     id = decoding->slot;
+    --decoding_;
   } else {
     return;
   }
@@ -326,14 +329,17 @@ void Scheduler::LeaveSlot(Request& request) {
   running_.erase(std::ranges::lower_bound(running_, request.arrival, {}, &Request::arrival));
 }
 
-void Scheduler::End(Request& request, FinishReason reason, TokenEvent event) {
+void Scheduler::End(Request& request, FinishReason reason) {
+  AddEvent(request).reason = reason;
+  Remove(request, reason);
+}
+
+void Scheduler::Remove(Request& request, FinishReason reason) {
   LeaveSlot(request);
   if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.arrival);
   if (std::holds_alternative<fsm::Preempted>(request.state)) std::erase(preempted_, &request);
   const Status moved = fsm::Apply(request.state, fsm::Finish{reason});
   TS_CHECK(moved.ok(), "end of request " << request.arrival.value);
-  event.reason = reason;
-  events_.push_back(event);
   ++counters_.finished;
   ++openings_;
   requests_.erase(RequestName(request.name));

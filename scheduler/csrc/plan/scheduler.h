@@ -128,15 +128,13 @@ class Scheduler {
     bool wants_logprobs = false;
     std::vector<SampledRow> rows;
   };
-  // Rows of one kind, in order: rows of one token stand before all others in a plan.
-  struct RowBuffer {
-    std::vector<int32_t> slots;
-    std::vector<int32_t> lengths;
-    std::vector<uint8_t> flags;
-    std::vector<int32_t> tokens;
-    std::vector<SampledRow> sampled;
-    void Clear();
-    void AppendTo(StepPlan& plan, std::vector<SampledRow>& rows) const;
+  // A row of the plan that is being made.
+  struct Row {
+    const Request* request;
+    SlotId slot;
+    int32_t begin;  // of its tokens in the request's history
+    int32_t length;
+    uint8_t flags;
   };
 
   Slot& slot(SlotId id) { return slots_[static_cast<size_t>(id.value)]; }
@@ -157,18 +155,22 @@ class Scheduler {
   bool Fits(Request& head);
   void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
   void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
-  void EmitRow(const Request& request, SlotId id, int begin, int length, uint8_t flags);
+  void AddRow(const Request& request, SlotId id, int begin, int length, uint8_t flags);
+  // Writes the rows into the plan's columns.
+  void WriteRows(const std::vector<Row>& rows, InFlightStep& step);
 
   // Results and ends.
   template <class Matches>
   void AbortIf(Matches matches);
   void Arrived(const SampledRow& row, Token token, const float* logprob);
-  // Ends a request and forgets it; `token` may come with the end.
-  void End(Request& request, fsm::FinishReason reason, TokenEvent event);
+  // Ends a request with an event of its own.
+  void End(Request& request, fsm::FinishReason reason);
+  // Takes a request that has ended out of everything.
+  void Remove(Request& request, fsm::FinishReason reason);
   void LeaveSlot(Request& request);
   void Requeue(Request& request);
   Request* Find(const SampledRow& row);
-  TokenEvent EventOf(const Request& request) const;
+  TokenEvent& AddEvent(const Request& request);
 
   const Limits limits_;
   bool draining_ = false;
@@ -179,6 +181,7 @@ class Scheduler {
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Arrival, Request*> waiting_;
   std::vector<Request*> running_;
+  int decoding_ = 0;  // of running_
   std::vector<Request*> preempted_;
 
   std::unique_ptr<PrefixGroups> groups_;
@@ -194,9 +197,8 @@ class Scheduler {
   uint64_t blocked_openings_ = 0;
 
   StepPlan plan_;
-  RowBuffer short_rows_;
-  RowBuffer long_rows_;
-  bool wants_logprobs_ = false;
+  std::vector<Row> short_rows_;  // of one token: they stand before all others
+  std::vector<Row> long_rows_;
   std::vector<TokenEvent> events_;
   std::vector<LateRejection> late_rejections_;
   Counters counters_;
