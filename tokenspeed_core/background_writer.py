@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Output that may stall without stalling whoever produces it."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+_log = logging.getLogger(__name__)
+
 
 class BackgroundWriter(Generic[Item]):
     """Calls `write(item, dropped)` in order on a thread of its own.
 
     `post` never waits: while `write` stalls, items beyond `capacity` are dropped, and the next
-    item that is written carries how many.
+    item that is written carries how many.  An item that `write` fails on is logged and lost.
     """
 
     def __init__(self, write: Callable[[Item, int], None], capacity: int = 4096) -> None:
@@ -52,4 +55,7 @@ class BackgroundWriter(Generic[Item]):
                 if not self._items:
                     return
                 item, dropped = self._items.popleft()
-            self._write(item, dropped)
+            try:
+                self._write(item, dropped)
+            except Exception:
+                _log.exception("output was lost: %r", item)

@@ -55,7 +55,8 @@ class EngineWatch:
         on_frozen_scheduler: Callable[[str], None],
         on_frozen_workers: Callable[[str], None],
     ) -> None:
-        self._run = run
+        self._endpoint = run.frontend_endpoint
+        self._hello = encode(Hello(WIRE_VERSION, run.token, Role.FRONTEND, "launcher"))
         self._limits = limits
         self._on_ready = on_ready
         self._on_frozen_scheduler = on_frozen_scheduler
@@ -77,8 +78,7 @@ class EngineWatch:
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing piles up for a scheduler that is not there
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        socket.connect(self._run.frontend_endpoint)
-        hello = encode(Hello(WIRE_VERSION, self._run.token, Role.FRONTEND, "launcher"))
+        socket.connect(self._endpoint)
         next_beat = 0.0
         try:
             while not is_over():
@@ -94,7 +94,7 @@ class EngineWatch:
                 self._last_heard = time.monotonic()
                 if isinstance(message, HelloRequired):
                     with contextlib.suppress(zmq.Again):
-                        socket.send(hello, zmq.NOBLOCK)
+                        socket.send(self._hello, zmq.NOBLOCK)
                 elif isinstance(message, Refused):
                     raise WatchRefusedError(
                         f"the scheduler refused the launcher: {message.message}"

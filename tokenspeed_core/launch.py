@@ -112,9 +112,18 @@ class Engine:
             raise
         self._writer = BackgroundWriter(write)
         self._supervisor = Supervisor(parts, self._writer.post, on_end=self._on_end)
+        watch = EngineWatch(
+            self.run,
+            self._limits,
+            self._on_scheduler_ready,
+            functools.partial(self._supervisor.restart, _SCHEDULER),
+            functools.partial(self._supervisor.restart, _WORKERS),
+        )
         atexit.register(self._stop_at_exit)
         self._supervisor.start()
-        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
+        threading.Thread(
+            target=self._follow, args=(watch,), name="engine-watch", daemon=True
+        ).start()
 
     def _parts(self) -> list[Part]:
         run, config = self.run, self.config
@@ -240,14 +249,7 @@ class Engine:
         self.run.remove()
         self._lock.release()
 
-    def _watch(self) -> None:
-        watch = EngineWatch(
-            self.run,
-            self._limits,
-            self._on_scheduler_ready,
-            functools.partial(self._supervisor.restart, _SCHEDULER),
-            functools.partial(self._supervisor.restart, _WORKERS),
-        )
+    def _follow(self, watch: EngineWatch) -> None:
         try:
             watch.follow(self._is_over)
         except WatchRefusedError as error:

@@ -17,7 +17,8 @@ class LauncherOutput:
     """Writes to a stream what children print; on a terminal, a bar of the bytes of all ranks."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # None where a process was started with stderr closed: then there is nobody to tell.
+        self._stream: TextIO | None = stream or sys.stderr
         self._bytes: dict[str, Loading] = {}
         self._bar: Progress | None = None
 
@@ -40,6 +41,8 @@ class LauncherOutput:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
+        if self._stream is None:
+            return
         try:
             descriptor = self._stream.fileno()
         except (OSError, ValueError):  # a notebook's stream, or a captured one
@@ -53,7 +56,7 @@ class LauncherOutput:
                 data = data[os.write(descriptor, data) :]
 
     def _show(self, source: str, loading: Loading) -> None:
-        if not self._stream.isatty():
+        if self._stream is None or not self._stream.isatty():
             return
         self._bytes[source] = loading
         done = sum(part.done_bytes for part in self._bytes.values())

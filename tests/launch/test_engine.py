@@ -27,11 +27,14 @@ from tokenspeed_core.worker_event import Loading, Ready, WorkerEvent
 
 PATIENCE_S = 120.0
 PROMPT = list(range(1, 40))
+LONG = 8000  # tokens that take many seconds
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), vocab_size=96)
+    return save_tiny_llama(
+        tmp_path_factory.mktemp("tiny"), vocab_size=96, max_position_embeddings=8192
+    )
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def parent() -> Iterator[Path]:
 
 
 def config(model: Path, parent: Path, **more: object) -> EngineConfig:
-    settings = {"num_blocks": 200, "threads": 1, "run_dir": str(parent), **more}
+    settings = {"num_blocks": 600, "threads": 1, "run_dir": str(parent), **more}
     return EngineConfig(model=str(model), **settings)
 
 
@@ -92,7 +95,7 @@ async def read_on(stream: RequestStream) -> None:
 async def lose_while_streaming(engine: Engine, client: Client, victim: str) -> None:
     """Kill a child under a stream, and check that the stream says so."""
     pid = engine.pids()[victim]
-    stream = client.submit(PROMPT, max_tokens=450)
+    stream = client.submit(PROMPT, max_tokens=LONG)
     await anext(stream)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineLostError):
@@ -146,6 +149,37 @@ def test_an_engine_belongs_to_no_thread_and_stops_twice(model: Path, parent: Pat
     assert engines[0].failure is None
 
 
+def test_stopping_ends_what_still_runs(model: Path, parent: Path) -> None:
+    async def scenario(engine: Engine) -> None:
+        async with Client(engine.run) as client:
+            stream = client.submit(PROMPT, max_tokens=LONG)
+            await anext(stream)
+            stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
+            with pytest.raises(EngineLostError):
+                await read_on(stream)
+            await stopping
+
+    engine = Engine.start(config(model, parent))
+    engine.wait_ready(PATIENCE_S)
+    asyncio.run(scenario(engine))
+    assert not processes_of(parent)
+    assert not list(parent.iterdir())
+
+
+def test_a_script_without_stderr_works(model: Path, parent: Path) -> None:
+    code = SCRIPT.format(model=str(model), parent=str(parent), then="")
+    command = [
+        sys.executable,
+        "-c",
+        "import os, sys; os.close(2); os.execv(sys.argv[1], sys.argv[1:])",
+    ]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stdout) == (0, b"ready\n")
+    assert not list(parent.iterdir())
+
+
 def test_waiting_for_an_engine_that_was_stopped_says_so(model: Path, parent: Path) -> None:
     engine = Engine.start(config(model, parent))
     with pytest.raises(EngineError, match="not ready within 0 s"):
@@ -159,7 +193,7 @@ SCRIPT = """
 import os, sys, time
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.launch import Engine
-engine = Engine.start(EngineConfig(model={model!r}, run_dir={parent!r}, num_blocks=99, threads=1))
+engine = Engine.start(EngineConfig(model={model!r}, run_dir={parent!r}, num_blocks=600, threads=1))
 engine.wait_ready(120)
 print("ready", flush=True)
 {then}
@@ -211,7 +245,7 @@ def test_a_frozen_part_is_replaced(model: Path, parent: Path, victim: str) -> No
         async with Client(engine.run) as client:
             expected = await answer(client)
             before = engine.pids()
-            stream = client.submit(PROMPT, max_tokens=450)
+            stream = client.submit(PROMPT, max_tokens=LONG)
             await anext(stream)
             os.kill(before[victim], signal.SIGSTOP)
             with pytest.raises(EngineLostError):

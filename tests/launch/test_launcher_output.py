@@ -85,6 +85,15 @@ def test_closing_does_not_wait_for_a_stalled_reader() -> None:
     gate.set()
 
 
+def test_an_item_that_cannot_be_written_does_not_end_the_others() -> None:
+    written: list[float] = []
+    writer: BackgroundWriter[int] = BackgroundWriter(lambda item, _: written.append(6 / item))
+    for item in (3, 0, 2):
+        writer.post(item)
+    writer.close(10.0)
+    assert written == [2.0, 3.0]
+
+
 def test_lines_carry_their_source_and_losses() -> None:
     stream = io.StringIO()
     output = LauncherOutput(stream)
