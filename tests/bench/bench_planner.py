@@ -2,8 +2,8 @@
 """Times one scheduler step on the host.
 
 A timed step is, inside C++: plan, encode the StepPlan frame and its digest, decode the StepResult
-frame, advance.  Not timed: making the result (the worker's work) and sockets.  The steps run in lock
-step in the steady state of decode, with prefix caching on.
+frame, advance.  Not timed: making the result (the worker's work) and sockets.  The steps run in
+lock step in the steady state of decode, with prefix caching on.
 
 The peer, the `tokenspeed-scheduler` package if it is installed, does next_execution_plan, reads the
 rows, and advances, through its Python binding.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.scheduler._scheduler import Scheduler, siphash128
 

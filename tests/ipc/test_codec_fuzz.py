@@ -76,10 +76,7 @@ def test_every_frame_is_read_or_refused(socket: str) -> None:
             return True
         return decoder.decode(encode(message)) != message and message == message
 
-    read = 0
     for seed in range(FRAMES):
         frame = mutate(seed)
         if fails(frame):
             pytest.fail(f"seed {seed}: {shrink(frame, fails).hex(' ')}")
-        read += 1
-    assert read == FRAMES

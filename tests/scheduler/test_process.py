@@ -61,6 +61,13 @@ def idle(frontend: Frontend) -> None:
     )
 
 
+def terminate(run: Run, frontend: Frontend) -> None:
+    """Terminate, and wait until the scheduler has taken notice."""
+    frontend.until(lambda: frontend.stats is not None and frontend.stats.ready)
+    run.process.terminate()
+    frontend.until(lambda: frontend.stats is not None and not frontend.stats.ready)
+
+
 def worker_hello(run: Run, **fields: Any) -> wire.Hello:
     values: dict[str, Any] = {
         "role": wire.Role.WORKER,
@@ -318,8 +325,7 @@ def test_terminate_finishes_what_was_accepted(run: Run, workers: list[Any]) -> N
     for request in range(30):
         frontend.submit(request, [request], 200)
     frontend.until(lambda: len(frontend.tokens) >= 4)
-    run.process.terminate()
-    frontend.until(lambda: frontend.stats is not None and not frontend.stats.ready)
+    terminate(run, frontend)
     frontend.submit(99, [1], 1)
     frontend.until(lambda: len(frontend.reasons) == 30 and 99 in frontend.rejections)
     assert frontend.rejections[99] == RefusalCode.DRAINING
@@ -335,8 +341,7 @@ def test_a_second_terminate_ends_at_once(run: Run, workers: list[Any]) -> None:
     frontend.submit(1, [1], 390)
     frontend.until(lambda: bool(frontend.tokens.get(1)))
     os.kill(workers[0].pid, signal.SIGSTOP)  # so that it cannot finish
-    run.process.terminate()
-    frontend.until(lambda: frontend.stats is not None and not frontend.stats.ready)
+    terminate(run, frontend)
     run.process.terminate()
     frontend.until(lambda: 1 in frontend.reasons)
     assert run.process.wait(10) == 0
