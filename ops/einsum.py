@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Contractions over named dims, and the projections that a compiled plan makes of them."""
 
+import math
 import string
 from functools import cache
 
@@ -67,16 +68,16 @@ def split(y: Tensor, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     if isinstance(y, Recorder):
         parts: tuple[Tensor, ...] = y.record(_SPLIT, (y, *shapes))
         return parts
-    found = []
-    start = 0
-    for shape in shapes:
-        width = 1
-        for size in shape:
-            width *= size
-        part = y[:, start : start + width]
-        found.append(part if len(shape) == 1 else part.view(part.shape[0], *shape))
-        start += width
-    return tuple(found)
+    columns = y.split_with_sizes(_widths(shapes), 1)
+    return tuple(
+        part if len(shape) == 1 else part.view(part.shape[0], *shape)
+        for part, shape in zip(columns, shapes, strict=True)
+    )
+
+
+@cache
+def _widths(shapes: tuple[tuple[int, ...], ...]) -> list[int]:
+    return [math.prod(shape) for shape in shapes]
 
 
 # Only compiled plans call these two, so their rules are never asked for a placement.

@@ -2,6 +2,7 @@
 """The packing rewrite: sibling contractions of one activation become one stationary operand."""
 
 import attrs
+import torch
 
 from .program import Apply, Code, Loop, Program, Project, Step, Var
 
@@ -14,10 +15,11 @@ def pack(program: Program) -> Program:
 
 
 def _packed(code: Code, blocks: dict[int, Code]) -> Code:
-    siblings: dict[tuple[Var, tuple[str, ...]], list[Apply]] = {}
+    siblings: dict[tuple[Var, tuple[str, ...], torch.dtype], list[Apply]] = {}
     for step in code.steps:
         if isinstance(step, Apply) and (shared := contracted(step)):
-            siblings.setdefault((step.operands[0], shared), []).append(step)
+            x, w = step.operands
+            siblings.setdefault((x, shared, w.dtype), []).append(step)
     first = {id(group[0]): group for group in siblings.values()}
     absorbed = {id(step) for group in siblings.values() for step in group[1:]}
     steps: list[Step] = []

@@ -141,7 +141,8 @@ def _projected(project: Project, mesh: Mesh) -> Pack:
         pattern = f"{' '.join(right)} -> ({' '.join(out[1:])}) ({' '.join(left[1:])})"
         members.append(_member(weight, pattern, start, start + rows))
         start += rows
-    return Pack(project.pack, (start, columns), project.results[0].dtype, tuple(members))
+    dtype = project.applies[0].operands[1].dtype
+    return Pack(project.pack, (start, columns), dtype, tuple(members))
 
 
 def _plain(var: Var, mesh: Mesh) -> Pack:

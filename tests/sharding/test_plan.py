@@ -13,6 +13,8 @@ from tiny import BLOCK, CASES, LAYOUTS, ROPE3, SIZES
 
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import AnnotationError, Layout, MeshError, Plan, explain
+from tokenspeed_core.sharding.cost import cost, moves
+from tokenspeed_core.sharding.program import Move
 
 FAMILY = family_of("LlamaForCausalLM")
 SMOLLM2 = dict(
@@ -192,3 +194,66 @@ def test_explain_counts_what_hand_tuned_engines_issue() -> None:
     assert "a step: 161 all_gather, 1 all_reduce, 161 reduce_scatter; " in text
     assert "pinned by Hidden 'n@tp d' of llama.py:" in text
     assert "no collectives" in explain(plan_of(SMOLLM2, Layout()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_emitted_text_issues_the_verified_collectives(layout: str) -> None:
+    """Read the collectives back from the text: the verifier saw these, in this order."""
+    plan = plan_of({**SIZES, "rope_parameters": ROPE3}, LAYOUTS[layout])
+    written = {
+        function.name: [
+            (call.func.attr, *(arg.value for arg in call.args if isinstance(arg, ast.Constant)))
+            for node in function.body
+            for call in ast.walk(node)
+            if isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr in ("all_reduce", "all_gather", "reduce_scatter")
+        ]
+        for function in ast.parse(plan.source).body
+        if isinstance(function, ast.FunctionDef)
+    }
+    verified = {
+        code.name: [
+            (step.kind, plan.mesh.group(step.axes), *(() if step.dim is None else (step.dim,)))
+            for step in code.steps
+            if isinstance(step, Move) and step.kind != "slice"
+        ]
+        for code in (*plan.program.blocks, plan.program.driver)
+    }
+    assert written == verified
+
+
+# Layers, d, query heads, kv heads, head dim, f, v; all-reduces a step in pure tensor parallelism,
+# as vLLM, SGLang and Megatron issue them: two a layer, and one for the embedding.
+RELEASED = {
+    "SmolLM2-135M": (30, 576, 9, 3, 64, 1536, 49152, 3, 61),
+    "SmolLM2-360M": (32, 960, 15, 5, 64, 2560, 49152, 5, 65),
+    "SmolLM2-1.7B": (24, 2048, 32, 32, 64, 8192, 49152, 8, 49),
+    "Llama-3.2-1B": (16, 2048, 32, 8, 64, 8192, 128256, 8, 33),
+    "Llama-3.1-8B": (32, 4096, 32, 8, 128, 14336, 128256, 8, 65),
+    "Llama-3.1-70B": (80, 8192, 64, 8, 128, 28672, 128256, 8, 161),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_models_need_no_more_than_hand_written_ones(name: str) -> None:
+    layers, d, heads, kv_heads, head_dim, f, v, tp, expected = RELEASED[name]
+    hf = dict(
+        hidden_size=d,
+        intermediate_size=f,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=v,
+    )
+    plan = plan_of(hf, Layout(f"tp={tp}"), torch.bfloat16)
+    counts: dict[str, int] = {}
+    wire = 0
+    for move, times in moves(plan.program.driver):
+        counts[move.kind] = counts.get(move.kind, 0) + times
+        wire += times * cost(move, plan.mesh, {"n": 1, "m": 1}).wire
+    assert counts == {"all_reduce": expected, "all_gather": 1}
+    reduced = expected * 2 * (d * 2 * (tp - 1) // tp)
+    gathered = v * 2 * (tp - 1) // tp
+    assert wire == pytest.approx(reduced + gathered, rel=1e-3)
