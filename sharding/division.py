@@ -46,6 +46,12 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
             if size % ways:
                 common = math.gcd(*sizes.values())
                 legal = [n for n in range(1, common + 1) if common % n == 0]
+                rest = [other for each, other in sizes.items() if each != name]
+                whole = (
+                    [f"keep it whole on every rank: place={{'{name}': ''}}"]
+                    if all(other % ways == 0 for other in rest)
+                    else []
+                )
                 raise MeshError(
                     explained(
                         lines[name],
@@ -54,7 +60,7 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                             f"dims over {axis}: "
                             + ", ".join(f"{n}={s}" for n, s in sorted(sizes.items()))
                         ],
-                        fixes=[f"choose {axis} from {', '.join(map(str, legal))}"],
+                        fixes=[f"choose {axis} from {', '.join(map(str, legal))}", *whole],
                     )
                 )
 
