@@ -6,19 +6,22 @@ frame, advance.  Not timed: making the result (the worker's work) and sockets.  
 lock step in the steady state of decode, with prefix caching on.
 
 The peer, the `tokenspeed-scheduler` package if it is installed, does next_execution_plan, reads the
-rows, and advances, through its Python binding.
+rows, and advances, through its Python binding; `--peer-python` names an interpreter that has it.
 """
 
 import argparse
 import random
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tokenspeed_core.ipc.codec import int32_column
-from tokenspeed_core.scheduler._scheduler import Scheduler, siphash128
+from tokenspeed_core.scheduler._scheduler import Scheduler
 
 VOCAB = 32_000
 BLOCK_SIZE = 16
@@ -125,20 +128,24 @@ def measure(case: str) -> dict[str, list[float]]:
     return passes
 
 
-def peer_step(running: int) -> list[float] | None:
+def peer_step(python: str, running: int) -> list[float] | None:
     """Median microseconds of the peer's step, a value a pass; None if it is not installed."""
-    try:
-        import bench_planner_peer
-    except ImportError:
+    script = Path(__file__).with_name("bench_planner_peer.py")
+    installed = subprocess.run([python, "-c", "import tokenspeed_scheduler"], capture_output=True)
+    if installed.returncode:
         return None
-    return bench_planner_peer.measure(running, PASSES)
+    done = subprocess.run(
+        [python, str(script), str(running), str(PASSES)], capture_output=True, check=True
+    )
+    medians: list[float] = msgspec.json.decode(done.stdout, type=list[float])
+    return medians
 
 
-def rows(cases: list[str]) -> list[dict[str, Any]]:
+def rows(cases: list[str], python: str) -> list[dict[str, Any]]:
     out = []
     for case in cases:
         ours = measure(case)
-        peer = peer_step(int(case.split("=")[1])) if case.count("=") == 1 else None
+        peer = peer_step(python, int(case.split("=")[1])) if case.count("=") == 1 else None
         for metric, values in ours.items():
             beside = peer if peer and metric == "step_us_p50" else None
             out.append(
@@ -160,9 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print rows as JSON lines")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter with the peer")
     options = parser.parse_args()
-    assert siphash128(bytes(16), b"")  # the module is there
-    table = rows(options.case or list(CASES))
+    table = rows(options.case or list(CASES), options.peer_python)
     for row in table:
         if options.json:
             print(msgspec.json.encode(row).decode())
