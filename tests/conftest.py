@@ -24,7 +24,7 @@ def save_tiny_llama(path: Path, **overrides: object) -> Path:
     """Write a random float32 Llama whose logits are of order one, and return its directory."""
     torch.manual_seed(20)
     settings: dict[str, object] = {
-        "vocab_size": 97,
+        "vocab_size": 96,
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,

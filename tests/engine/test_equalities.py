@@ -14,9 +14,9 @@ from tokenspeed_core.ipc.messages import FinishReason
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 
-VOCABULARY = 97
+VOCABULARY = 96
 # The engine promises equal tokens up to float32 rounding; fixed examples keep ties out.
-examples = settings(deadline=None, max_examples=12, derandomize=True)
+examples = settings(deadline=None, max_examples=8, derandomize=True)
 seeds = st.integers(0, 2**32)
 
 
@@ -113,12 +113,9 @@ def test_cached_equals_uncached(runner: Runner, seed: int) -> None:
 def test_preempted_equals_not(runner: Runner, seed: int) -> None:
     draw = random.Random(seed)
     wanted = [
-        Request(
-            [draw.randrange(VOCABULARY) for _ in range(20)], max_tokens=60, seed=draw.random() > 1
-        )
-        for _ in range(8)
+        Request([draw.randrange(VOCABULARY) for _ in range(20)], max_tokens=30) for _ in range(8)
     ]
-    engine = LocalEngine(runner, num_blocks=40)
+    engine = LocalEngine(runner, num_blocks=30)
     found = [engine.submit(request) for request in wanted]
     engine.run()
     assert engine.scheduler.stats()["preemptions"] > 0
