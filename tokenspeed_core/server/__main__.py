@@ -4,6 +4,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -40,6 +41,8 @@ async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> 
     """
     async with AsyncLLM(config, run_dir=run_dir, name="api") as llm:
         service = new_service(llm)
+        gc.collect()
+        gc.freeze()  # the vocabulary's tables need no scanning while tokens flow
         server = _Server(
             uvicorn.Config(
                 create_app(service, config.api_key),

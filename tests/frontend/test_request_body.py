@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Whatever a client sends, the answer is a request or a refusal that names the field."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenspeed_core.async_llm import TextCodec
+from tokenspeed_core.chat_template import ChatTemplateError
+from tokenspeed_core.sampling_params import SamplingError, SamplingParams
+from tokenspeed_core.server.failure import ApiError
+from tokenspeed_core.server.request_body import (
+    HARMLESS,
+    NEUTRAL,
+    ChatFields,
+    CompletionFields,
+    GenerationFields,
+    parse,
+)
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+names = st.sampled_from(
+    sorted(
+        {*ChatFields.__struct_fields__, *CompletionFields.__struct_fields__, *NEUTRAL, *HARMLESS}
+    )
+)
+VALID: dict[type[GenerationFields], dict[str, Any]] = {
+    ChatFields: {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    CompletionFields: {"model": "m", "prompt": "x"},
+}
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    fields=st.sampled_from([ChatFields, CompletionFields]),
+    changes=st.dictionaries(names | st.text(max_size=6), values, max_size=4),
+)
+def test_any_fields_are_served_or_refused_by_name(
+    fields: type[GenerationFields], changes: dict[str, Any]
+) -> None:
+    ignored: list[str] = []
+    body = json.dumps({**VALID[fields], **changes}).encode()
+    try:
+        params = parse(body, fields, ignored.append).sampling_params()
+    except (ApiError, SamplingError) as error:
+        if isinstance(error, ApiError):
+            assert error.status == 400
+            assert error.param in changes
+        return
+    assert isinstance(params, SamplingParams)
+    # nothing that was asked for is lost: it has an effect, asks for nothing, or was counted
+    silent = set(changes) - set(fields.__struct_fields__) - set(NEUTRAL)
+    assert len(ignored) == sum(changes[name] is not None for name in silent)
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=st.binary(max_size=60))
+def test_any_bytes_are_refused_politely(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(body, ChatFields, lambda field: None)
+    assert caught.value.status == 400
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    body=st.sampled_from([json.dumps(body).encode() for body in VALID.values()]),
+    place=st.integers(0, 60),
+    byte=st.integers(0, 255),
+)
+def test_a_flipped_byte_is_served_or_refused(body: bytes, place: int, byte: int) -> None:
+    at = place % len(body)
+    broken = body[:at] + bytes([byte]) + body[at + 1 :]
+    for fields in VALID:
+        try:
+            parse(broken, fields, lambda field: None).sampling_params()
+        except ApiError as error:
+            assert error.status == 400
+
+
+messages = st.lists(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "name", "tool_calls"]) | st.text(max_size=4),
+        st.sampled_from(["user", "system", "assistant", "tool"]) | values,
+        max_size=3,
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(messages=messages)
+def test_any_messages_are_rendered_or_refused(
+    smollm2: TextCodec, messages: list[dict[str, Any]]
+) -> None:
+    try:
+        ids = asyncio.run(smollm2.chat_prompt(messages))
+    except ChatTemplateError as error:
+        assert "messages[" in str(error)
+    else:
+        assert ids[-3:] == smollm2.tokenizer.encode("<|im_start|>assistant\n")
+
+
+def test_both_token_limits_are_read_and_the_newer_wins() -> None:
+    def limit(**fields: int) -> int | None:
+        body = json.dumps({**VALID[ChatFields], **fields}).encode()
+        return parse(body, ChatFields, lambda field: None).sampling_params().max_tokens
+
+    assert limit() is None
+    assert limit(max_tokens=5) == 5
+    assert limit(max_completion_tokens=6) == 6
+    assert limit(max_tokens=5, max_completion_tokens=6) == 6
+
+
+def test_top_k_of_minus_one_keeps_all() -> None:
+    body = json.dumps({**VALID[CompletionFields], "top_k": -1}).encode()
+    assert parse(body, CompletionFields, lambda field: None).sampling_params().top_k == 0
