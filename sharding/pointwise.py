@@ -29,9 +29,9 @@ def pointwise(op: Op, left: Any, right: Any) -> Any:
     return left.record(op, (left, right), broadcast(op.rule, left, right))
 
 
-def broadcast(plain: Rule, left: Any, right: Any) -> Rule | None:
+def broadcast(plain: Rule, left: Recorder, right: Recorder) -> Rule:
     """Return the rule of a pointwise op whose shorter operand matches the other's last dims."""
-    ranks = [len(side.names) if hasattr(side, "names") else 0 for side in (left, right)]
+    ranks = [len(side.names) for side in (left, right)]
     most = max(ranks)
     factors = tuple(f".{index}" for index in range(most))
     inputs = tuple(factors[most - rank :] for rank in ranks)

@@ -208,7 +208,16 @@ def _bind(
             )
         for factor, name, size in zip(factors, value.names, value.sizes, strict=True):
             known = sizes.setdefault(factor, size)
-            names.setdefault(factor, name)
+            if names.setdefault(factor, name) != name:
+                raise TraceError(
+                    explained(
+                        line,
+                        f"{op.name} meets dim {name!r} where it met {names[factor]!r}",
+                        operands=[repr(each) for each in operands],
+                        why="dims of equal size but other meaning would be combined",
+                        fixes=["name both dims alike, or combine other values"],
+                    )
+                )
             if known != size and None not in (known, size):
                 raise TraceError(
                     explained(

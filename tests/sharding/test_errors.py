@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Weights:
     whole_bias: Placed[Tensor, "f"]
     sharded_norm: Placed[Tensor, "d@tp"]
     norm: Placed[Tensor, "d"]
+    wide_norm: Placed[Tensor, "d"]
     wq: Placed[Tensor, "d k@tp g h"]
     wk: Placed[Tensor, "d k@tp h"]
     owed: Placed[Tensor, "d !tp"] | None
@@ -52,6 +54,8 @@ Body = Callable[[Any, Any, Any, Any], Any]
 def compiled(body: Body, present: tuple[str, ...] = (), **layout: Any) -> Plan:
     """Compile a body `(weights, x, cache, batch) -> result` for two ranks; x is `n d`."""
     params = declare(Weights, SIZES, torch.float32, present)
+    wide = declare(Weights, {**SIZES, "d": 16}, torch.float32).wide_norm
+    params = attrs.evolve(params, wide_norm=wide)
     caches = (declare(LayerKV, SIZES, torch.float32),)
 
     def forward(p: Any, caches: Any, batch: Any) -> Any:
@@ -128,8 +132,12 @@ def annotates_other_dims(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     return inner(x)
 
 
-def mixes_sizes(p: Any, x: Any, kv: Any, batch: Any) -> Any:
+def mixes_dims(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     return rms_norm(einsum("n d, d f -> n f", x, p.up), p.norm, 1e-5)
+
+
+def mixes_sizes(p: Any, x: Any, kv: Any, batch: Any) -> Any:
+    return x + p.wide_norm
 
 
 def stores_a_partial(p: Any, x: Any, kv: Any, batch: Any) -> Any:
@@ -164,6 +172,7 @@ CORPUS: list[tuple[Body, type[ShardingError], tuple[str, ...]]] = [
     (makes_a_constant, TraceError, ("concrete Tensor", "params")),
     (writes_a_cache_twice, TraceError, ("donated at test_errors.py", "overwritten")),
     (annotates_other_dims, TraceError, ("'n d'", "'n f'")),
+    (mixes_dims, TraceError, ("'d'", "'f'", "other meaning")),
     (mixes_sizes, TraceError, ("16", "8")),
     (stores_a_partial, PlacementError, ("owed", "Partial")),
     (moves_a_shard_across_dims, PlacementError, ("all-to-all", "'n f@tp'")),
