@@ -68,7 +68,10 @@ def _size(count: float) -> str:
 def _cheaper(
     move: Move, code: Code, program: Program, given: dict[str, int], link: Link
 ) -> str | None:
-    """Return another place for a redistribution that would move fewer bytes, if there is one."""
+    """Return another place for a gather that would move fewer bytes, if there is one.
+
+    A reduction has none: a sum is paid as late as it can be.
+    """
     price = cost(move, program.mesh, given, link)
     if move.kind == "all_gather":
         if source := _narrower_source(move, code, given):
@@ -84,15 +87,6 @@ def _cheaper(
                     f"a sampler that takes '{move.operand.spec}': greedy exchanges a value and an "
                     f"index a row and rank, {_size(pairs)} instead of {_size(price.payload)}"
                 )
-    if move.kind == "all_reduce":
-        for step in code.steps:
-            users = step.operands if isinstance(step, Apply) else ()
-            if move.result in users and isinstance(step, Apply) and step.rule.linear:
-                after = nbytes(step.results[0], given)
-                alone = sum(move.result in each.operands for each in code.steps) == 1
-                bilinear = (step.operands.index(move.result),) in step.rule.linear
-                if alone and bilinear and after < price.payload:
-                    return f"reduce {step.results[0].name} instead: {_size(after)}"
     return None
 
 
