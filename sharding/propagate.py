@@ -81,6 +81,7 @@ class Propagation:
         """Return the placement of a parameter, cache or batch column, which must divide."""
         assert value.placement is not None
         spec = self.layout.stationary(value.placement.spec)
+        refuse_varying(spec, value.line)
         if spec.partial:
             raise PlacementError(
                 explained(
@@ -169,6 +170,7 @@ class Propagation:
         """Meet an annotation: shards as it says; Partial passes unless it places that axis."""
         var = self.env[pin.value]
         wanted = self.layout.boundary(pin.alias, pin.placement.spec)
+        refuse_varying(wanted, pin.placement.line)
         kept = [axis for axis in var.spec.partial if axis not in wanted.axes]
         kept += [axis for axis in wanted.partial if axis in var.spec.partial]
         target = attrs.evolve(
@@ -310,6 +312,19 @@ class Propagation:
             tuple(results),
             tuple(cache),
             tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
+        )
+
+
+def refuse_varying(spec: Spec, line: Line) -> None:
+    """Refuse a Varying annotation where a global value is meant."""
+    if spec.varying:
+        raise PlacementError(
+            explained(
+                line,
+                f"'{spec}' is Varying over {'+'.join(spec.varying)}",
+                why="such a value has no global meaning, so no op may use it",
+                fixes=[f"annotate it as '{attrs.evolve(spec, varying=())}'"],
+            )
         )
 
 

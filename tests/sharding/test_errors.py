@@ -124,6 +124,14 @@ def writes_a_cache_twice(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     return o
 
 
+def annotates_a_varying_value(p: Any, x: Any, kv: Any, batch: Any) -> Any:
+    @spmd
+    def inner(x: Placed[Tensor, "n d ?tp"]) -> Any:
+        return x
+
+    return inner(x)
+
+
 def annotates_other_dims(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     @spmd
     def inner(x: Placed[Tensor, "n f"]) -> Any:
@@ -172,6 +180,7 @@ CORPUS: list[tuple[Body, type[ShardingError], tuple[str, ...]]] = [
     (makes_a_constant, TraceError, ("concrete Tensor", "params")),
     (writes_a_cache_twice, TraceError, ("donated at test_errors.py", "overwritten")),
     (annotates_other_dims, TraceError, ("'n d'", "'n f'")),
+    (annotates_a_varying_value, PlacementError, ("Varying over tp", "'n d'")),
     (mixes_dims, TraceError, ("'d'", "'f'", "other meaning")),
     (mixes_sizes, TraceError, ("16", "8")),
     (stores_a_partial, PlacementError, ("owed", "Partial")),
