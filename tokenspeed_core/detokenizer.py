@@ -30,7 +30,7 @@ def _spelled_bytes(token: str) -> bytes:
         return token.encode()
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class TokenText:
     """The text or bytes of each token id, shared by every detokenizer of one model."""
 
