@@ -55,6 +55,12 @@ class Scheduler:
     def take_events(self) -> list[tuple[int, int, int, float | None, int, int]]:
         """Return (client, request_id, token or -1, logprob, FinishReason, cached_tokens) rows."""
 
+    def take_rejections(self) -> list[tuple[int, int, int, str]]:
+        """Return (client, request_id, RefusalCode, why) of queued requests that never fit.
+
+        They are known after `begin_epoch` and the `take_events` behind it.
+        """
+
     def stats(self) -> dict[str, int]: ...
     def check(self) -> None:
         """Walk every structure and raise at the first broken invariant."""

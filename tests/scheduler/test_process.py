@@ -183,6 +183,24 @@ def test_abort_and_duplicates(run: Run, workers: list[Any]) -> None:
     idle(frontend)
 
 
+def test_bad_requests_are_rejected_by_name(run: Run, workers: list[Any]) -> None:
+    frontend = Frontend(run)
+    frontend.submit(1, [1] * 300, 90)  # queued: nobody knows the pool yet
+    frontend.submit(2, [], 1)
+    frontend.submit(3, [VOCAB], 1)
+    frontend.submit(4, [1], 1, priority=3)
+    frontend.submit(5, [1], 1, stop_ids=bytes(4 * 5000))
+    workers.append(start_worker(run, num_blocks=40))
+    frontend.until(lambda: len(frontend.rejections) == 5)
+    assert frontend.rejections == {
+        1: RefusalCode.NEVER_FITS,
+        2: RefusalCode.EMPTY_PROMPT,
+        3: RefusalCode.TOKEN_ID,
+        4: RefusalCode.PARAMETER,
+        5: RefusalCode.PARAMETER,
+    }
+
+
 def test_garbage_harms_nobody(run: Run, workers: list[Any]) -> None:
     frontend = Frontend(run)
     workers.append(start_worker(run))

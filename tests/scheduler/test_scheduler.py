@@ -212,6 +212,12 @@ def test_what_never_fits_is_refused_at_once_or_when_workers_come() -> None:
     code, _ = replica.core.submit(1, 99, int32_column(prompt(10)), 12) or (0, "")
     assert code == RefusalCode.NEVER_FITS
     replica.run()
+    replica.end_epoch()
+    assert replica.core.submit(1, 100, int32_column(prompt(10)), 12) is None
+    replica.begin_epoch()
+    late = [rejected[:3] for rejected in replica.core.take_rejections()]
+    assert late == [(1, 100, RefusalCode.NEVER_FITS)]
+    assert replica.core.take_rejections() == []
     replica.check_idle()
 
 
@@ -228,6 +234,7 @@ def test_what_never_fits_is_refused_at_once_or_when_workers_come() -> None:
         ({"temperature": -1.0}, RefusalCode.PARAMETER),
         ({"temperature": float("nan")}, RefusalCode.PARAMETER),
         ({"top_k": -1}, RefusalCode.PARAMETER),
+        ({"top_k": 2**31}, RefusalCode.PARAMETER),
         ({"top_p": 0.0}, RefusalCode.PARAMETER),
         ({"priority": 1}, RefusalCode.PARAMETER),
     ],

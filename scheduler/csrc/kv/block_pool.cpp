@@ -212,6 +212,10 @@ void BlockPool::Settle(BlockId id) {
 
 void BlockPool::Planned(StepId step) {
   TS_CHECK(step > planned_, "planned step " << step.value << " after " << planned_.value);
+  const BlockCounts& c = counts_;
+  TS_CHECK(c.free + c.open + c.shared + c.retiring + c.cached == c.total,
+           c.free << " free, " << c.open << " open, " << c.shared << " shared, " << c.retiring
+                  << " retiring, " << c.cached << " cached of " << c.total << " blocks");
   planned_ = step;
 }
 

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "plan/scheduler.h"
@@ -60,6 +61,9 @@ class Core {
   }
 
   plan::Scheduler& scheduler() { return *scheduler_; }
+
+  using RejectionTuple = std::tuple<int64_t, uint64_t, int, std::string>;
+  std::vector<RejectionTuple> rejections;  // late ones, until they are taken
 
   void BeginEpoch(int64_t epoch, int num_blocks, int block_size) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
@@ -132,6 +136,10 @@ class Core {
 using EventTuple = std::tuple<int64_t, uint64_t, Token, std::optional<float>, int, int>;
 
 std::vector<EventTuple> TakeEvents(Core& core) {
+  for (const plan::LateRejection& late : core.scheduler().late_rejections()) {
+    core.rejections.emplace_back(late.name.client.value, late.name.id,
+                                 static_cast<int>(late.rejection.code), late.rejection.message);
+  }
   std::vector<EventTuple> events;
   for (const plan::TokenEvent& event : core.scheduler().events()) {
     events.emplace_back(event.name.client.value, event.name.id, event.token,
@@ -201,7 +209,7 @@ PYBIND11_MODULE(_scheduler, m) {
       .def(
           "submit",
           [](Core& core, int64_t client, uint64_t request_id, const std::string& prompt,
-             int64_t max_tokens, float temperature, int32_t top_k, float top_p, uint64_t seed,
+             int64_t max_tokens, float temperature, int64_t top_k, float top_p, uint64_t seed,
              bool logprobs, const std::string& stop_ids, int64_t priority, const std::string& salt,
              int64_t time_ns) -> std::optional<std::tuple<int, std::string>> {
             StatusOr<plan::Rejection> taken =
@@ -243,6 +251,7 @@ PYBIND11_MODULE(_scheduler, m) {
           },
           py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes())
       .def("take_events", &TakeEvents)
+      .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
       .def("stats", &StatsOf)
       .def("check", [](Core& core) { Require(core.scheduler().Verify()); })
       .def("time_steps", &Core::TimeSteps, py::arg("steps"), py::arg("token") = 0);

@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "net/frontend_desk.h"
 
-#include <limits>
-
 namespace tokenspeed::net {
 namespace {
 
 constexpr size_t kMaxStopIds = 4096;
-
-// An int32 of the core, or -1, which every bound refuses by name.
-int32_t Narrow(int64_t value) {
-  const bool fits = value >= 0 && value <= std::numeric_limits<int32_t>::max();
-  return fits ? static_cast<int32_t>(value) : -1;
-}
 
 }  // namespace
 
@@ -72,7 +64,7 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
       .prompt = std::move(submit.prompt),
       .max_tokens = submit.max_tokens,
       .sampling = {.temperature = static_cast<float>(submit.sampling.temperature),
-                   .top_k = Narrow(submit.sampling.top_k),
+                   .top_k = submit.sampling.top_k,
                    .top_p = static_cast<float>(submit.sampling.top_p),
                    .seed = submit.sampling.seed,
                    .logprobs = submit.sampling.logprobs},

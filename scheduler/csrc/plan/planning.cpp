@@ -228,7 +228,7 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
     plan_.added_slots.push_back(id.value);
     plan_.added_context.push_back(context);
     plan_.added_temperature.push_back(request.sampling.temperature);
-    plan_.added_top_k.push_back(request.sampling.top_k);
+    plan_.added_top_k.push_back(static_cast<int32_t>(request.sampling.top_k));
     plan_.added_top_p.push_back(request.sampling.top_p);
     plan_.added_seed.push_back(request.sampling.seed);
     plan_.added_logprobs.push_back(request.sampling.logprobs ? 1 : 0);

@@ -36,7 +36,7 @@ struct Rejection {
 
 struct Sampling {
   float temperature = 0.0f;
-  int32_t top_k = 0;
+  int64_t top_k = 0;
   float top_p = 1.0f;
   uint64_t seed = 0;
   bool logprobs = false;

@@ -96,7 +96,9 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
   if (!std::isfinite(sampling.temperature) || sampling.temperature < 0) {
     return parameter("temperature", sampling.temperature, "finite and not negative");
   }
-  if (sampling.top_k < 0) return parameter("top_k", sampling.top_k, "0 (all) or positive");
+  if (sampling.top_k < 0 || sampling.top_k > INT32_MAX) {
+    return parameter("top_k", sampling.top_k, "0 (all) or positive, below 2^31");
+  }
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
     return parameter("top_p", sampling.top_p, "over 0 and at most 1");
   }
