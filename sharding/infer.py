@@ -85,7 +85,7 @@ def infer(
         }
         for factor, dim in zip(rule.outputs[0], wanted.dims, strict=True):
             free = factor in rule.shardable and not axes.get(factor)
-            if free and dim.axes and set(dim.axes) <= paid - set(taken):
+            if free and set(dim.axes) & paid and not set(dim.axes) & set(taken):
                 axes[factor] = dim.axes
                 taken.update(dict.fromkeys(dim.axes, factor))
         kept, carried, reduce = _carried(rule, operands, set(taken))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """How a value gets from one placement to another: the shortest list of collectives and slices."""
 
+import itertools
+
 import attrs
 
 from .infer import RuleViolationError
@@ -20,8 +22,8 @@ class Hop:
 def hops(source: Spec, target: Spec) -> list[Hop]:
     """Return the moves from `source` to `target`; none if they are equal.
 
-    Partial is discharged before shards are gathered, so that less data is reduced; all axes owed
-    go in one collective over the flattened group, which keeps Replicated values bitwise equal.
+    Slices come first and gathers last, so that less data is reduced; the axes owed then go in one
+    collective over the flattened group, which keeps Replicated values bitwise equal.
 
     Raises:
         RuleViolationError: the target owes a reduction that the source does not, or a shard would
@@ -72,15 +74,12 @@ def hops(source: Spec, target: Spec) -> list[Hop]:
     for axes, index in gathers:
         if index in entered:  # its new axes go below what is left, so the old ones leave first
             go("all_gather", axes, index)
+    scattered = set(owed) if source.reduce == "sum" else set()
     for axes, index in slices:
-        if set(axes) <= set(owed) and source.reduce == "sum":
-            go("reduce_scatter", axes, index)
-            owed = tuple(axis for axis in owed if axis not in axes)
-    if owed:
+        for paid, run in itertools.groupby(axes, scattered.__contains__):
+            go("reduce_scatter" if paid else "slice", tuple(run), index)
+    if owed := tuple(axis for axis in owed if axis in spec.partial):
         go("all_reduce", owed, None)
-    for axes, index in slices:
-        if dims[index].axes[-len(axes) :] != axes:
-            go("slice", axes, index)
     for axes, index in gathers:
         if index not in entered:
             go("all_gather", axes, index)

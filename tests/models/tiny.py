@@ -40,6 +40,7 @@ LAYOUTS = {
     "sp2": Layout("tp=2", types={"Hidden": "n@tp d"}),
     "sp4": Layout("tp=4", types={"Hidden": "n@tp d"}),
     "dp-tp": Layout("dp=2 tp=2"),
+    "dp-sp": Layout("dp=2 tp=2", types={"Hidden": "n@dp+tp d"}),
     "whole-vocabulary": Layout("tp=4", place={"v": ""}, types={"Hidden": "n@tp d"}),
     "whole-heads": Layout("tp=4", place={"k": ""}),
     "factored": Layout("tp=(kv=4,rep=2)", place={"k": "kv", "g": "rep"}),
