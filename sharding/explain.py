@@ -22,7 +22,8 @@ def explain(plan: Plan, *, tokens: int = 1, rows: int | None = None, link: Link 
         f"{link.alpha_us:g} us + bytes / {link.gb_per_s:g} GB/s (estimates)",
     ]
     for code in (*program.blocks, program.driver):
-        lines += ["", f"{code.name}({', '.join(map(str, (*code.carry, *code.constants)))})"]
+        given_to = (*code.carry, *(var for var in code.constants if var.kind != "batch"))
+        lines += ["", f"{code.name}({', '.join(map(str, given_to))})"]
         for step in code.steps:
             lines.extend(_step(step, code, program, given, link))
         lines.append(f"  return {', '.join(map(str, code.results))}")

@@ -148,11 +148,15 @@ def agree(x: Ranks, what: str) -> Tensor:
     Raises:
         VerificationError: two ranks hold different bits.
     """
-    for rank, part in enumerate(x.parts):
-        if part.shape != x.parts[0].shape or not torch.equal(part, x.parts[0]):
-            raise VerificationError(f"{what} is Replicated, but rank {rank} differs from rank 0")
     first: Tensor = x.parts[0]
+    for rank, part in enumerate(x.parts):
+        if part.shape != first.shape or not torch.equal(_bits(part), _bits(first)):
+            raise VerificationError(f"{what} is Replicated, but rank {rank} differs from rank 0")
     return first
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.reshape(-1).view(torch.uint8)
 
 
 class Simulation:
