@@ -206,6 +206,20 @@ def test_lost_workers_end_what_ran_and_keep_what_waited() -> None:
     replica.check_idle()
 
 
+def test_a_head_that_was_blocked_is_tried_again_in_the_next_epoch() -> None:
+    replica = Replica(num_blocks=6)
+    replica.submit([1], max_tokens=1)
+    replica.run()
+    replica.submit(prompt(8), max_tokens=12)
+    blocked = replica.submit(prompt(16, seed=1), max_tokens=4)
+    replica.plan()
+    assert replica.core.stats()["waiting"] == 1
+    replica.end_epoch()
+    replica.begin_epoch()
+    replica.run()
+    assert replica.reasons[blocked] == FinishReason.LENGTH
+
+
 def test_what_never_fits_is_refused_at_once_or_when_workers_come() -> None:
     replica = Replica(num_blocks=6)  # 5 blocks of 4: 20 positions, and a last token without KV
     replica.submit(prompt(10), max_tokens=11)
