@@ -18,7 +18,7 @@ from tokenspeed_core.server.endpoint import Service
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> TextCodec:
+def codec() -> TextCodec:
     return TextCodec.load("smollm2")
 
 
@@ -73,6 +73,6 @@ async def listening(
 
 
 @pytest.fixture
-async def http(scheduler: ScriptedScheduler, smollm2: TextCodec) -> AsyncIterator[HttpServer]:
-    async with listening(scheduler, smollm2) as server:
+async def http(scheduler: ScriptedScheduler, codec: TextCodec) -> AsyncIterator[HttpServer]:
+    async with listening(scheduler, codec) as server:
         yield server

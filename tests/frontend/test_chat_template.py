@@ -12,19 +12,19 @@ def render(source: str, messages: list[dict[str, object]] | None = None, **limit
     return template.render(USER if messages is None else messages)
 
 
-def test_the_models_own_template(smollm2: TextCodec) -> None:
-    assert smollm2.template is not None
-    assert smollm2.template.render(USER) == (
+def test_the_models_own_template(codec: TextCodec) -> None:
+    assert codec.template is not None
+    assert codec.template.render(USER) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_a_list_of_text_parts_is_its_text(smollm2: TextCodec) -> None:
+def test_a_list_of_text_parts_is_its_text(codec: TextCodec) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert smollm2.template is not None
-    assert smollm2.template.render([{"role": "user", "content": parts}]) == (
-        smollm2.template.render([{"role": "user", "content": "a\nb"}])
+    assert codec.template is not None
+    assert codec.template.render([{"role": "user", "content": parts}]) == (
+        codec.template.render([{"role": "user", "content": "a\nb"}])
     )
 
 
@@ -43,11 +43,11 @@ def test_a_list_of_text_parts_is_its_text(smollm2: TextCodec) -> None:
     ],
 )
 def test_what_cannot_be_rendered_is_refused_by_name(
-    smollm2: TextCodec, message: dict[str, object], named: str
+    codec: TextCodec, message: dict[str, object], named: str
 ) -> None:
-    assert smollm2.template is not None
+    assert codec.template is not None
     with pytest.raises(ChatTemplateError, match=rf"messages\[1\].*{named}"):
-        smollm2.template.render([*USER, message])
+        codec.template.render([*USER, message])
 
 
 def test_the_hugging_face_dialect() -> None:

@@ -59,20 +59,20 @@ def assert_every_prefix_decodes(tokenizer: Tokenizer, table: TokenText, ids: lis
 @settings(max_examples=150, deadline=None)
 @given(ids=any_ids | byte_ids)
 def test_streamed_text_is_the_batch_decoding_of_every_prefix(
-    smollm2: TextCodec, ids: list[int]
+    codec: TextCodec, ids: list[int]
 ) -> None:
-    assert_every_prefix_decodes(smollm2.tokenizer, smollm2.table, ids)
+    assert_every_prefix_decodes(codec.tokenizer, codec.table, ids)
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=texts)
-def test_streamed_text_is_the_text(smollm2: TextCodec, text: str) -> None:
-    ids = smollm2.tokenizer.encode(text)
-    assert_every_prefix_decodes(smollm2.tokenizer, smollm2.table, ids)
-    if smollm2.tokenizer.decode(ids, skip_special=False) == text:
-        streaming = Detokenizer(smollm2.table)
+def test_streamed_text_is_the_text(codec: TextCodec, text: str) -> None:
+    ids = codec.tokenizer.encode(text)
+    assert_every_prefix_decodes(codec.tokenizer, codec.table, ids)
+    if codec.tokenizer.decode(ids, skip_special=False) == text:
+        streaming = Detokenizer(codec.table)
         shown = "".join(streaming.push(id) for id in ids) + streaming.finish()
-        assert shown == smollm2.tokenizer.decode(ids)
+        assert shown == codec.tokenizer.decode(ids)
 
 
 @settings(max_examples=300, deadline=None)
@@ -81,27 +81,27 @@ def test_byte_fallback_streams_like_the_batch(spm: Tokenizer, ids: list[int]) ->
     assert_every_prefix_decodes(spm, TokenText.of(spm), ids)
 
 
-def test_an_emoji_of_four_byte_tokens_appears_at_once(smollm2: TextCodec) -> None:
-    ids = smollm2.tokenizer.encode("x🧿y")
-    streaming = Detokenizer(smollm2.table)
+def test_an_emoji_of_four_byte_tokens_appears_at_once(codec: TextCodec) -> None:
+    ids = codec.tokenizer.encode("x🧿y")
+    streaming = Detokenizer(codec.table)
     pieces = [streaming.push(id) for id in ids]
     assert len(ids) > 3
     assert [piece for piece in pieces if piece] == ["x", "🧿", "y"]
 
 
-def test_a_million_tokens_hold_nothing_back(smollm2: TextCodec) -> None:
-    ids = smollm2.tokenizer.encode("The quick brown fox naïvely 🎉. ") * 30_000
-    streaming = Detokenizer(smollm2.table)
+def test_a_million_tokens_hold_nothing_back(codec: TextCodec) -> None:
+    ids = codec.tokenizer.encode("The quick brown fox naïvely 🎉. ") * 30_000
+    streaming = Detokenizer(codec.table)
     size = sum(len(streaming.push(id)) for id in ids)
-    assert size + len(streaming.finish()) == len(smollm2.tokenizer.decode(ids))
+    assert size + len(streaming.finish()) == len(codec.tokenizer.decode(ids))
 
 
-def test_an_id_beyond_the_vocabulary_has_no_text(smollm2: TextCodec) -> None:
-    streaming = Detokenizer(smollm2.table)
-    assert streaming.push(smollm2.tokenizer.vocab_size) == streaming.push(-1) == ""
+def test_an_id_beyond_the_vocabulary_has_no_text(codec: TextCodec) -> None:
+    streaming = Detokenizer(codec.table)
+    assert streaming.push(codec.tokenizer.vocab_size) == streaming.push(-1) == ""
 
 
-def test_an_unknown_decoder_is_refused(smollm2: TextCodec) -> None:
+def test_an_unknown_decoder_is_refused(codec: TextCodec) -> None:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models
 
@@ -162,12 +162,12 @@ def test_stop_strings_cut_exactly_for_every_split(
     reason=st.sampled_from([FinishReason.STOP, FinishReason.LENGTH]),
 )
 def test_a_completion_does_not_depend_on_how_its_tokens_arrive(
-    smollm2: TextCodec, ids: list[int], stops: list[str], seed: int, reason: FinishReason
+    codec: TextCodec, ids: list[int], stops: list[str], seed: int, reason: FinishReason
 ) -> None:
     draw = random.Random(seed)
 
     def completed(sizes: list[int]) -> object:
-        text = CompletionText(smollm2.table, tuple(stops), 7, logprobs=True)
+        text = CompletionText(codec.table, tuple(stops), 7, logprobs=True)
         deltas, start = [], 0
         for number, size in enumerate(sizes):
             end = start + size
@@ -192,11 +192,11 @@ def test_a_completion_does_not_depend_on_how_its_tokens_arrive(
     assert len(whole.logprobs) == len(whole.token_ids) <= whole.usage.completion_tokens
 
 
-def test_tokens_whose_text_a_stop_string_cut_are_not_handed_out(smollm2: TextCodec) -> None:
-    ids = smollm2.tokenizer.encode("one two three four")
-    text = CompletionText(smollm2.table, ("three",), 1, logprobs=False)
+def test_tokens_whose_text_a_stop_string_cut_are_not_handed_out(codec: TextCodec) -> None:
+    ids = codec.tokenizer.encode("one two three four")
+    text = CompletionText(codec.table, ("three",), 1, logprobs=False)
     delta = text.push(Delta(ids, [], FinishReason.LENGTH, 0))
     assert delta.text == "one two "
     # " three" begins with a kept space, so it stays; "four" was never looked at
-    assert smollm2.tokenizer.decode(delta.token_ids) == "one two three"
+    assert codec.tokenizer.decode(delta.token_ids) == "one two three"
     assert (delta.finish_reason, delta.stop_reason, text.kept) == ("stop", "three", 3)

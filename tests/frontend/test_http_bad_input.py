@@ -212,11 +212,11 @@ async def test_prompts_at_the_edge_of_the_context(
 
 
 async def test_without_a_limit_a_request_asks_for_no_more_than_the_cache_holds(
-    scheduler: ScriptedScheduler, smollm2: TextCodec
+    scheduler: ScriptedScheduler, codec: TextCodec
 ) -> None:
     scheduler.num_blocks = 11  # one is scratch, so 160 tokens
     async with (
-        listening(scheduler, smollm2) as http,
+        listening(scheduler, codec) as http,
         httpx.AsyncClient(base_url=http.url) as client,
     ):
         body = {"model": "smollm2", "prompt": [7] * 100}
@@ -298,10 +298,10 @@ async def test_a_stalled_half_body_holds_up_nobody(
 
 
 async def test_every_route_but_the_probes_wants_the_key(
-    scheduler: ScriptedScheduler, smollm2: TextCodec
+    scheduler: ScriptedScheduler, codec: TextCodec
 ) -> None:
     async with (
-        listening(scheduler, smollm2, api_key="s3cret") as http,
+        listening(scheduler, codec, api_key="s3cret") as http,
         httpx.AsyncClient(base_url=http.url) as client,
     ):
         everywhere = [route for route in routes(http.service) if isinstance(route, Route)]

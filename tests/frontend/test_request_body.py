@@ -113,11 +113,11 @@ messages = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(messages=messages)
 def test_any_messages_are_rendered_or_refused(
-    smollm2: TextCodec, messages: list[dict[str, Any]]
+    codec: TextCodec, messages: list[dict[str, Any]]
 ) -> None:
     async def rendered() -> list[int] | ChatTemplateError:
         try:
-            return await smollm2.chat_prompt(messages)
+            return await codec.chat_prompt(messages)
         except ChatTemplateError as error:
             return error
 
@@ -125,7 +125,7 @@ def test_any_messages_are_rendered_or_refused(
     if isinstance(result, ChatTemplateError):
         assert "messages[" in str(result)
     else:
-        answer = smollm2.tokenizer.encode("<|im_start|>assistant\n")
+        answer = codec.tokenizer.encode("<|im_start|>assistant\n")
         assert result[-len(answer) :] == answer
 
 

@@ -54,33 +54,31 @@ def oracle() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("text", SAMPLES)
-def test_ids_equal_the_oracle(
-    smollm2: TextCodec, oracle: PreTrainedTokenizerFast, text: str
-) -> None:
-    ids = smollm2.tokenizer.encode(text)
+def test_ids_equal_the_oracle(codec: TextCodec, oracle: PreTrainedTokenizerFast, text: str) -> None:
+    ids = codec.tokenizer.encode(text)
     assert ids == oracle(text).input_ids
-    assert smollm2.tokenizer.decode(ids, skip_special=False) == oracle.decode(ids)
+    assert codec.tokenizer.decode(ids, skip_special=False) == oracle.decode(ids)
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(max_size=80) | st.text(alphabet="ab 1\n\t'é", max_size=80))
 def test_ids_equal_the_oracle_on_any_text(
-    smollm2: TextCodec, oracle: PreTrainedTokenizerFast, text: str
+    codec: TextCodec, oracle: PreTrainedTokenizerFast, text: str
 ) -> None:
-    assert smollm2.tokenizer.encode(text) == oracle(text).input_ids
+    assert codec.tokenizer.encode(text) == oracle(text).input_ids
 
 
-def test_the_oracle_differs_only_by_digit_splitting(smollm2: TextCodec) -> None:
+def test_the_oracle_differs_only_by_digit_splitting(codec: TextCodec) -> None:
     path = resolve("smollm2").path
     plain = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    assert smollm2.tokenizer.encode("a  1") != plain("a  1").input_ids
+    assert codec.tokenizer.encode("a  1") != plain("a  1").input_ids
     for text in SAMPLES:
         if not any(char.isdigit() for char in text):
-            assert smollm2.tokenizer.encode(text) == plain(text).input_ids
+            assert codec.tokenizer.encode(text) == plain(text).input_ids
 
 
-def test_special_tokens_of_smollm2(smollm2: TextCodec) -> None:
-    tokenizer = smollm2.tokenizer
+def test_special_tokens_of_smollm2(codec: TextCodec) -> None:
+    tokenizer = codec.tokenizer
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (1, {2}, 49152)
     assert tokenizer.special_ids == frozenset(range(17))
     assert tokenizer.special_text() == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
@@ -96,8 +94,8 @@ def test_loading_needs_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_saved_directory_gives_the_same_ids(smollm2: TextCodec, tmp_path: Path) -> None:
-    smollm2.tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+def test_a_saved_directory_gives_the_same_ids(codec: TextCodec, tmp_path: Path) -> None:
+    codec.tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
@@ -107,7 +105,7 @@ def test_a_saved_directory_gives_the_same_ids(smollm2: TextCodec, tmp_path: Path
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, {0, 2})
     assert tokenizer.chat_template == "{{ messages }}"
     for text in SAMPLES:
-        assert tokenizer.encode(text) == smollm2.tokenizer.encode(text)
+        assert tokenizer.encode(text) == codec.tokenizer.encode(text)
 
 
 def byte_vocabulary(scheme: str, **more: object) -> dict[str, object]:
