@@ -151,40 +151,50 @@ void Scheduler::Displace(Request& request) {
   }
 }
 
-bool Scheduler::Fits(Request& head) {
+kv::BlockPool::Presence Scheduler::PeekBlock(Request& request, int block) const {
   const int width = pool_->block_size();
-  int hits = 0;
-  int unheld = 0;
-  while (pool_->findable() && (hits + 1) * width < head.known()) {
-    const auto content =
-        std::span<const Token>(head.tokens)
-            .subspan(static_cast<size_t>(hits) * width, static_cast<size_t>(width));
-    const auto presence = pool_->Peek(head.chain->At(hits, head.tokens), content);
-    if (presence == kv::BlockPool::Presence::kAbsent) break;
-    unheld += presence == kv::BlockPool::Presence::kUnheld;
-    ++hits;
+  if (!pool_->findable() || (block + 1) * width >= request.known()) {
+    return kv::BlockPool::Presence::kAbsent;
   }
+  const auto content = std::span<const Token>(request.tokens)
+                           .subspan(static_cast<size_t>(block) * width, static_cast<size_t>(width));
+  return pool_->Peek(request.chain->At(block, request.tokens), content);
+}
+
+bool Scheduler::Fits(Request& head) {
+  using Presence = kv::BlockPool::Presence;
+  const uint64_t openings = openings_ + pool_->releases();
+  const bool again = blocked_.head == head.arrival;
+  if (again && blocked_.openings == openings) return false;
   // What running prefills still need is theirs, and a block for each running request's next token.
-  int promised = static_cast<int>(running_.size());
+  int room = pool_->available() - static_cast<int>(running_.size());
   for (const Request* request : running_) {
     const auto* state = std::get_if<fsm::Prefilling>(&request->state);
-    if (state != nullptr) promised += std::max(0, BlocksNeeded(*request) - state->table.size());
+    if (state != nullptr) room -= std::max(0, BlocksNeeded(*request) - state->table.size());
   }
-  return BlocksNeeded(head) - hits + unheld + promised <= pool_->available();
+  const int needed = BlocksNeeded(head);
+  // More hits than last time would begin with the block that was missing then.
+  int hits = 0;
+  if (again && needed - blocked_.hits > room &&
+      PeekBlock(head, blocked_.hits) == Presence::kAbsent) {
+    hits = blocked_.hits;
+  } else {
+    int unheld = 0;  // of the hits: they would leave the pool's available blocks
+    for (Presence block; (block = PeekBlock(head, hits)) != Presence::kAbsent; ++hits) {
+      unheld += block == Presence::kUnheld;
+    }
+    if (needed - hits + unheld <= room) return true;
+  }
+  blocked_ = {.head = head.arrival, .openings = openings, .hits = hits};
+  return false;
 }
 
 void Scheduler::Admit(int& budget) {
   // After a preemption the victims come back first, once their tokens are in.
   while (budget > 0 && preempted_.empty() && !waiting_.empty() && !free_slots_.empty()) {
     Request& head = *waiting_.begin()->second;
-    const uint64_t openings = openings_ + pool_->releases();
-    if (blocked_head_ == head.arrival && blocked_openings_ == openings) return;
     if (!head.chain) head.chain.emplace(limits_.hash_key, head.salt, pool_->block_size());
-    if (!Fits(head)) {
-      blocked_head_ = head.arrival;
-      blocked_openings_ = openings;
-      return;
-    }
+    if (!Fits(head)) return;
     const SlotId id = free_slots_.back();
     free_slots_.pop_back();
     const Status moved = fsm::Apply(head.state, fsm::Admit{id});

@@ -179,7 +179,7 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
   free_slots_.clear();
   for (int id = limits_.max_slots - 1; id >= 0; --id) free_slots_.push_back(SlotId{id});
   removed_slots_.clear();
-  blocked_head_ = Arrival{};
+  blocked_ = {};
   std::vector<Request*> impossible;
   for (const auto& [arrival, request] : waiting_) {
     if (NeverFits(request->limit)) impossible.push_back(request);

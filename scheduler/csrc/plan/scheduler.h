@@ -153,6 +153,7 @@ class Scheduler {
   void Displace(Request& request);
   void Admit(int& budget);
   bool Fits(Request& head);
+  kv::BlockPool::Presence PeekBlock(Request& request, int block) const;
   void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
   void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
   void AddRow(const Request& request, SlotId id, int begin, int length, uint8_t flags);
@@ -192,9 +193,13 @@ class Scheduler {
   std::vector<std::vector<SampledRow>> spare_rows_;
 
   // Admission of the head is tried again only when something that could help it has changed.
-  uint64_t openings_ = 0;
-  Arrival blocked_head_;
-  uint64_t blocked_openings_ = 0;
+  struct Blocked {
+    Arrival head;
+    uint64_t openings = 0;  // when it did not fit
+    int hits = 0;           // blocks that it found in the pool then
+  };
+  uint64_t openings_ = 0;  // grows with whatever could help; so does BlockPool::releases
+  Blocked blocked_;
 
   StepPlan plan_;
   std::vector<Row> short_rows_;  // of one token: they stand before all others
