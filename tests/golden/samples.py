@@ -8,6 +8,7 @@ wire: only appended fields may do that, and the wire version says so.
 from pathlib import Path
 
 import msgspec
+
 from tokenspeed_core.ipc import messages as wire
 from tokenspeed_core.ipc.codec import encode, float32_column, int32_column, uint64_column
 
