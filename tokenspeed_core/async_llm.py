@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from .chat_template import ChatTemplate, ChatTemplateError, Message
+from .chat_template import MAX_RENDERED_CHARS, ChatTemplate, ChatTemplateError, Message
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
@@ -43,6 +43,7 @@ class TextCodec:
     tokenizer: Tokenizer
     table: TokenText
     template: ChatTemplate | None
+    max_chars: int  # text beyond it is refused before it costs anything
 
     @classmethod
     def load(cls, model: str) -> "TextCodec":
@@ -54,31 +55,51 @@ class TextCodec:
         tokenizer = Tokenizer.load(resolve(model))
         source = tokenizer.chat_template
         template = ChatTemplate.compile(source, tokenizer.special_text()) if source else None
-        return cls(tokenizer, TokenText.of(tokenizer), template)
+        return cls(tokenizer, TokenText.of(tokenizer), template, MAX_RENDERED_CHARS)
+
+    def within(self, max_tokens: int) -> "TextCodec":
+        """Return this codec refusing text that cannot be `max_tokens` tokens or fewer."""
+        # normalisation may join up to four characters before they meet the vocabulary
+        chars = 4 * self.table.longest_piece * max_tokens
+        return attrs.evolve(self, max_chars=min(chars, MAX_RENDERED_CHARS))
 
     async def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt ids of a conversation, ending where the assistant's answer begins.
 
         Raises:
             ChatTemplateError: the model has no template, or the messages do not fit it.
+            PromptError: the text is longer than any prompt can be.
         """
         template = self.template
         if template is None:
             raise ChatTemplateError("this model has no chat template; use completions instead")
 
         def ids() -> list[int]:
-            return self.tokenizer.encode(template.render(messages), add_special=False)
+            return self._encode(template.render(messages), add_special=False)
 
         size = sum(len(str(message.get("content"))) for message in messages)
         return ids() if size < _INLINE_CHARS else await asyncio.to_thread(ids)
 
     async def prompt(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a text, or the ids themselves."""
+        """Return the ids of a text, or the ids themselves.
+
+        Raises:
+            PromptError: the text is longer than any prompt can be.
+        """
         if not isinstance(prompt, str):
             return list(prompt)
         if len(prompt) < _INLINE_CHARS:
-            return self.tokenizer.encode(prompt)
-        return await asyncio.to_thread(self.tokenizer.encode, prompt)
+            return self._encode(prompt)
+        return await asyncio.to_thread(self._encode, prompt)
+
+    def _encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        if len(text) > self.max_chars:
+            raise PromptError(
+                "context_length_exceeded",
+                f"the prompt has {len(text)} characters, more than fit the model's context in any "
+                f"language; shorten the prompt",
+            )
+        return self.tokenizer.encode(text, add_special=add_special)
 
 
 class AsyncLLM:
@@ -113,11 +134,12 @@ class AsyncLLM:
             codec = self._codec
             if codec is None:
                 codec = await asyncio.to_thread(TextCodec.load, self.config.model)
-            self.codec = codec
             if self._engine is not None:
                 await asyncio.to_thread(self._engine.wait_ready)
             self.client = Client(run_dir, name=self._name)
             await self.client.connect()
+            assert self.client.welcome is not None
+            self.codec = codec.within(self.client.welcome.max_model_len)
         except BaseException:
             await self.close()
             raise

@@ -66,6 +66,11 @@ class TokenText:
             f"Replace+ByteFallback+Fuse with or without Strip"
         )
 
+    @property
+    def longest_piece(self) -> int:
+        """Bytes or characters of the longest token."""
+        return max(len(piece) for piece in self.pieces if isinstance(piece, bytes | str))
+
     def text(self, id: int) -> str:
         """Return one token's own text, for showing it alone; partial characters become U+FFFD."""
         piece = self._piece(id)

@@ -51,7 +51,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Return the ids of `text`; `add_special` puts a BOS in front where the model wants one."""
-        return self.backend.encode(text, add_special_tokens=add_special).ids
+        # the batch form lets other threads run meanwhile, and computes no character offsets
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special)
+        return encoding.ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of all ids at once; invalid UTF-8 becomes U+FFFD."""

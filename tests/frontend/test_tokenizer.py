@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Token ids against the library that everyone else uses, which is never imported at run time."""
 
+import asyncio
 import json
 import random
 import subprocess
@@ -15,7 +16,7 @@ from tokenizers.pre_tokenizers import Digits
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.frontend.test_detokenizer import spm_vocabulary
-from tokenspeed_core.async_llm import TextCodec
+from tokenspeed_core.async_llm import PromptError, TextCodec
 from tokenspeed_core.checkpoint import CheckpointError
 from tokenspeed_core.model_source import ModelSource, resolve
 from tokenspeed_core.tokenizer import Tokenizer, TokenizerError, from_gguf
@@ -192,3 +193,35 @@ def test_damaged_files_are_one_clear_error(tmp_path: Path) -> None:
         Tokenizer.load(ModelSource("hf", tmp_path))
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
         Tokenizer.load(ModelSource("hf", tmp_path / "missing"))
+
+
+async def test_a_long_prompt_is_tokenised_while_others_go_on(codec: TextCodec) -> None:
+    ticks = 0
+
+    async def others() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    running = asyncio.create_task(others())
+    text = "the quick brown fox jumps " * 20_000
+    for prompt in (codec.prompt(text), codec.chat_prompt([{"role": "user", "content": text}])):
+        before = ticks
+        assert len(await prompt) > 100_000
+        assert ticks - before > 10
+    running.cancel()
+
+
+async def test_text_that_cannot_fit_costs_nothing(codec: TextCodec) -> None:
+    small = codec.within(100)
+    fits = " " * 100
+    assert len(await small.prompt(fits)) < 100
+    too_long = "x" * (small.max_chars + 1)
+    with pytest.raises(PromptError, match="shorten") as caught:
+        await small.prompt(too_long)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(PromptError):
+        await small.chat_prompt([{"role": "user", "content": too_long}])
+    longest = max((piece for piece in codec.table.pieces if piece), key=len)
+    assert len(await small.prompt(longest.decode() * 100)) <= 200

@@ -75,6 +75,7 @@ class Endpoint(ABC, Generic[Fields]):
         if failure is None:
             log.error("a request failed by our own fault", exc_info=error)
             failure = ApiError(500, "internal error; the server's log has the details")
+        log.info("answered %d %s: %.300r", failure.status, failure.code, failure.message)
         self.service.metrics.failed(failure.status, failure.code)
         return failure
 
