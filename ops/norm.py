@@ -8,7 +8,7 @@ from ..sharding.rule import rule
 from .kernel import kernel
 
 
-@register_rule(rule("... d, d -> ... d", shard="..."))
+@register_rule(rule("... d, d -> ... d", shard="..."), after_add="add_rms_norm")
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """Return `w * x / sqrt(mean_d(x^2) + eps)`, `x[n,d]`, `w[d]` (Zhang and Sennrich 2019)."""
     y: Tensor = kernel("rms_norm", x)(x, w, eps)

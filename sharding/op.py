@@ -23,7 +23,8 @@ class Op:
     the results' dtype from that of operand `dtype_of`; `donates` pairs operand and
     result indices that are one buffer; `result` rebuilds the author's result from the arguments
     and the flat results; `text` prints a call (`"{0} + {1}"`); `packed` names the op that takes
-    this one's operands side by side in one tensor.
+    this one's operands side by side in one tensor; `after_add` the op that computes this one of a
+    sum of two values, given apart, and returns the sum too.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Op:
     result: Callable[[tuple[Any, ...], tuple[Any, ...]], Any] | None = None
     text: str = ""
     packed: str = ""
+    after_add: str = ""
 
 
 class Recorder:

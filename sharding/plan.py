@@ -15,6 +15,7 @@ from .budget import check_budgets
 from .cost import groups_of
 from .division import check_layout
 from .emit import emit
+from .fuse import fuse
 from .layout import Layout
 from .mesh import Mesh
 from .pack import pack
@@ -142,7 +143,7 @@ def build(
         ShardingError: the layout does not fit the model, or a function exceeds its budget.
     """
     check_layout(layout, (params, caches), traced.aliases)
-    program = pack(propagate(traced, layout))
+    program = pack(fuse(propagate(traced, layout)))
     verify(program)
     check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."
