@@ -14,6 +14,7 @@ from tokenspeed_core.async_llm import AsyncLLM, TextCodec
 from tokenspeed_core.ipc.run_directory import RunDirectory
 from tokenspeed_core.server.__main__ import bind
 from tokenspeed_core.server.app import create_app, new_service
+from tokenspeed_core.server.connection import BoundedConnection
 from tokenspeed_core.server.endpoint import Service
 
 
@@ -59,7 +60,7 @@ async def listening(
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(
-            create_app(service, api_key), lifespan="off", log_config=None, http="httptools"
+            create_app(service, api_key), lifespan="off", log_config=None, http=BoundedConnection
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

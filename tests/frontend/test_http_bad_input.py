@@ -2,6 +2,7 @@
 """Requests that must be refused, each with the status and the field that a client can act on."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
@@ -13,6 +14,7 @@ from tests.frontend.conftest import HttpServer, listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.ipc.messages import RefusalCode
+from tokenspeed_core.server import connection
 from tokenspeed_core.server.app import routes
 from tokenspeed_core.server.gate import MAX_BODY_BYTES, OPEN_PATHS
 from tokenspeed_core.server.request_body import (
@@ -295,6 +297,42 @@ async def test_a_stalled_half_body_holds_up_nobody(
         assert b" 408 " in await reader.readline()
         writer.close()
     assert (await post(client, CHAT))["status"] == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: x\r\na"])
+async def test_a_head_that_never_ends_is_closed(
+    http: HttpServer, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.5)
+    host, port = http.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(start)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    assert (await post(client, CHAT))["status"] == 200
+
+
+async def test_a_head_without_end_is_closed_before_it_is_held(http: HttpServer) -> None:
+    host, port = http.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /health HTTP/1.1\r\nx: ")
+    with contextlib.suppress(ConnectionError):
+        for _ in range(64):
+            writer.write(b"y" * 2**20)
+            await writer.drain()
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert reader.at_eof() or reader.exception() is not None
+    writer.close()
+
+
+async def test_a_connection_serves_many_requests_after_its_head_bound(
+    http: HttpServer, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.3)
+    http.scheduler.step_s = 0.1
+    for _ in range(2):  # each answer takes longer than a head may
+        answer = await post(client, {**CHAT, "max_tokens": 6})
+        assert answer["usage"]["completion_tokens"] == 6
 
 
 async def test_every_route_but_the_probes_wants_the_key(

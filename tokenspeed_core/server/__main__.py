@@ -19,6 +19,7 @@ from ..config import EngineConfig, read_config
 from ..ipc.run_directory import RunDirectoryError
 from ..sdk import EngineLostError, RefusedError
 from .app import create_app, new_service
+from .connection import BoundedConnection
 from .endpoint import Service
 
 log = logging.getLogger("tokenspeed_core.server")
@@ -46,7 +47,7 @@ async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> 
         server = _Server(
             uvicorn.Config(
                 create_app(service, config.api_key),
-                http="httptools",
+                http=BoundedConnection,
                 lifespan="off",
                 access_log=False,
                 server_header=False,
