@@ -206,6 +206,7 @@ void Scheduler::Admit(int& budget) {
     waiting_.erase(waiting_.begin());
     if (!head.admitted) counters_.prompt_tokens += head.prompt_tokens;
     head.admitted = true;
+    head.tokens.reserve(static_cast<size_t>(head.limit));  // growing it later would cost a step
     PlanChunk(head, budget);
   }
 }
