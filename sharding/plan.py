@@ -3,11 +3,13 @@
 
 import hashlib
 import linecache
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,11 +122,18 @@ class Plan:
         """Return zeroed caches of `blocks` blocks, layer by layer, as `forward` takes them."""
         shapes = iter([shape for layer in self.cache for shape in layer])
         return map_leaves(
-            lambda path, leaf: torch.zeros(
-                (found := next(shapes)).blocks(blocks), dtype=found.dtype, device=device
-            ),
+            lambda path, leaf: _zeros((shape := next(shapes)).blocks(blocks), shape.dtype, device),
             self.caches,
         )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy asks the system for zeroed pages and leaves them untouched until they are used;
+    # torch writes every one, which takes seconds for a large cache.
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(pages).view(dtype).reshape(shape)
 
 
 def build(

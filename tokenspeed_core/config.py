@@ -120,6 +120,14 @@ class EngineConfig:
         "", "processes", "parent directory of sockets; default: the temporary one", metavar="DIR"
     )
 
+    def __attrs_post_init__(self) -> None:
+        if self.max_step_tokens < self.max_running:
+            raise ConfigError(
+                f"max_step_tokens = {self.max_step_tokens} is less than max_running = "
+                f"{self.max_running}: every running request takes a token a step; raise the first "
+                f"or lower the second"
+            )
+
     @property
     def model_name(self) -> str:
         """The model's name in the API."""

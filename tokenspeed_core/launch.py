@@ -321,6 +321,7 @@ def _run(
         except EngineError:
             pass  # said once, at the end
         else:
+            engine.log(f"run directory, for clients over ZeroMQ: {engine.run.path}")
             engine.log(ready_message(engine.config, time.monotonic() - started))
         engine.wait()
         news.put(None)

@@ -30,7 +30,7 @@ def other_value(name: str) -> tuple[str, object]:
         return choice, choice
     return {
         bool: ("", not field.default),
-        int: ("3", 3),
+        int: ("3", 3) if name != "max_step_tokens" else ("700", 700),
         float: ("2.5", 2.5),
         str: ("other", "other"),
     }[type(field.default)]
@@ -120,3 +120,8 @@ def test_a_written_file_reads_back_equal_and_is_private(tmp_path: Path) -> None:
 def test_a_config_cannot_change() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         EngineConfig().port = 1
+
+
+def test_a_step_must_have_room_for_every_running_request() -> None:
+    with pytest.raises(ConfigError, match="max_step_tokens = 8 is less than max_running = 9"):
+        EngineConfig(model="m", max_running=9, max_step_tokens=8)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""Every example runs as a user would run it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+# What a reader should see; a run that prints something else is broken.
+EXPECTED = {
+    "01_generate": "Paris",
+    "02_trace_llama": "all_reduce",
+    "03_your_first_model": "n d",
+    "04_tensor_parallel": "sequence parallel      off by",
+    "05_scheduler_without_gpu": "cached",
+    "06_stream": "",
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, timeout=280, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert EXPECTED[example.stem] in done.stdout
+    assert example.read_text().count("\n") <= 70, "an example fits on one screen"
