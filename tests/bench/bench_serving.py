@@ -19,13 +19,13 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import torch
 
+from tokenspeed_core.checkpoint import open_checkpoint
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.launch import Engine
 from tokenspeed_core.model_source import resolve
@@ -106,17 +106,19 @@ class Served:
 
 
 class Transformers:
-    """The peer: `generate` of Hugging Face transformers on the same weights."""
+    """The peer in process: the same weights, dense in bf16."""
 
     def __init__(self, threads: int) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.set_num_threads(threads)
-        path: Path = resolve(MODEL).path
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.bfloat16
-        )
-        self._model = model.eval()
+        with open_checkpoint(resolve(MODEL).path) as checkpoint:
+            config = LlamaConfig(**checkpoint.config)
+            weights = {name: checkpoint.read(name) for name in checkpoint.names}
+        model = LlamaForCausalLM(config)
+        model.load_state_dict(weights, strict=False)
+        model.tie_weights()
+        self._model: Any = model.to(torch.bfloat16).eval()
 
     def _generate(self, rows: list[list[int]], tokens: int) -> float:
         ids = torch.tensor(rows)
@@ -155,9 +157,10 @@ CASES: dict[str, tuple[str, Callable[[Any, Prompts], Any]]] = {
 }
 
 
-async def measure(url: str, cases: list[str], repeats: int, threads: int) -> list[dict[str, Any]]:
+async def measure(
+    url: str, cases: list[str], repeats: int, threads: int
+) -> AsyncIterator[dict[str, Any]]:
     served, peer = Served(url), Transformers(threads)
-    rows = []
     for name in cases:
         metric, run = CASES[name]
         # the first run of each warms code and caches and is not counted
@@ -168,19 +171,29 @@ async def measure(url: str, cases: list[str], repeats: int, threads: int) -> lis
             ours.append(await run(served, Prompts(2 * repeat + 1)))
             theirs.append(run(peer, Prompts(2 * repeat + 2)))
         median = statistics.median(ours)
-        rows.append(
-            {
-                "bench": "serving",
-                "case": name,
-                "metric": metric,
-                "unit": "tok/s",
-                "ours": round(median, 1),
-                "peer": round(statistics.median(theirs), 1),
-                "peer_name": "transformers",
-                "spread": round((max(ours) - min(ours)) / median, 3),
-            }
+        yield {
+            "bench": "serving",
+            "case": name,
+            "metric": metric,
+            "unit": "tok/s",
+            "ours": round(median, 1),
+            "peer": round(statistics.median(theirs), 1),
+            "peer_name": "transformers",
+            "spread": round((max(ours) - min(ours)) / median, 3),
+        }
+
+
+async def report(rows: AsyncIterator[dict[str, Any]], as_json: bool) -> None:
+    async for row in rows:
+        if as_json:
+            print(json.dumps(row), flush=True)
+            continue
+        ratio = row["ours"] / row["peer"]
+        print(
+            f"{row['case']:<14} {row['ours']:>8.1f} {row['unit']} of {row['metric']}, "
+            f"{row['peer_name']} {row['peer']:.1f} ({ratio:.2f}x), spread {row['spread']:.0%}",
+            flush=True,
         )
-    return rows
 
 
 def main() -> None:
@@ -202,16 +215,8 @@ def main() -> None:
     with Engine.start(config, serve_http=True) as engine:
         engine.wait_ready(300)
         cases = arguments.case or list(CASES)
-        rows = asyncio.run(measure(engine.url, cases, arguments.repeats, arguments.threads))
-    for row in rows:
-        if arguments.json:
-            print(json.dumps(row))
-        else:
-            ratio = row["ours"] / row["peer"]
-            print(
-                f"{row['case']:<14} {row['ours']:>8.1f} {row['unit']} of {row['metric']}, "
-                f"{row['peer_name']} {row['peer']:.1f} ({ratio:.2f}x), spread {row['spread']:.0%}"
-            )
+        rows = measure(engine.url, cases, arguments.repeats, arguments.threads)
+        asyncio.run(report(rows, arguments.json))
 
 
 if __name__ == "__main__":
