@@ -61,8 +61,8 @@ inline float ExpNonPositive(float x) {
   return x < -87.0f ? 0.0f : p * power;
 }
 
-// out[t * stride + r] = sum over k of w[r * ldw + k] * x[t * ldx + k], fp32 accumulation, for R rows
-// of w and T rows of x.
+// out[t * stride + r] = sum over k of w[r * ldw + k] * x[t * ldx + k], fp32 accumulation, for R
+// rows of w and T rows of x.
 template <int R, int T>
 inline void DotTile(const float* w, size_t ldw, const float* x, size_t ldx, size_t k, float* out,
                     size_t stride) {
@@ -82,7 +82,8 @@ inline void DotTile(const float* w, size_t ldw, const float* x, size_t ldx, size
 inline __m128 ReduceFour(__m512 a, __m512 b, __m512 c, __m512 d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 lanes = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m512 lanes =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half =
       _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -120,8 +121,7 @@ inline void DotTile(const BFloat16* w, size_t ldw, const BFloat16* x, size_t ldx
   if (i < k) accumulate(i, static_cast<__mmask32>((uint64_t{1} << (k - i)) - 1));
   for (int t = 0; t < T; ++t) {
     if constexpr (R == 4) {
-      _mm_storeu_ps(out + t * stride,
-                    ReduceFour(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
+      _mm_storeu_ps(out + t * stride, ReduceFour(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
     } else {
       for (int r = 0; r < R; ++r) out[t * stride + r] = _mm512_reduce_add_ps(sums[t][r]);
     }
@@ -157,10 +157,18 @@ inline void Dot(const T* w, size_t ldw, size_t rows, const T* x, size_t ldx, siz
       float* y = out + t * stride + r;
       if (rows - r >= 4) {
         switch (width) {
-          case 4: DotTile<4, 4>(wr, ldw, xt, ldx, k, y, stride); break;
-          case 3: DotTile<4, 3>(wr, ldw, xt, ldx, k, y, stride); break;
-          case 2: DotTile<4, 2>(wr, ldw, xt, ldx, k, y, stride); break;
-          default: DotTile<4, 1>(wr, ldw, xt, ldx, k, y, stride); break;
+          case 4:
+            DotTile<4, 4>(wr, ldw, xt, ldx, k, y, stride);
+            break;
+          case 3:
+            DotTile<4, 3>(wr, ldw, xt, ldx, k, y, stride);
+            break;
+          case 2:
+            DotTile<4, 2>(wr, ldw, xt, ldx, k, y, stride);
+            break;
+          default:
+            DotTile<4, 1>(wr, ldw, xt, ldx, k, y, stride);
+            break;
         }
       } else {
         for (size_t i = 0; i < width; ++i)
