@@ -16,13 +16,10 @@ class Source:
     """One tensor of a checkpoint: its name, and the einops pattern from its dims to a parameter's.
 
     `"(k g h) d -> d k g h"` reads a `[k*g*h, d]` tensor into a parameter of dims `d k g h`.
-    `interleaved` is a factor whose two halves the file stores as pairs, element by element; it
-    must not be sliced.
     """
 
     name: str
     pattern: str
-    interleaved: str | None = None
 
     def dims(self) -> tuple[tuple[str, ...], ...]:
         """Return the factors of each dim of the file's tensor."""
@@ -63,12 +60,6 @@ class Source:
             wanted = slices[factor]
             if extents[factor] != wanted.stop - wanted.start:
                 opened = opened.narrow(at, wanted.start, wanted.stop - wanted.start)
-        if self.interleaved:
-            at = flat.index(self.interleaved)
-            assert opened.shape[at] == sizes[self.interleaved], "an interleaved factor is whole"
-            shape = list(opened.shape)
-            pairs = opened.reshape(*shape[:at], -1, 2, *shape[at + 1 :])
-            opened = pairs.transpose(at, at + 1).reshape(shape)
         return rearrange(opened, f"{' '.join(flat)} -> {' '.join(names)}")
 
 

@@ -21,7 +21,7 @@ class Family(Generic[C]):
 
     `config` reads a checkpoint's `config.json`; `params` and `caches` declare trees for a config
     and dtype; `forward(params, caches, batch, config) -> (logits, caches)` is the model;
-    `hf` and `gguf` map parameter paths to checkpoint tensors; `derived` gives parameters that
+    `hf` maps parameter paths to checkpoint tensors; `derived` gives parameters that
     come from the config, by path.
     """
 
@@ -31,7 +31,6 @@ class Family(Generic[C]):
     caches: Callable[[C, int, torch.dtype], tuple[Any, ...]]
     forward: Callable[..., Any]
     hf: Callable[[C], Mapping[str, Source]]
-    gguf: Callable[[C], Mapping[str, Source]]
     derived: Callable[[C], Mapping[str, Tensor]]
 
 

@@ -15,12 +15,10 @@ LLAMA = Family(
     caches=llama.caches,
     forward=llama.forward,
     hf=llama_names.hf,
-    gguf=llama_names.gguf,
     derived=lambda config: {"inv_freq": config.rope.inv_freq(config.head_dim)},
 )
 
-# Hugging Face architecture names, and GGUF architecture keys.
-FAMILIES: Mapping[str, Family[Any]] = {"LlamaForCausalLM": LLAMA, "llama": LLAMA}
+FAMILIES: Mapping[str, Family[Any]] = {"LlamaForCausalLM": LLAMA}
 
 
 def family_of(architecture: str) -> Family[Any]:
