@@ -58,7 +58,8 @@ inline float ExpNonPositive(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const float power = std::bit_cast<float>((n + 127) << 23);
-  return x < -87.0f ? 0.0f : p * power;
+  // A factor, not a choice: GCC leaves a loop with a choice of results unvectorised.
+  return p * power * static_cast<float>(x >= -87.0f);
 }
 
 // out[t * stride + r] = sum over k of w[r * ldw + k] * x[t * ldx + k], fp32 accumulation, for R
