@@ -11,7 +11,7 @@ import enum
 
 import msgspec
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_ERROR_CHARS = 2000
 
@@ -32,6 +32,26 @@ class FinishReason(enum.IntEnum):
     ABORT = 3  # the frontend asked
     WORKER_LOST = 4  # the workers died under it; the client may retry
     NUMERIC = 5  # NaN or infinity in the logits of this request alone
+
+
+class GroupKind(enum.IntEnum):
+    """What a block group keeps of the tokens before it, and so from where a prefix can resume."""
+
+    FULL = 0  # every token: attention over the whole context, latent attention
+    WINDOW = 1  # the last `span` tokens: sliding-window attention
+    STATE = 2  # one state after all tokens, with snapshots every `span` tokens: linear attention
+
+
+class SessionAction(enum.IntEnum):
+    """What a frontend knows about the future of a session's cache."""
+
+    END = 1  # it will not come back
+    TOOL_CALL = 2  # its last answer called a tool: it is back within seconds
+    HUMAN = 3  # its last answer went to a person: it is back within minutes, or not
+    RETAIN = 4  # keep its blocks if possible, for ttl_ms
+    DEMOTE = 5  # evict its blocks before others (to the host tier, if there is one)
+    PREFETCH = 6  # it is about to come back: load its blocks from the host tier
+    RELEASE = 7  # take RETAIN back
 
 
 class RefusalCode(enum.IntEnum):
@@ -68,6 +88,14 @@ class Hello(_Message, frozen=True, tag=1):
     num_blocks: int = 0  # KV blocks this rank can hold, scratch block 0 included
     block_size: int = 0  # tokens in a block
     program_hash: bytes = b""  # must agree on all ranks
+    # The block groups, a column value each; all empty: one FULL group of `block_size`.  With groups
+    # `num_blocks` counts parents, and block b of a group lies in parent b // share.
+    group_kinds: bytes = b""  # u8: GroupKind
+    group_tokens: bytes = b""  # i32: tokens in a block; a multiple or a divisor of block_size
+    group_spans: bytes = b""  # i32: window or snapshot interval in tokens, 0 for FULL
+    group_shares: bytes = b""  # i32: blocks of this group in a parent
+    host_blocks: int = 0  # blocks of the host pool, 0: no host tier
+    max_drafts: int = 0  # tokens that the worker can draft for a row
 
 
 class Welcome(_Message, frozen=True, tag=2):
@@ -123,9 +151,11 @@ class Submit(_Message, frozen=True, tag=10):
     max_tokens: int
     sampling: Sampling
     stop_ids: bytes = b""  # i32 column; sampling one of them ends the request
-    priority: int = 0  # signed, larger runs earlier; reserved, must be 0 in wire version 1
+    priority: int = 0  # signed, larger runs earlier; -100 to 100
     salt: bytes = b""  # prefix cache namespace
-    session: str = ""
+    session: str = ""  # requests of one conversation; a name within the salt
+    deadline_ms: int = 0  # the first token is wanted this long after arrival; 0: no deadline
+    retain_ms: int = 0  # keep its blocks if possible for this long after it ends
 
 
 class Abort(_Message, frozen=True, tag=11):
@@ -137,6 +167,15 @@ class Abort(_Message, frozen=True, tag=11):
 
     request_id: int
     kept: int = -1
+
+
+class SessionHint(_Message, frozen=True, tag=12):
+    """A frontend says what it knows about a session; a hint, never a pin.  Unknown ones do nothing."""
+
+    session: str
+    action: int  # SessionAction
+    ttl_ms: int = 0  # how long it holds; 0: until the session's next request
+    salt: bytes = b""
 
 
 class TokenDeltas(_Message, frozen=True, tag=20):
@@ -152,6 +191,16 @@ class TokenDeltas(_Message, frozen=True, tag=20):
     logprobs: bytes  # f32 column beside tokens, empty if no row asked for it
     finish_reasons: bytes  # u8 column
     cached_tokens: bytes  # i32 column: prompt tokens served from the prefix cache
+    # With a request's first token, a row a request: why its other prompt tokens were computed.
+    # new + evicted + salted + diverged + cached tokens are the prompt.
+    report_ids: bytes = b""  # u64 column
+    report_host: bytes = b""  # i32: cached tokens that were loaded from the host tier
+    report_new: bytes = b""  # i32: never seen here
+    report_evicted: bytes = b""  # i32: seen, but their blocks went to make room
+    report_salted: bytes = b""  # i32: the session had them under another salt
+    report_diverged: bytes = b""  # i32: the session's last request had other tokens before them
+    report_diverged_at: bytes = b""  # i32: the first such token's position, -1: none
+    report_volatile: bytes = b""  # u8: 1 if the session diverges there again and again
 
 
 class Rejected(_Message, frozen=True, tag=21):
@@ -185,13 +234,28 @@ class Stats(_Message, frozen=True, tag=22):
     in_flight_steps: int
     oldest_step_age_ns: int  # 0 if no step is in flight
     plan_time_ns: int  # total time in planning and result handling
+    host_blocks: int = 0  # of the host tier
+    host_free_blocks: int = 0
+    stored_blocks: int = 0  # moved to the host tier
+    loaded_blocks: int = 0  # moved back
+    failed_transfers: int = 0
+    sessions: int = 0  # remembered
+    retained_blocks: int = 0  # cached blocks that a hint asks to keep
+    missed_new: int = 0  # prompt tokens computed, by reason
+    missed_evicted: int = 0
+    missed_salted: int = 0
+    missed_diverged: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class StepPlan(_Message, frozen=True, tag=30):
     """One step for every rank, as deltas against what the worker already knows.
 
-    Applied in field order: slots are removed, then added, then blocks appended, copies made, rows
-    run.  Travels as two frames: these bytes, then the 16-byte running digest
+    Applied in field order: slots are removed, then added, then blocks appended, copies made,
+    transfers started, rows run.  A store reads what earlier steps wrote; a row whose slot waits for
+    a load may run a layer once that layer is loaded, and its tokens are -1 if the load fails.
+    Travels as two frames: these bytes, then the 16-byte running digest
     `siphash128(key=previous digest, bytes)`; an epoch's first previous digest is the epoch number
     as 16 little-endian bytes.
     """
@@ -218,12 +282,25 @@ class StepPlan(_Message, frozen=True, tag=30):
     rows: bytes = b""  # i32: the slot of each row; rows of one token come first
     row_tokens: bytes = b""  # i32: query tokens of the row
     row_flags: bytes = b""  # u8: bit 0 tokens are in prompt_tokens, else the slot's last sampled
-    #                              token is the input; bit 1 the row samples a token
+    #                              token is the input; bit 1 the row samples a token; bit 2 the
+    #                              last sampled token is followed by row_tokens - 1 drafts of the
+    #                              worker's own, and the result says how many were accepted
     prompt_tokens: bytes = b""  # i32: rows with bit 0 back to back
+    store_tickets: bytes = b""  # i32: copy block store_sources[i] to host block store_targets[i]
+    store_groups: bytes = b""  # i32
+    store_sources: bytes = b""  # i32
+    store_targets: bytes = b""  # i32
+    load_tickets: bytes = b""  # i32: copy host block load_sources[i] to block load_targets[i]
+    load_groups: bytes = b""  # i32
+    load_sources: bytes = b""  # i32
+    load_targets: bytes = b""  # i32
+    wait_slots: bytes = b""  # i32: from this step on this slot's rows wait ...
+    wait_tickets: bytes = b""  # i32: ... for this load
 
 
 ROW_HAS_TOKENS = 1
 ROW_SAMPLES = 2
+ROW_DRAFTS = 4
 
 
 class StepResult(_Message, frozen=True, tag=40):
@@ -234,6 +311,7 @@ class StepResult(_Message, frozen=True, tag=40):
     digest: bytes  # 16 bytes, the plan's running digest
     tokens: bytes  # i32: one per sampling row in row order; -1 if the row's logits were not finite
     logprobs: bytes  # f32 beside tokens, empty if no row asked
+    counts: bytes = b""  # i32: tokens of each sampling row; empty: one each
 
 
 class StepAck(_Message, frozen=True, tag=41):
@@ -252,6 +330,15 @@ class WorkerFailed(_Message, frozen=True, tag=42):
     epoch: int
     step: int
     message: str
+
+
+class Transfers(_Message, frozen=True, tag=43):
+    """A rank reports stores and loads that ended; a ticket is done when all ranks have it."""
+
+    rank: int
+    epoch: int
+    tickets: bytes  # i32 column
+    ok: bytes  # u8 column: 1, or 0 if any of its blocks was not copied
 
 
 class SchedulerConfig(_Message, frozen=True, tag=50):
@@ -273,10 +360,15 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     heartbeat_ms: int = 250
     parent_pid: int = 0  # exit when this process is gone; 0 watches nobody
     max_prefill_tokens: int = 0  # longest prefill chunk of one row in a step; 0: max_step_tokens
+    eviction: str = "reuse"  # "reuse": least expected reuse x cost first; "lru"
+    decode_stretch: float = 1.5  # a step with prefill lasts at most this many decode steps
+    ageing_ms: int = 10_000  # a waiting request gains one priority level in this time
+    record_path: str = ""  # the black box of events; empty: none
+    record_bytes: int = 50 * 1024 * 1024  # its bound
 
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired
 ToFrontend = Peer | TokenDeltas | Rejected | Stats
 ToWorker = Peer | Shutdown | StepPlan
-FromFrontend = Hello | Heartbeat | Submit | Abort
-FromWorker = Hello | Heartbeat | StepResult | StepAck | WorkerFailed
+FromFrontend = Hello | Heartbeat | Submit | Abort | SessionHint
+FromWorker = Hello | Heartbeat | StepResult | StepAck | WorkerFailed | Transfers

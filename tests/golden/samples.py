@@ -18,7 +18,10 @@ DIGEST = bytes(range(16))
 SAMPLES: dict[str, msgspec.Struct] = {
     "hello_frontend": wire.Hello(wire.WIRE_VERSION, DIGEST, wire.Role.FRONTEND, "api 0"),
     "hello_worker": wire.Hello(
-        wire.WIRE_VERSION, DIGEST, wire.Role.WORKER, "wörker", 3, 8, 40_000, 16, b"\x01" * 16
+        wire.WIRE_VERSION, DIGEST, wire.Role.WORKER, "wörker", 3, 8, 40_000, 16, b"\x01" * 16,
+        bytes([wire.GroupKind.FULL, wire.GroupKind.WINDOW, wire.GroupKind.STATE]),
+        int32_column([16, 16, 2048]), int32_column([0, 4096, 2048]), int32_column([4, 4, 1]),
+        100_000, 7,
     ),
     "welcome": wire.Welcome(1, 2**40, True, 131_072, 152_064, 16, 65_536),
     "refused": wire.Refused(wire.RefusalCode.SHAPE, "rank 1 has blocks of 32 tokens"),
@@ -34,10 +37,13 @@ SAMPLES: dict[str, msgspec.Struct] = {
         -7,
         b"tenant",
         "session",
+        2500,
+        300_000,
     ),
     "submit_short": wire.Submit(0, int32_column([1]), 1, wire.Sampling()),
     "abort": wire.Abort(12, 34),
     "abort_all": wire.Abort(200),
+    "session_hint": wire.SessionHint("session", wire.SessionAction.RETAIN, 300_000, b"tenant"),
     "token_deltas": wire.TokenDeltas(
         65_536,
         uint64_column([1, 2**63, 3]),
@@ -46,11 +52,20 @@ SAMPLES: dict[str, msgspec.Struct] = {
         float32_column([-0.5, -1.25]),
         bytes([0, wire.FinishReason.STOP, wire.FinishReason.ABORT]),
         int32_column([0, 4096, 16]),
+        uint64_column([2**63]),
+        int32_column([1024]),
+        int32_column([700]),
+        int32_column([512]),
+        int32_column([0]),
+        int32_column([80]),
+        int32_column([42]),
+        bytes([1]),
     ),
     "rejected": wire.Rejected(9, wire.RefusalCode.TOO_LONG, "x" * 300),
     "stats": wire.Stats(
         2**50, 3, True, 256, 64, 40_000, 1000, 30_000, 9000, 2**33, 2**34, 2**34 - 1, 2**31, 5,
-        70_000, 127, 128, 2, 1_234_567, 89,
+        70_000, 127, 128, 2, 1_234_567, 89, 160_000, 40_000, 2**31, 300, 2, 64, 4096, 2**34, 700,
+        0, 512, 2**33, 2**32,
     ),
     "step_plan": wire.StepPlan(
         1, 2**33, int32_column([4]), int32_column([4, 5]), int32_column([32, 0]),
@@ -59,20 +74,23 @@ SAMPLES: dict[str, msgspec.Struct] = {
         int32_column([0, 0, 0]), int32_column([7, 9, 70_000]), int32_column([0]),
         int32_column([1]), int32_column([2]), int32_column([4]), int32_column([-1]),
         int32_column([0]), int32_column([0, 4, 5]), int32_column([1, 1, 90]), bytes([2, 3, 1]),
-        int32_column(range(91)),
+        int32_column(range(91)), int32_column([1]), int32_column([0]), int32_column([7]),
+        int32_column([0]), int32_column([2, 2]), int32_column([0, 1]), int32_column([5, 90_000]),
+        int32_column([9, 10]), int32_column([5]), int32_column([2]),
     ),
     "step_plan_decode": wire.StepPlan(
         1, 2, rows=int32_column(range(256)), row_tokens=int32_column([1] * 256),
         row_flags=bytes([wire.ROW_SAMPLES] * 256),
     ),
     "step_result": wire.StepResult(
-        1, 2, DIGEST, int32_column([5, -1]), float32_column([-0.125, 0.0])
+        1, 2, DIGEST, int32_column([5, -1]), float32_column([-0.125, 0.0]), int32_column([1, 1])
     ),
     "step_ack": wire.StepAck(1, 2, DIGEST, DIGEST[::-1]),
     "worker_failed": wire.WorkerFailed(1, 2, 3, "out of memory"),
+    "transfers": wire.Transfers(1, 2, int32_column([1, 2]), bytes([1, 0])),
     "scheduler_config": wire.SchedulerConfig(
         1, DIGEST, DIGEST, "ipc:///run/f", "ipc:///run/w", 8, 256, 8192, 131_072, 4096, 152_064,
-        3, False, 100, 4242, 2048,
+        3, False, 100, 4242, 2048, "lru", 1.25, 5000, "/run/box", 1_000_000,
     ),
 }  # fmt: skip
 

@@ -238,7 +238,7 @@ def test_strangers_are_told_to_say_hello(run: Run) -> None:
     [
         ({"token": b"?" * 16}, RefusalCode.TOKEN),
         ({"token": b""}, RefusalCode.TOKEN),
-        ({"version": 2}, RefusalCode.VERSION),
+        ({"version": 1}, RefusalCode.VERSION),
     ],
 )
 def test_a_wrong_hello_is_refused(run: Run, fields: dict[str, Any], code: int) -> None:

@@ -11,6 +11,7 @@ namespace tokenspeed::plan {
 
 inline constexpr uint8_t kRowHasTokens = 1;
 inline constexpr uint8_t kRowSamples = 2;
+inline constexpr uint8_t kRowDrafts = 4;
 
 struct StepPlan {
   Epoch epoch;
@@ -36,6 +37,16 @@ struct StepPlan {
   std::vector<int32_t> row_tokens;
   std::vector<uint8_t> row_flags;
   std::vector<int32_t> prompt_tokens;
+  std::vector<int32_t> store_tickets;
+  std::vector<int32_t> store_groups;
+  std::vector<int32_t> store_sources;
+  std::vector<int32_t> store_targets;
+  std::vector<int32_t> load_tickets;
+  std::vector<int32_t> load_groups;
+  std::vector<int32_t> load_sources;
+  std::vector<int32_t> load_targets;
+  std::vector<int32_t> wait_slots;
+  std::vector<int32_t> wait_tickets;
 
   // Calls visit(column) for every column in wire order.
   template <class Self, class Visit>
@@ -61,8 +72,18 @@ struct StepPlan {
     visit(plan.row_tokens);
     visit(plan.row_flags);
     visit(plan.prompt_tokens);
+    visit(plan.store_tickets);
+    visit(plan.store_groups);
+    visit(plan.store_sources);
+    visit(plan.store_targets);
+    visit(plan.load_tickets);
+    visit(plan.load_groups);
+    visit(plan.load_sources);
+    visit(plan.load_targets);
+    visit(plan.wait_slots);
+    visit(plan.wait_tickets);
   }
-  static constexpr int kColumns = 21;
+  static constexpr int kColumns = 31;
 
   // Empties the columns and keeps their memory.
   void Clear() {

@@ -170,6 +170,7 @@ TS_MESSAGE(HelloRequired)
 TS_MESSAGE(Shutdown)
 TS_MESSAGE(Submit)
 TS_MESSAGE(Abort)
+TS_MESSAGE(SessionHint)
 TS_MESSAGE(TokenDeltas)
 TS_MESSAGE(Rejected)
 TS_MESSAGE(Stats)
@@ -177,15 +178,16 @@ TS_MESSAGE(StepPlan)
 TS_MESSAGE(StepResult)
 TS_MESSAGE(StepAck)
 TS_MESSAGE(WorkerFailed)
+TS_MESSAGE(Transfers)
 TS_MESSAGE(SchedulerConfig)
 #undef TS_MESSAGE
 
 Result<FromFrontend> DecodeFromFrontend(Bytes frame) {
-  return DecodeOneOf<Hello, Heartbeat, Submit, Abort>(frame);
+  return DecodeOneOf<Hello, Heartbeat, Submit, Abort, SessionHint>(frame);
 }
 
 Result<FromWorker> DecodeFromWorker(Bytes frame) {
-  return DecodeOneOf<Hello, Heartbeat, StepResult, StepAck, WorkerFailed>(frame);
+  return DecodeOneOf<Hello, Heartbeat, StepResult, StepAck, WorkerFailed, Transfers>(frame);
 }
 
 Result<SchedulerConfig> DecodeConfig(Bytes frame) {
@@ -196,8 +198,8 @@ Result<SchedulerConfig> DecodeConfig(Bytes frame) {
 
 Result<std::string> Reencode(Bytes frame) {
   auto message = DecodeOneOf<Hello, Welcome, Refused, Heartbeat, HelloRequired, Shutdown, Submit,
-                             Abort, TokenDeltas, Rejected, Stats, StepPlan, StepResult, StepAck,
-                             WorkerFailed, SchedulerConfig>(frame);
+                             Abort, SessionHint, TokenDeltas, Rejected, Stats, StepPlan, StepResult,
+                             StepAck, WorkerFailed, Transfers, SchedulerConfig>(frame);
   if (!message.ok()) return Error(message.error());
   std::string out;
   std::visit([&](const auto& known) { Encode(known, out); }, message.value());

@@ -42,8 +42,8 @@ Result<std::variant<Messages...>> DecodeOneOf(Bytes frame) {
   return result;
 }
 
-using FromFrontend = std::variant<Hello, Heartbeat, Submit, Abort>;
-using FromWorker = std::variant<Hello, Heartbeat, StepResult, StepAck, WorkerFailed>;
+using FromFrontend = std::variant<Hello, Heartbeat, Submit, Abort, SessionHint>;
+using FromWorker = std::variant<Hello, Heartbeat, StepResult, StepAck, WorkerFailed, Transfers>;
 Result<FromFrontend> DecodeFromFrontend(Bytes frame);
 Result<FromWorker> DecodeFromWorker(Bytes frame);
 Result<SchedulerConfig> DecodeConfig(Bytes frame);

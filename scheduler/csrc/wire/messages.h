@@ -12,7 +12,7 @@
 
 namespace tokenspeed::wire {
 
-inline constexpr int64_t kVersion = 1;
+inline constexpr int64_t kVersion = 2;
 inline constexpr size_t kMaxFrameBytes = size_t{64} * 1024 * 1024;
 
 // A short `bin`: token, hash, digest, salt.
@@ -41,8 +41,16 @@ struct Hello {
   int64_t num_blocks = 0;
   int64_t block_size = 0;
   Blob program_hash;
+  Column<uint8_t> group_kinds;
+  Column<int32_t> group_tokens;
+  Column<int32_t> group_spans;
+  Column<int32_t> group_shares;
+  int64_t host_blocks = 0;
+  int64_t max_drafts = 0;
   TS_FIELDS(visit(s.version); visit(s.token); visit(s.role); visit(s.name); visit(s.rank);
-            visit(s.num_ranks); visit(s.num_blocks); visit(s.block_size); visit(s.program_hash);)
+            visit(s.num_ranks); visit(s.num_blocks); visit(s.block_size); visit(s.program_hash);
+            visit(s.group_kinds); visit(s.group_tokens); visit(s.group_spans);
+            visit(s.group_shares); visit(s.host_blocks); visit(s.max_drafts);)
 };
 
 struct Welcome {
@@ -103,8 +111,11 @@ struct Submit {
   int64_t priority = 0;
   Blob salt;
   std::string session;
+  int64_t deadline_ms = 0;
+  int64_t retain_ms = 0;
   TS_FIELDS(visit(s.request_id); visit(s.prompt); visit(s.max_tokens); visit(s.sampling);
-            visit(s.stop_ids); visit(s.priority); visit(s.salt); visit(s.session);)
+            visit(s.stop_ids); visit(s.priority); visit(s.salt); visit(s.session);
+            visit(s.deadline_ms); visit(s.retain_ms);)
 };
 
 struct Abort {
@@ -112,6 +123,15 @@ struct Abort {
   uint64_t request_id = 0;
   int64_t kept = -1;
   TS_FIELDS(visit(s.request_id); visit(s.kept);)
+};
+
+struct SessionHint {
+  static constexpr int kTag = 12, kRequired = 2;
+  std::string session;
+  int64_t action = 0;
+  int64_t ttl_ms = 0;
+  Blob salt;
+  TS_FIELDS(visit(s.session); visit(s.action); visit(s.ttl_ms); visit(s.salt);)
 };
 
 struct TokenDeltas {
@@ -123,8 +143,19 @@ struct TokenDeltas {
   Column<float> logprobs;
   Column<uint8_t> finish_reasons;
   Column<int32_t> cached_tokens;
+  Column<uint64_t> report_ids;
+  Column<int32_t> report_host;
+  Column<int32_t> report_new;
+  Column<int32_t> report_evicted;
+  Column<int32_t> report_salted;
+  Column<int32_t> report_diverged;
+  Column<int32_t> report_diverged_at;
+  Column<uint8_t> report_volatile;
   TS_FIELDS(visit(s.step); visit(s.request_ids); visit(s.counts); visit(s.tokens);
-            visit(s.logprobs); visit(s.finish_reasons); visit(s.cached_tokens);)
+            visit(s.logprobs); visit(s.finish_reasons); visit(s.cached_tokens); visit(s.report_ids);
+            visit(s.report_host); visit(s.report_new); visit(s.report_evicted);
+            visit(s.report_salted); visit(s.report_diverged); visit(s.report_diverged_at);
+            visit(s.report_volatile);)
 };
 
 struct Rejected {
@@ -157,12 +188,29 @@ struct Stats {
   int64_t in_flight_steps = 0;
   int64_t oldest_step_age_ns = 0;
   int64_t plan_time_ns = 0;
+  int64_t host_blocks = 0;
+  int64_t host_free_blocks = 0;
+  int64_t stored_blocks = 0;
+  int64_t loaded_blocks = 0;
+  int64_t failed_transfers = 0;
+  int64_t sessions = 0;
+  int64_t retained_blocks = 0;
+  int64_t missed_new = 0;
+  int64_t missed_evicted = 0;
+  int64_t missed_salted = 0;
+  int64_t missed_diverged = 0;
+  int64_t drafted_tokens = 0;
+  int64_t accepted_tokens = 0;
   TS_FIELDS(visit(s.time_ns); visit(s.epoch); visit(s.ready); visit(s.running); visit(s.waiting);
             visit(s.total_blocks); visit(s.free_blocks); visit(s.cached_blocks);
             visit(s.active_blocks); visit(s.steps); visit(s.prompt_tokens); visit(s.cached_tokens);
             visit(s.generated_tokens); visit(s.preemptions); visit(s.finished); visit(s.rejected);
             visit(s.dropped_frames); visit(s.in_flight_steps); visit(s.oldest_step_age_ns);
-            visit(s.plan_time_ns);)
+            visit(s.plan_time_ns); visit(s.host_blocks); visit(s.host_free_blocks);
+            visit(s.stored_blocks); visit(s.loaded_blocks); visit(s.failed_transfers);
+            visit(s.sessions); visit(s.retained_blocks); visit(s.missed_new);
+            visit(s.missed_evicted); visit(s.missed_salted); visit(s.missed_diverged);
+            visit(s.drafted_tokens); visit(s.accepted_tokens);)
 };
 
 // The planner fills this struct; on the wire its columns follow epoch and step.
@@ -183,7 +231,9 @@ struct StepResult {
   Blob digest;
   Column<int32_t> tokens;
   Column<float> logprobs;
-  TS_FIELDS(visit(s.epoch); visit(s.step); visit(s.digest); visit(s.tokens); visit(s.logprobs);)
+  Column<int32_t> counts;
+  TS_FIELDS(visit(s.epoch); visit(s.step); visit(s.digest); visit(s.tokens); visit(s.logprobs);
+            visit(s.counts);)
 };
 
 struct StepAck {
@@ -204,6 +254,15 @@ struct WorkerFailed {
   TS_FIELDS(visit(s.rank); visit(s.epoch); visit(s.step); visit(s.message);)
 };
 
+struct Transfers {
+  static constexpr int kTag = 43, kRequired = 4;
+  int64_t rank = 0;
+  int64_t epoch = 0;
+  Column<int32_t> tickets;
+  Column<uint8_t> ok;
+  TS_FIELDS(visit(s.rank); visit(s.epoch); visit(s.tickets); visit(s.ok);)
+};
+
 struct SchedulerConfig {
   static constexpr int kTag = 50, kRequired = 11;
   int64_t version = kVersion;
@@ -222,11 +281,18 @@ struct SchedulerConfig {
   int64_t heartbeat_ms = 250;
   int64_t parent_pid = 0;
   int64_t max_prefill_tokens = 0;
+  std::string eviction = "reuse";
+  double decode_stretch = 1.5;
+  int64_t ageing_ms = 10'000;
+  std::string record_path;
+  int64_t record_bytes = int64_t{50} * 1024 * 1024;
   TS_FIELDS(visit(s.version); visit(s.token); visit(s.hash_key); visit(s.frontend_endpoint);
             visit(s.worker_endpoint); visit(s.num_ranks); visit(s.max_slots);
             visit(s.max_step_tokens); visit(s.max_model_len); visit(s.max_waiting);
             visit(s.vocab_size); visit(s.depth); visit(s.prefix_caching); visit(s.heartbeat_ms);
-            visit(s.parent_pid); visit(s.max_prefill_tokens);)
+            visit(s.parent_pid); visit(s.max_prefill_tokens); visit(s.eviction);
+            visit(s.decode_stretch); visit(s.ageing_ms); visit(s.record_path);
+            visit(s.record_bytes);)
 };
 
 #undef TS_FIELDS
