@@ -170,7 +170,7 @@ class Abort(_Message, frozen=True, tag=11):
 
 
 class SessionHint(_Message, frozen=True, tag=12):
-    """A frontend says what it knows about a session; a hint, never a pin.  Unknown ones do nothing."""
+    """A frontend says what it knows about a session: a hint, never a pin, never an error."""
 
     session: str
     action: int  # SessionAction
