@@ -39,7 +39,7 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     n, i = x.shape
     o = w.shape[0]
     y = torch.empty(n, o, dtype=x.dtype)
-    _cpu.linear(x.data_ptr(), w.data_ptr(), y.data_ptr(), n, i, o, True, False)
+    _cpu.linear(x.data_ptr(), w.data_ptr(), y.data_ptr(), n, i, o, True)
     return y
 
 

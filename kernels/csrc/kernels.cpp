@@ -36,15 +36,10 @@ T* Out(void* pointer) {
 const Kernels kKernels = {
     .name = TOKENSPEED_NAME(TOKENSPEED_ISA),
     .linear =
-        [](const void* x, const void* w, void* y, size_t n, size_t i, size_t o, bool bf16,
-           bool wide) {
+        [](const void* x, const void* w, void* y, size_t n, size_t i, size_t o, bool bf16) {
           WithType(bf16, [&](auto type) {
             using T = decltype(type);
-            if (wide) {
-              Linear(In<T>(x), In<T>(w), Out<float>(y), n, i, o);
-            } else {
-              Linear(In<T>(x), In<T>(w), Out<T>(y), n, i, o);
-            }
+            Linear(In<T>(x), In<T>(w), Out<T>(y), n, i, o);
           });
         },
     .rms_norm =

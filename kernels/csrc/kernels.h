@@ -29,9 +29,8 @@ struct Attention {
 
 struct Kernels {
   const char* name;
-  // y[n, o] = x[n, i] . w[o, i]^T; y is float32 if `wide`, else of x's type.
-  void (*linear)(const void* x, const void* w, void* y, size_t n, size_t i, size_t o, bool bf16,
-                 bool wide);
+  // y[n, o] = x[n, i] . w[o, i]^T.
+  void (*linear)(const void* x, const void* w, void* y, size_t n, size_t i, size_t o, bool bf16);
   // y[n, d] = w * round(x * rsqrt(mean(x^2) + eps)).
   void (*rms_norm)(const void* x, const void* w, void* y, size_t n, size_t d, float eps, bool bf16);
   // sum = round(x + residual); y = rms_norm(sum).

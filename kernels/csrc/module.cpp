@@ -36,8 +36,8 @@ PYBIND11_MODULE(_cpu, m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def(
       "linear",
-      [](Address x, Address w, Address y, size_t n, size_t i, size_t o, bool bf16, bool wide) {
-        BestKernels().linear(At<>(x), At<>(w), At<>(y), n, i, o, bf16, wide);
+      [](Address x, Address w, Address y, size_t n, size_t i, size_t o, bool bf16) {
+        BestKernels().linear(At<>(x), At<>(w), At<>(y), n, i, o, bf16);
       },
       Release());
   m.def("rms_norm", [](Address x, Address w, Address y, size_t n, size_t d, float eps, bool bf16) {
