@@ -14,8 +14,8 @@ constexpr size_t kPanelRows = 64;
 // Tokens between two stores of a panel's float32 results.
 constexpr size_t kTokenTile = 32;
 
-template <typename T, typename Out>
-void Linear(const T* x, const T* w, Out* y, size_t n, size_t in, size_t out) {
+template <typename T>
+void Linear(const T* x, const T* w, T* y, size_t n, size_t in, size_t out) {
   const size_t rows = std::min(kPanelRows, std::max<size_t>(8, out / 64 / 8 * 8));
   const size_t panels = (out + rows - 1) / rows;
 #pragma omp parallel for schedule(static)
@@ -27,9 +27,9 @@ void Linear(const T* x, const T* w, Out* y, size_t n, size_t in, size_t out) {
       const size_t tokens = std::min(kTokenTile, n - token);
       Dot(w + first * in, in, count, x + token * in, in, tokens, in, sums, kPanelRows);
       for (size_t t = 0; t < tokens; ++t) {
-        Out* to = y + (token + t) * out + first;
+        T* to = y + (token + t) * out + first;
 #pragma omp simd
-        for (size_t r = 0; r < count; ++r) to[r] = FromFloat<Out>(sums[t * kPanelRows + r]);
+        for (size_t r = 0; r < count; ++r) to[r] = FromFloat<T>(sums[t * kPanelRows + r]);
       }
     }
   }
