@@ -2,48 +2,12 @@
 #include "kv/block_pool.h"
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 
 #include "base/check.h"
 
 namespace tokenspeed::kv {
-
-OpenBlock::~OpenBlock() {
-  if (pool_ != nullptr) pool_->Release(id_);
-}
-
-void OpenBlock::Fill(int tokens) {
-  TS_CHECK(pool_ != nullptr, "fill of a moved-from block");
-  TS_CHECK(tokens >= 0 && filled_ + tokens <= pool_->block_size(),
-           "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
-                    << " tokens, cannot take " << tokens);
-  filled_ += tokens;
-}
-
-SealedBlock OpenBlock::Seal(const ChainKey& key, std::span<const Token> tokens) && {
-  TS_CHECK(pool_ != nullptr, "seal of a moved-from block");
-  TS_CHECK(filled_ == pool_->block_size() && tokens.size() == static_cast<size_t>(filled_),
-           "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
-                    << " tokens, sealed with " << tokens.size());
-  BlockPool* pool = std::exchange(pool_, nullptr);
-  pool->Seal(id_, key, tokens);
-  return SealedBlock(pool, id_);
-}
-
-SealedBlock::~SealedBlock() {
-  if (pool_ != nullptr) pool_->Release(id_);
-}
-
-SealedBlock SealedBlock::Share() const {
-  TS_CHECK(pool_ != nullptr, "share of a moved-from block");
-  pool_->Share(id_);
-  return SealedBlock(pool_, id_);
-}
-
-void SealedBlock::Forget() {
-  TS_CHECK(pool_ != nullptr, "forget of a moved-from block");
-  pool_->Unindex(id_);
-}
 
 BlockPool::BlockPool(int num_blocks, int block_size, bool findable)
     : num_blocks_(num_blocks),
@@ -141,15 +105,29 @@ std::optional<OpenBlock> BlockPool::Allocate() {
 }
 
 void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
+  Close(id, key, tokens);
+  if (findable_) node(id).indexed = index_.Insert(key.hash, id);
+}
+
+void BlockPool::Receive(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
+  Close(id, key, tokens);
+  node(id).written = StepId{std::numeric_limits<int64_t>::max()};
+}
+
+void BlockPool::Close(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
   Node& n = node(id);
   TS_CHECK(n.place == Place::kOpen && n.holders == 1,
            "sealed block " << id.value << " in place " << static_cast<int>(n.place));
   n.sealed = true;
   n.key = key;
   Move(id, Place::kShared);
-  if (!findable_) return;
-  std::copy(tokens.begin(), tokens.end(), content(id).begin());
-  n.indexed = index_.Insert(key.hash, id);
+  if (findable_) std::copy(tokens.begin(), tokens.end(), content(id).begin());
+}
+
+void BlockPool::Received(BlockId id, bool ok) {
+  Node& n = node(id);
+  n.written = StepId{};
+  if (ok && findable_) n.indexed = index_.Insert(n.key.hash, id);
 }
 
 std::optional<BlockId> BlockPool::Lookup(const ChainKey& key, std::span<const Token> tokens) const {
@@ -190,16 +168,25 @@ void BlockPool::Release(BlockId id) {
   Node& n = node(id);
   TS_CHECK(n.holders > 0, "released block " << id.value << ", which nobody holds");
   if (--n.holders > 0) return;
+  InFlightBlock block(id, planned_);
   if (planned_ > retired_) {
-    n.fence = planned_;
-    Move(id, Place::kRetiring);
-    PushBack(kRetiringList, id);
+    Defer(std::move(block));
   } else {
-    Settle(id);
+    Free(std::move(block), retired());
   }
 }
 
-void BlockPool::Settle(BlockId id) {
+void BlockPool::Defer(InFlightBlock block) {
+  node(block.id()).fence = block.fence();
+  Move(block.id(), Place::kRetiring);
+  PushBack(kRetiringList, block.id());
+}
+
+void BlockPool::Free(InFlightBlock block, const RetiredStep& proof) {
+  const BlockId id = block.id();
+  TS_CHECK(block.fence() <= proof.step(), "freed block " << id.value << " behind step "
+                                                         << block.fence().value << ", retired "
+                                                         << proof.step().value);
   const bool keep = node(id).indexed;
   Move(id, keep ? Place::kCached : Place::kFree);
   if (keep) {
@@ -219,7 +206,7 @@ void BlockPool::Planned(StepId step) {
   planned_ = step;
 }
 
-void BlockPool::Retired(StepId step) {
+RetiredStep BlockPool::Retired(StepId step) {
   TS_CHECK(step <= planned_ && step > retired_, "retired step "
                                                     << step.value << ", planned " << planned_.value
                                                     << ", last retired " << retired_.value);
@@ -227,8 +214,9 @@ void BlockPool::Retired(StepId step) {
   const BlockId end = sentinel(kRetiringList);
   for (BlockId id = node(end).next; id != end && node(id).fence <= step; id = node(end).next) {
     Unlink(id);
-    Settle(id);
+    Free(InFlightBlock(id, node(id).fence), retired());
   }
+  return retired();
 }
 
 Status BlockPool::Verify() const {

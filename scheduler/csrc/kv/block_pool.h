@@ -3,7 +3,7 @@
 //
 //   free      on the free list
 //   open      held by one OpenBlock
-//   shared    held by one or more SealedBlocks
+//   shared    held by one or more other handles
 //   retiring  held by nobody, but a step in flight may still touch it
 //   cached    held by nobody, findable, evicted least recently released first
 //
@@ -61,7 +61,8 @@ class BlockPool {
   // REQUIRES: steps ascend.
   void Planned(StepId step);
   // Every step up to `step` has left the workers.
-  void Retired(StepId step);
+  RetiredStep Retired(StepId step);
+  RetiredStep retired() const { return RetiredStep(retired_); }
 
   // Walks everything; the error names the first broken invariant.
   Status Verify() const;
@@ -69,6 +70,7 @@ class BlockPool {
  private:
   friend class OpenBlock;
   friend class SealedBlock;
+  friend class TransferringBlock;
 
   enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached };
   struct Node {
@@ -78,7 +80,8 @@ class BlockPool {
     Place place = Place::kFree;
     bool sealed = false;
     bool indexed = false;
-    StepId fence;
+    StepId written;  // the last step that writes it
+    StepId fence;    // while retiring: the last step that may touch it
     ChainKey key;
   };
   // A doubly linked list through the nodes; its sentinel lies behind the real nodes.
@@ -98,11 +101,22 @@ class BlockPool {
   void Unindex(BlockId id);
   std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
 
+  void Fill(BlockId id) { node(id).written = StepId{planned_.value + 1}; }
   void Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens);
+  // Its writer is a copy: it is neither found nor retired before Received.
+  void Receive(BlockId id, const ChainKey& key, std::span<const Token> tokens);
+  void Received(BlockId id, bool ok);
+  void Close(BlockId id, const ChainKey& key, std::span<const Token> tokens);
   void Share(BlockId id);
+  bool IsRetired(BlockId id, const RetiredStep& proof) const {
+    return node(id).written <= proof.step();
+  }
   void Release(BlockId id);
-  // Puts an unheld block that no step can touch where it can be handed out.
-  void Settle(BlockId id);
+  // Keeps a block out of reach until its fence has retired.
+  void Defer(InFlightBlock block);
+  // Puts a block where it can be handed out.
+  // REQUIRES: its fence has retired.
+  void Free(InFlightBlock block, const RetiredStep& proof);
 
   const int num_blocks_;
   const int block_size_;

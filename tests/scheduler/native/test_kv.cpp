@@ -144,6 +144,69 @@ void HandlesRefuseTooMuchAndTooLittle() {
   EXPECT_DEATH((void)std::move(open).Seal(Key(1, 0), Content(10)));
 }
 
+void UnorderedReadersWaitForTheWriter() {
+  BlockPool pool(4, kWidth, true);
+  pool.Planned(StepId{1});
+  const SealedBlock block = SealNew(pool, Key(1, 0), Content(10));  // step 2 writes it
+  EXPECT(!block.Retire(pool.retired()));
+  pool.Planned(StepId{2});
+  EXPECT(!block.Retire(pool.Retired(StepId{1})));
+  const RetiredStep early = pool.retired();
+  pool.Planned(StepId{3});
+  const RetiredStep proof = pool.Retired(StepId{2});
+  EXPECT(!block.Retire(early));
+  EXPECT(block.Retire(proof)->id() == block.id());
+  EXPECT(pool.Verify().ok());
+}
+
+void LentBlocksStayUntilTheirTicketIsDone() {
+  BlockPool pool(3, kWidth, true);
+  Tickets tickets;
+  const TicketId ticket = tickets.Issue();
+  std::optional<TransferringBlock> source;
+  {
+    const SealedBlock block = SealNew(pool, Key(1, 0), Content(10));
+    pool.Planned(StepId{1});
+    source.emplace(std::move(*block.Retire(pool.Retired(StepId{1}))).Lend(ticket));
+  }
+  EXPECT(pool.counts().shared == 1 && pool.available() == 1);
+  EXPECT(!tickets.Complete(TicketId{2}, true));
+  const std::optional<Completion> done = tickets.Complete(ticket, true);
+  EXPECT(done && !tickets.Complete(ticket, true) && tickets.open() == 0);
+  std::move(*source).Finish(*done);
+  EXPECT(pool.counts().cached == 1 && pool.Verify().ok());
+}
+
+void ReceivedBlocksAreFoundWhenTheirCopySucceeded() {
+  for (const bool ok : {true, false}) {
+    BlockPool pool(3, kWidth, true);
+    Tickets tickets;
+    const TicketId ticket = tickets.Issue();
+    pool.Planned(StepId{1});
+    const RetiredStep proof = pool.Retired(StepId{1});
+    std::optional<Delivery> delivery =
+        std::move(*pool.Allocate()).Receive(ticket, Key(1, 0), Content(10));
+    EXPECT(!pool.Find(Key(1, 0), Content(10)) && !delivery->block.Retire(proof));
+    std::move(delivery->transfer).Finish(*tickets.Complete(ticket, ok));
+    EXPECT(pool.Find(Key(1, 0), Content(10)).has_value() == ok);
+    EXPECT(pool.counts().shared == 1);
+    delivery.reset();
+    EXPECT(pool.counts().cached == (ok ? 1 : 0) && pool.available() == 2 && pool.Verify().ok());
+  }
+}
+
+void ATransferIsNotDroppedNorEndedByAnotherTicket() {
+  BlockPool pool(3, kWidth, true);
+  Tickets tickets;
+  const TicketId ticket = tickets.Issue();
+  const TicketId other = tickets.Issue();
+  Delivery delivery = std::move(*pool.Allocate()).Receive(ticket, Key(1, 0), Content(10));
+  EXPECT_DEATH({ const TransferringBlock dropped = std::move(delivery.transfer); });
+  EXPECT_DEATH(std::move(delivery.transfer).Finish(*tickets.Complete(other, true)));
+  std::move(delivery.transfer).Finish(*tickets.Complete(ticket, true));
+  EXPECT_DEATH(std::move(delivery.transfer).Finish(*tickets.Complete(other, true)));
+}
+
 void IndexSurvivesManyInsertsAndErases() {
   PrefixIndex index(64);
   std::vector<bool> there(256);
@@ -196,6 +259,10 @@ int main() {
   ForgottenBlocksAreNotFound();
   MovedFromHandlesAreDead();
   HandlesRefuseTooMuchAndTooLittle();
+  UnorderedReadersWaitForTheWriter();
+  LentBlocksStayUntilTheirTicketIsDone();
+  ReceivedBlocksAreFoundWhenTheirCopySucceeded();
+  ATransferIsNotDroppedNorEndedByAnotherTicket();
   IndexSurvivesManyInsertsAndErases();
   ChainsDependOnKeySaltAndAllThatCameBefore();
   return 0;
