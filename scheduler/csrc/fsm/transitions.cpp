@@ -44,15 +44,16 @@ Finished On(Prefilling&& state, Finish event) {
 
 void On(Decoding& state, BlockGranted event) { state.table.Append(std::move(event.block)); }
 
-void On(Decoding& state, TokenPlanned event) {
-  state.table.Fill(1, event.block_size);
-  ++state.context;
-  ++state.in_flight;
+void On(Decoding& state, TokensPlanned event) {
+  state.table.Fill(event.tokens, event.block_size);
+  state.context += event.tokens;
+  state.in_flight += event.tokens;
 }
 
-void On(Decoding& state, TokenKnown) {
-  TS_CHECK(state.in_flight > 0, "a token arrived, none was in flight");
-  --state.in_flight;
+void On(Decoding& state, TokensKnown event) {
+  TS_CHECK(state.in_flight >= event.tokens,
+           event.tokens << " tokens arrived, " << state.in_flight << " were in flight");
+  state.in_flight -= event.tokens;
 }
 
 Preempted On(Decoding&& state, Preempt) {
@@ -65,9 +66,10 @@ Finished On(Decoding&& state, Finish event) {
   return {event.reason};
 }
 
-void On(Preempted& state, TokenKnown) {
-  TS_CHECK(state.in_flight > 0, "a token arrived, none was in flight");
-  --state.in_flight;
+void On(Preempted& state, TokensKnown event) {
+  TS_CHECK(state.in_flight >= event.tokens,
+           event.tokens << " tokens arrived, " << state.in_flight << " were in flight");
+  state.in_flight -= event.tokens;
 }
 
 Waiting On(Preempted&& state, Requeue) {

@@ -32,10 +32,13 @@ struct PromptPlanned {  // a step computes the last `tokens` of the history and 
   int tokens;
   int block_size;
 };
-struct TokenPlanned {  // a step samples one token
+struct TokensPlanned {  // as many steps sample one token each
+  int tokens;
   int block_size;
 };
-struct TokenKnown {};  // a sampled token came back from the workers
+struct TokensKnown {  // as many sampled tokens came back from the workers
+  int tokens;
+};
 struct Preempt {};
 struct Requeue {};
 struct Finish {
@@ -53,12 +56,12 @@ Preempted On(Prefilling&&, Preempt);
 Finished On(Prefilling&&, Finish);
 
 void On(Decoding&, BlockGranted);
-void On(Decoding&, TokenPlanned);
-void On(Decoding&, TokenKnown);
+void On(Decoding&, TokensPlanned);
+void On(Decoding&, TokensKnown);
 Preempted On(Decoding&&, Preempt);
 Finished On(Decoding&&, Finish);
 
-void On(Preempted&, TokenKnown);
+void On(Preempted&, TokensKnown);
 Waiting On(Preempted&&, Requeue);
 Finished On(Preempted&&, Finish);
 
@@ -90,15 +93,15 @@ Status Apply(State& state, E event) {
 
 // The table, asserted: a change of the diagram shows up here.
 static_assert(Legal<Waiting, Admit> && Legal<Waiting, Finish>);
-static_assert(!Legal<Waiting, TokenKnown> && !Legal<Waiting, Preempt> && !Legal<Waiting, Requeue>);
-static_assert(!Legal<Waiting, TokenPlanned> && !Legal<Waiting, BlockGranted>);
-static_assert(!Legal<Prefilling, Admit> && !Legal<Prefilling, TokenPlanned>);
-static_assert(!Legal<Prefilling, TokenKnown> && !Legal<Prefilling, Requeue>);
+static_assert(!Legal<Waiting, TokensKnown> && !Legal<Waiting, Preempt> && !Legal<Waiting, Requeue>);
+static_assert(!Legal<Waiting, TokensPlanned> && !Legal<Waiting, BlockGranted>);
+static_assert(!Legal<Prefilling, Admit> && !Legal<Prefilling, TokensPlanned>);
+static_assert(!Legal<Prefilling, TokensKnown> && !Legal<Prefilling, Requeue>);
 static_assert(!Legal<Decoding, Admit> && !Legal<Decoding, PrefixFound>);
 static_assert(!Legal<Decoding, ChunkPlanned> && !Legal<Decoding, Requeue>);
 static_assert(!Legal<Preempted, Admit> && !Legal<Preempted, BlockGranted>);
-static_assert(!Legal<Preempted, TokenPlanned> && !Legal<Preempted, Preempt>);
-static_assert(!Legal<Finished, Admit> && !Legal<Finished, Finish> && !Legal<Finished, TokenKnown>);
+static_assert(!Legal<Preempted, TokensPlanned> && !Legal<Preempted, Preempt>);
+static_assert(!Legal<Finished, Admit> && !Legal<Finished, Finish> && !Legal<Finished, TokensKnown>);
 static_assert(!Legal<Finished, Requeue> && !Legal<Finished, Preempt>);
 
 }  // namespace tokenspeed::fsm

@@ -18,6 +18,46 @@ Status Broken(const Parts&... parts) {
 
 }  // namespace
 
+Status Scheduler::VerifyDecoding(const Request& request, const fsm::Decoding& state,
+                                 int context) const {
+  const std::string name = "request " + std::to_string(request.arrival.value);
+  // Results that the state has not been told of are no longer in flight.
+  const int in_flight = context + 1 - request.known();
+  if (in_flight < 0 || in_flight > static_cast<int>(in_flight_.size())) {
+    return Broken(name, " has context ", context, " and ", request.known(), " known, ",
+                  in_flight_.size(), " steps in flight");
+  }
+  const bool stalled = std::ranges::count(stalled_, state.slot) > 0;
+  const bool over = !batch_.Has(state.slot) && context >= request.limit - 1;
+  if (batch_.Has(state.slot) + stalled + over != 1) {
+    return Broken(name, " decodes and is not in one place");
+  }
+  if (!batch_.Has(state.slot)) return Ok{};
+  const int rows = BatchRows(request, state) - (context - state.context);
+  if (rows < 0 || !batch_.IsDue(state.slot, StepId{last_step_.value + 1 + rows})) {
+    return Broken(name, " is not due in ", rows, " steps");
+  }
+  return Ok{};
+}
+
+Status Scheduler::VerifyLists() const {
+  std::vector<const Request*> prefilling;
+  int batched = 0;
+  int logprobs = 0;
+  for (const Request* request : running_) {
+    if (std::holds_alternative<fsm::Prefilling>(request->state)) prefilling.push_back(request);
+    const auto* decoding = std::get_if<fsm::Decoding>(&request->state);
+    if (!decoding || !batch_.Has(decoding->slot)) continue;
+    ++batched;
+    logprobs += request->sampling.logprobs;
+  }
+  if (!std::ranges::equal(prefilling, prefilling_)) return Broken("a prefill is listed wrongly");
+  if (batched != batch_.size() || logprobs != batch_logprobs_) {
+    return Broken("not ", batch_.size(), " requests are in the batch");
+  }
+  return Ok{};
+}
+
 Status Scheduler::Verify() const {
   if (requests_.size() != waiting_.size() + running_.size() + preempted_.size()) {
     return Broken(requests_.size(), " requests, ", waiting_.size(), " waiting, ", running_.size(),
@@ -58,19 +98,21 @@ Status Scheduler::Verify() const {
     const auto* decoding = std::get_if<fsm::Decoding>(&request->state);
     if (!prefilling && !decoding) return Broken(name, " runs in another state");
     const SlotId id = prefilling ? prefilling->slot : decoding->slot;
-    const int context = prefilling ? prefilling->context : decoding->context;
+    const bool batched = decoding && batch_.Has(id);
+    const int lag = batched ? batch_.Lag(id, last_step_) : 0;
+    const int context = prefilling ? prefilling->context : decoding->context + lag;
     const kv::BlockTable& table = prefilling ? prefilling->table : decoding->table;
     if (slots_[static_cast<size_t>(id.value)].request != request ||
         !slots.insert(id.value).second) {
       return Broken(name, " is not the one in slot ", id.value);
     }
-    if (decoding && context != request->known() + decoding->in_flight - 1) {
-      return Broken(name, " has context ", context, ", ", request->known(), " known and ",
-                    decoding->in_flight, " tokens in flight");
+    if (decoding) {
+      if (Status state = VerifyDecoding(*request, *decoding, context); !state.ok()) return state;
     }
     if (prefilling && context >= request->known()) return Broken(name, " has nothing to prefill");
     if (context > table.size() * width) return Broken(name, " has tokens without a block");
-    if (std::min(context, request->known()) / width > table.sealed()) {
+    // In the batch a block is sealed when the next one is due.
+    if (!batched && std::min(context, request->known()) / width > table.sealed()) {
       return Broken(name, " has a full block open");
     }
     for (int i = 0; i < table.size(); ++i) {
@@ -83,11 +125,7 @@ Status Scheduler::Verify() const {
     }
   }
   if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");
-  if (std::ranges::count_if(running_, [](const Request* request) {
-        return std::holds_alternative<fsm::Decoding>(request->state);
-      }) != decoding_) {
-    return Broken("not ", decoding_, " requests decode");
-  }
+  if (Status lists = VerifyLists(); !lists.ok()) return lists;
   int shared = 0;
   for (int block = 1; block <= counts.total; ++block) {
     const int holders = held[static_cast<size_t>(block)];

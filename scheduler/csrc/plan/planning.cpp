@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Scheduler::Plan. Running requests come first, in order of arrival: a decoding one takes one
-// token, a prefilling one takes a chunk of what the decoding ones leave of the budget. Then the
-// head of the queue is admitted while budget, slots and blocks last; nobody passes it.
+// Scheduler::Plan. Decoding requests take one token each. What they leave of the budget goes to the
+// prefilling ones, in order of arrival, a chunk each. Then the head of the queue is admitted while
+// budget, slots and blocks last; nobody passes it.
 #include <algorithm>
 
 #include "base/check.h"
@@ -13,30 +13,30 @@ namespace tokenspeed::plan {
 const StepPlan* Scheduler::Plan(TimeNs now) {
   if (!pool_ || in_flight_.size() >= static_cast<size_t>(limits_.depth)) return nullptr;
   plan_.Clear();
+  grown_.clear();
   short_rows_.clear();
   long_rows_.clear();
 
-  int budget = limits_.max_step_tokens - decoding_;
-  // Making room takes requests off the end of running_, never one that has a row already.
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Request& request = *running_[i];
-    if (std::holds_alternative<fsm::Decoding>(request.state)) {
-      PlanDecode(request);
-    } else {
-      PlanChunk(request, budget);
-    }
+  PlanDecodes();
+  int budget = limits_.max_step_tokens - batch_.size();
+  // Making room takes requests off the end of running_, never one that has a chunk already.
+  for (size_t i = 0; i < prefilling_.size();) {
+    Request* request = prefilling_[i];
+    PlanChunk(*request, budget);
+    if (i < prefilling_.size() && prefilling_[i] == request) ++i;
   }
   Admit(budget);
-  if (short_rows_.empty() && long_rows_.empty()) return nullptr;
+  if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty()) return nullptr;
 
   InFlightStep& step = in_flight_.emplace_back();
-  if (!spare_rows_.empty()) {
-    step.rows = std::move(spare_rows_.back());
-    spare_rows_.pop_back();
+  if (!spare_slots_.empty()) {
+    step.slots = std::move(spare_slots_.back());
+    spare_slots_.pop_back();
   }
   last_step_ = StepId{last_step_.value + 1};
   step.step = last_step_;
   step.planned = now;
+  WriteDecodes(step);
   WriteRows(short_rows_, step);
   WriteRows(long_rows_, step);
   plan_.epoch = epoch_;
@@ -46,18 +46,6 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   groups_->Write(plan_, [this](SlotId id) { return slot(id).announced; });
   pool_->Planned(last_step_);
   return &plan_;
-}
-
-void Scheduler::PlanDecode(Request& request) {
-  auto& state = *std::get_if<fsm::Decoding>(&request.state);
-  if (request.known() + state.in_flight >= request.limit) return;
-  const int width = pool_->block_size();
-  if (state.context == state.table.size() * width && !Grow(request)) return;
-  const int before = state.context;
-  On(state, fsm::TokenPlanned{width});
-  AnnounceSlot(request, state.slot, state.table, before);
-  AddRow(request, state.slot, before, 1, kRowSamples);
-  SealReady(request, state.table, state.context, state.slot);
 }
 
 void Scheduler::PlanChunk(Request& request, int& budget) {
@@ -88,7 +76,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   if (last) {
     const Status moved = fsm::Apply(request.state, fsm::PromptPlanned{length, width});
     TS_CHECK(moved.ok(), "end of prefill of request " << request.arrival.value);
-    ++decoding_;
+    std::erase(prefilling_, &request);
     auto& decoding = *std::get_if<fsm::Decoding>(&request.state);
     SealReady(request, decoding.table, decoding.context, id);
   } else {
@@ -138,6 +126,10 @@ bool Scheduler::Grow(Request& request) {
 }
 
 void Scheduler::Displace(Request& request) {
+  const auto* prefilling = std::get_if<fsm::Prefilling>(&request.state);
+  const auto* decoding = std::get_if<fsm::Decoding>(&request.state);
+  const SlotId id = prefilling ? prefilling->slot : decoding->slot;
+  request.former = {.slot = id, .first = slot(id).first, .last = last_step_};
   LeaveSlot(request);
   const Status moved = fsm::Apply(request.state, fsm::Preempt{});
   TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
@@ -168,9 +160,9 @@ bool Scheduler::Fits(Request& head) {
   if (again && blocked_.openings == openings) return false;
   // What running prefills still need is theirs, and a block for each running request's next token.
   int room = pool_->available() - static_cast<int>(running_.size());
-  for (const Request* request : running_) {
+  for (const Request* request : prefilling_) {
     const auto* state = std::get_if<fsm::Prefilling>(&request->state);
-    if (state != nullptr) room -= std::max(0, BlocksNeeded(*request) - state->table.size());
+    room -= std::max(0, BlocksNeeded(*request) - state->table.size());
   }
   const int needed = BlocksNeeded(head);
   // More hits than last time would begin with the block that was missing then.
@@ -201,8 +193,9 @@ void Scheduler::Admit(int& budget) {
     TS_CHECK(moved.ok(), "admission of request " << head.arrival.value);
     TS_CHECK(running_.empty() || running_.back()->arrival < head.arrival,
              "request " << head.arrival.value << " is admitted after a later one");
-    slot(id) = {.request = &head, .arrival = head.arrival};
+    slot(id) = {.request = &head, .first = StepId{last_step_.value + 1}};
     running_.push_back(&head);
+    prefilling_.push_back(&head);
     waiting_.erase(waiting_.begin());
     if (!head.admitted) counters_.prompt_tokens += head.prompt_tokens;
     head.admitted = true;
@@ -247,14 +240,18 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
     place.stale = false;
     place.announced_blocks = 0;
   }
-  for (; place.announced_blocks < table.size(); ++place.announced_blocks) {
+  AnnounceBlocks(id, table);
+}
+
+void Scheduler::AnnounceBlocks(SlotId id, const kv::BlockTable& table) {
+  for (int& next = slot(id).announced_blocks; next < table.size(); ++next) {
     plan_.block_slots.push_back(id.value);
     plan_.block_groups.push_back(0);
-    plan_.block_ids.push_back(table.at(place.announced_blocks).value);
+    plan_.block_ids.push_back(table.at(next).value);
   }
 }
 
-void Scheduler::AddRow(const Request& request, SlotId id, int begin, int length, uint8_t flags) {
+void Scheduler::AddRow(Request& request, SlotId id, int begin, int length, uint8_t flags) {
   // Filled in place: copying a struct that was just written in parts stalls the processor.
   Row& row = (length == 1 ? short_rows_ : long_rows_).emplace_back();
   row.request = &request;
@@ -274,10 +271,9 @@ void Scheduler::WriteRows(const std::vector<Row>& rows, InFlightStep& step) {
       plan_.prompt_tokens.insert(plan_.prompt_tokens.end(), begin, begin + row.length);
     }
     if (row.flags & kRowSamples) {
-      SampledRow& sampled = step.rows.emplace_back();
-      sampled.slot = row.slot;
-      sampled.arrival = row.request->arrival;
+      step.slots.push_back(row.slot.value);
       step.wants_logprobs |= row.request->sampling.logprobs;
+      JoinBatch(*row.request);
     }
   }
 }

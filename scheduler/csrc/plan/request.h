@@ -2,8 +2,10 @@
 // A request: what was asked, the tokens known so far, and its state.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -54,18 +56,46 @@ struct Submission {
   std::string salt;
 };
 
-// The fields that every step touches stand in front, together.
-struct Request {
-  fsm::State state;
+// The steps in which a request held a slot.
+struct Tenancy {
+  SlotId slot;
+  StepId first;
+  StepId last;
+};
+
+// The token ids that end a request. MayHold is one bit test; it errs to the side of true.
+class StopIds {
+ public:
+  StopIds() = default;
+  explicit StopIds(std::vector<Token> ids) : ids_(std::move(ids)) {
+    std::ranges::sort(ids_);
+    for (const Token id : ids_) filter_ |= Bit(id);
+  }
+  bool MayHold(Token token) const { return (filter_ & Bit(token)) != 0; }
+  bool Holds(Token token) const { return std::ranges::binary_search(ids_, token); }
+
+ private:
+  static uint64_t Bit(Token token) {
+    return uint64_t{1} << ((static_cast<uint32_t>(token) * 0x9E3779B1u) >> 26);
+  }
+  uint64_t filter_ = 0;
+  std::vector<Token> ids_;  // ascending
+};
+
+// What every token touches stands in front, in one cache line.
+struct alignas(64) Request {
   std::vector<Token> tokens;  // prompt, then the generated tokens that are known
-  int32_t prompt_tokens = 0;
+  RequestName name;
   int32_t limit = 0;  // tokens at which it ends with kLength
   int32_t cached_tokens = 0;
+  StopIds stop_ids;
+
+  fsm::State state;
+  int32_t prompt_tokens = 0;
   bool admitted = false;   // has been on a slot
   bool restarted = false;  // has been preempted
   Arrival arrival;
-  RequestName name;
-  std::vector<Token> stop_ids;  // ascending
+  Tenancy former;  // of its last slot, while it is preempted
   Sampling sampling;
   TimeNs submitted = 0;
   std::string salt;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Submit, Abort, epochs and results; planning.cpp holds Plan.
+// Submit, Abort, epochs and ends; planning.cpp holds Plan, decoding.cpp its steady state,
+// results.cpp Advance.
 #include "plan/scheduler.h"
 
 #include <algorithm>
@@ -131,8 +132,7 @@ StatusOr<Rejection> Scheduler::Submit(Submission s) {
   request->prompt_tokens = prompt;
   request->limit = limit;
   request->sampling = s.sampling;
-  request->stop_ids = std::move(s.stop_ids);
-  std::ranges::sort(request->stop_ids);
+  request->stop_ids = StopIds(std::move(s.stop_ids));
   request->salt = std::move(s.salt);
   waiting_.emplace(request->arrival, request.get());
   requests_.emplace(s.name, std::move(request));
@@ -179,6 +179,7 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
   free_slots_.clear();
   for (int id = limits_.max_slots - 1; id >= 0; --id) free_slots_.push_back(SlotId{id});
   removed_slots_.clear();
+  batch_ = DecodeBatch(limits_.max_slots);
   blocked_ = {};
   std::vector<Request*> impossible;
   for (const auto& [arrival, request] : waiting_) {
@@ -215,99 +216,6 @@ std::optional<TimeNs> Scheduler::oldest_planned() const {
   return in_flight_.front().planned;
 }
 
-Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
-                          std::span<const float> logprobs) {
-  if (in_flight_.empty() || in_flight_.front().step != step) {
-    return Error{"a result of step " + std::to_string(step.value) +
-                 ", which is not the oldest in flight"};
-  }
-  InFlightStep& done = in_flight_.front();
-  if (tokens.size() != done.rows.size()) {
-    return Error{"step " + std::to_string(step.value) + " sampled " +
-                 std::to_string(done.rows.size()) + " rows, its result has " +
-                 std::to_string(tokens.size()) + " tokens"};
-  }
-  if (logprobs.size() != tokens.size() && (done.wants_logprobs || !logprobs.empty())) {
-    return Error{"step " + std::to_string(step.value) + " has " + std::to_string(tokens.size()) +
-                 " tokens and " + std::to_string(logprobs.size()) + " logprobs"};
-  }
-  for (const Token token : tokens) {
-    if (token >= -1 && token < limits_.vocab_size) continue;
-    return Error{"step " + std::to_string(step.value) + " sampled token id " +
-                 std::to_string(token) + " outside the vocabulary of " +
-                 std::to_string(limits_.vocab_size)};
-  }
-  InFlightStep retired = std::move(done);
-  in_flight_.pop_front();
-  pool_->Retired(step);
-  ++counters_.steps;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    Arrived(retired.rows[i], tokens[i], logprobs.empty() ? nullptr : &logprobs[i]);
-  }
-  retired.rows.clear();
-  spare_rows_.push_back(std::move(retired.rows));
-  return Ok{};
-}
-
-Request* Scheduler::Find(const SampledRow& row) {
-  Slot& place = slot(row.slot);
-  if (place.arrival == row.arrival) return place.request;
-  for (Request* request : preempted_) {
-    if (request->arrival == row.arrival) return request;
-  }
-  return nullptr;
-}
-
-TokenEvent& Scheduler::AddEvent(const Request& request) {
-  TokenEvent& event = events_.emplace_back();
-  event.name = request.name;
-  event.cached_tokens = request.cached_tokens;
-  return event;
-}
-
-void Scheduler::Arrived(const SampledRow& row, Token token, const float* logprob) {
-  Request* found = Find(row);
-  if (found == nullptr) {  // it ended while this step was in flight
-    ++counters_.overrun_tokens;
-    return;
-  }
-  Request& request = *found;
-  auto* decoding = std::get_if<fsm::Decoding>(&request.state);
-  auto* preempted = std::get_if<fsm::Preempted>(&request.state);
-  TS_CHECK(decoding != nullptr || preempted != nullptr,
-           "a token for request " << request.arrival.value << ", which waits for none");
-  if (decoding != nullptr) {
-    On(*decoding, fsm::TokenKnown{});
-  } else {
-    On(*preempted, fsm::TokenKnown{});
-  }
-  if (token < 0) {
-    // Whatever made the logits so may be in its KV: nobody else shall read it.
-    if (decoding != nullptr) decoding->table.Forget();
-    return End(request, FinishReason::kNumeric);
-  }
-  request.tokens.push_back(token);
-  ++counters_.generated_tokens;
-  TokenEvent& event = AddEvent(request);
-  event.token = token;
-  if (logprob != nullptr && request.sampling.logprobs) {
-    event.logprob = *logprob;
-    event.has_logprob = true;
-  }
-  if (decoding != nullptr) SealReady(request, decoding->table, decoding->context, decoding->slot);
-  if (std::ranges::binary_search(request.stop_ids, token)) {
-    event.reason = FinishReason::kStop;
-  } else if (request.known() >= request.limit) {
-    event.reason = FinishReason::kLength;
-  }
-  if (event.reason != FinishReason::kNone) {
-    Remove(request, event.reason);
-  } else if (preempted != nullptr && preempted->in_flight == 0) {
-    std::erase(preempted_, &request);
-    Requeue(request);
-  }
-}
-
 void Scheduler::Requeue(Request& request) {
   const Status moved = fsm::Apply(request.state, fsm::Requeue{});
   TS_CHECK(moved.ok(), "requeue of request " << request.arrival.value);
@@ -318,9 +226,11 @@ void Scheduler::LeaveSlot(Request& request) {
   SlotId id;
   if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
     id = state->slot;
-  } else if (const auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
+    std::erase(prefilling_, &request);
+  } else if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
     id = decoding->slot;
-    --decoding_;
+    LeaveBatch(request, *decoding);
+    std::erase(stalled_, id);
   } else {
     return;
   }

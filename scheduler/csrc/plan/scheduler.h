@@ -17,6 +17,7 @@
 #pragma once
 
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,6 +28,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block_pool.h"
+#include "plan/decode_batch.h"
 #include "plan/limits.h"
 #include "plan/prefix_groups.h"
 #include "plan/request.h"
@@ -111,26 +113,23 @@ class Scheduler {
   Status Verify() const;
 
  private:
+  static constexpr StepId kNever{std::numeric_limits<int64_t>::max()};
   struct Slot {
     Request* request = nullptr;
-    Arrival arrival;           // of `request`; 0 if the slot is empty
+    StepId first = kNever;     // that can have a row of `request`
     bool announced = false;    // the workers know the slot ...
     bool stale = false;        // ... but with a context that is behind: add it again
     int announced_blocks = 0;  // of its table
-  };
-  struct SampledRow {
-    SlotId slot;
-    Arrival arrival;
   };
   struct InFlightStep {
     StepId step;
     TimeNs planned = 0;
     bool wants_logprobs = false;
-    std::vector<SampledRow> rows;
+    std::vector<int32_t> slots;  // of the rows that sample, in their order
   };
-  // A row of the plan that is being made.
+  // A row of the plan that is being made: tokens of the known history.
   struct Row {
-    const Request* request;
+    Request* request;
     SlotId slot;
     int32_t begin;  // of its tokens in the request's history
     int32_t length;
@@ -145,8 +144,17 @@ class Scheduler {
   StatusOr<Rejection> Validate(const Submission& submission) const;
   std::optional<Rejection> NeverFits(int32_t limit) const;
 
+  // Decoding.
+  void PlanDecodes();
+  void MakeRoomForDue();
+  // Brings the state up to the plans and results that the batch kept to itself.
+  void Settle(Request& request, fsm::Decoding& state);
+  // From the next plan on the request has a row in every step.
+  void JoinBatch(Request& request);
+  void LeaveBatch(Request& request, fsm::Decoding& state);
+  int BatchRows(const Request& request, const fsm::Decoding& state) const;
+
   // Planning.
-  void PlanDecode(Request& request);
   void PlanChunk(Request& request, int& budget);
   void FindPrefix(Request& request);
   bool Grow(Request& request);
@@ -156,22 +164,28 @@ class Scheduler {
   kv::BlockPool::Presence PeekBlock(Request& request, int block) const;
   void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
   void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
-  void AddRow(const Request& request, SlotId id, int begin, int length, uint8_t flags);
+  void AnnounceBlocks(SlotId id, const kv::BlockTable& table);
+  void AddRow(Request& request, SlotId id, int begin, int length, uint8_t flags);
   // Writes the rows into the plan's columns.
+  void WriteDecodes(InFlightStep& step);
   void WriteRows(const std::vector<Row>& rows, InFlightStep& step);
 
   // Results and ends.
   template <class Matches>
   void AbortIf(Matches matches);
-  void Arrived(const SampledRow& row, Token token, const float* logprob);
+  void Arrived(Request& request, Token token, const float* logprob);
   // Ends a request with an event of its own.
   void End(Request& request, fsm::FinishReason reason);
   // Takes a request that has ended out of everything.
   void Remove(Request& request, fsm::FinishReason reason);
   void LeaveSlot(Request& request);
   void Requeue(Request& request);
-  Request* Find(const SampledRow& row);
+  // Whose row it was that slot `id` had in `step`; null if that request has ended.
+  Request* TenantOf(SlotId id, StepId step);
   TokenEvent& AddEvent(const Request& request);
+
+  Status VerifyDecoding(const Request& request, const fsm::Decoding& state, int context) const;
+  Status VerifyLists() const;
 
   const Limits limits_;
   bool draining_ = false;
@@ -182,7 +196,10 @@ class Scheduler {
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Arrival, Request*> waiting_;
   std::vector<Request*> running_;
-  int decoding_ = 0;  // of running_
+  std::vector<Request*> prefilling_;  // of running_, in its order
+  DecodeBatch batch_;                 // of running_, those that get a token in each step
+  int batch_logprobs_ = 0;            // requests of the batch that want logprobs
+  std::vector<SlotId> stalled_;       // decoding, wait for a block
   std::vector<Request*> preempted_;
 
   std::unique_ptr<PrefixGroups> groups_;
@@ -190,7 +207,7 @@ class Scheduler {
   std::vector<SlotId> free_slots_;
   std::vector<int32_t> removed_slots_;  // for the next plan
   std::deque<InFlightStep> in_flight_;
-  std::vector<std::vector<SampledRow>> spare_rows_;
+  std::vector<std::vector<int32_t>> spare_slots_;
 
   // Admission of the head is tried again only when something that could help it has changed.
   struct Blocked {
@@ -202,7 +219,9 @@ class Scheduler {
   Blocked blocked_;
 
   StepPlan plan_;
-  std::vector<Row> short_rows_;  // of one token: they stand before all others
+  std::vector<SlotId> due_;      // rows of the batch to look at in this step
+  std::vector<SlotId> grown_;    // decoding slots that got a block in this step
+  std::vector<Row> short_rows_;  // of one token: they stand before the longer ones
   std::vector<Row> long_rows_;
   std::vector<TokenEvent> events_;
   std::vector<LateRejection> late_rejections_;

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// The steady state of Scheduler::Plan. A decoding request is a row of the batch; it is looked at
+// only when it is due: its blocks are full, or its last token is planned.
+#include <algorithm>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::plan {
+
+void Scheduler::Settle(Request& request, fsm::Decoding& state) {
+  if (batch_.Has(state.slot)) {
+    On(state, fsm::TokensPlanned{batch_.Lag(state.slot, last_step_), pool_->block_size()});
+    batch_.Settled(state.slot, last_step_);
+  }
+  // One token more is sampled than is input; those that are not known are in flight.
+  const int in_flight = state.context + 1 - request.known();
+  On(state, fsm::TokensKnown{state.in_flight - in_flight});
+}
+
+int Scheduler::BatchRows(const Request& request, const fsm::Decoding& state) const {
+  // The last token of a request is never an input.
+  return std::min(state.table.size() * pool_->block_size(), request.limit - 1) - state.context;
+}
+
+void Scheduler::JoinBatch(Request& request) {
+  const auto& state = *std::get_if<fsm::Decoding>(&request.state);
+  if (state.context >= request.limit - 1) return;
+  batch_.Join(state.slot, last_step_, BatchRows(request, state));
+  batch_logprobs_ += request.sampling.logprobs;
+}
+
+void Scheduler::LeaveBatch(Request& request, fsm::Decoding& state) {
+  Settle(request, state);
+  SealReady(request, state.table, state.context, state.slot);
+  if (!batch_.Has(state.slot)) return;
+  batch_.Leave(state.slot);
+  batch_logprobs_ -= request.sampling.logprobs;
+}
+
+void Scheduler::PlanDecodes() {
+  due_.clear();
+  due_.swap(stalled_);
+  batch_.AppendDue(StepId{last_step_.value + 1}, due_);
+  if (due_.empty()) return;
+  std::erase_if(due_, [this](SlotId id) {
+    Request& request = *slot(id).request;
+    auto& state = *std::get_if<fsm::Decoding>(&request.state);
+    Settle(request, state);
+    const bool over = state.context >= request.limit - 1;
+    if (over) LeaveBatch(request, state);
+    return over;
+  });
+  MakeRoomForDue();
+  for (const SlotId id : due_) {
+    Request& request = *slot(id).request;
+    auto& state = *std::get_if<fsm::Decoding>(&request.state);
+    SealReady(request, state.table, state.context, id);
+    std::optional<kv::OpenBlock> block = pool_->Allocate();
+    TS_CHECK(block.has_value(), "no block for slot " << id.value << ", there was room for it");
+    On(state, fsm::BlockGranted{std::move(*block)});
+    grown_.push_back(id);
+    if (batch_.Has(id)) {
+      batch_.Renew(id, last_step_, BatchRows(request, state));
+    } else {
+      JoinBatch(request);
+    }
+  }
+}
+
+// Leaves as many slots due as the pool has blocks for: the latest arrivals wait for a step in
+// flight to give back blocks, or else go.
+void Scheduler::MakeRoomForDue() {
+  const auto short_of = [this] { return static_cast<int>(due_.size()) > pool_->available(); };
+  if (!short_of()) return;
+  std::ranges::sort(due_, {}, [this](SlotId id) { return slot(id).request->arrival; });
+  while (short_of()) {
+    if (pool_->counts().retiring == 0) {
+      Displace(*running_.back());
+      std::erase_if(due_, [this](SlotId id) { return slot(id).request == nullptr; });
+      continue;
+    }
+    const SlotId latest = due_.back();
+    due_.pop_back();
+    Request& request = *slot(latest).request;
+    LeaveBatch(request, *std::get_if<fsm::Decoding>(&request.state));
+    stalled_.push_back(latest);
+  }
+}
+
+void Scheduler::WriteDecodes(InFlightStep& step) {
+  for (const SlotId id : grown_) {
+    // Whoever lost its slot since has no row.
+    if (batch_.Has(id)) AnnounceBlocks(id, TableOf(id));
+  }
+  const std::span<const int32_t> slots = batch_.slots();
+  plan_.rows.assign(slots.begin(), slots.end());
+  plan_.row_tokens.assign(slots.size(), 1);
+  plan_.row_flags.assign(slots.size(), kRowSamples);
+  step.slots.assign(slots.begin(), slots.end());
+  step.wants_logprobs = batch_logprobs_ > 0;
+}
+
+}  // namespace tokenspeed::plan
