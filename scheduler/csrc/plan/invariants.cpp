@@ -111,8 +111,8 @@ Status Scheduler::Verify() const {
     }
     if (prefilling && context >= request->known()) return Broken(name, " has nothing to prefill");
     if (context > table.size() * width) return Broken(name, " has tokens without a block");
-    // In the batch a block is sealed when the next one is due.
-    if (!batched && std::min(context, request->known()) / width > table.sealed()) {
+    // A decoding request seals when it needs the next block, or ends.
+    if (prefilling && std::min(context, request->known()) / width > table.sealed()) {
       return Broken(name, " has a full block open");
     }
     for (int i = 0; i < table.size(); ++i) {
