@@ -68,6 +68,36 @@ class Scheduler:
     def time_steps(self, steps: int, token: int = 0) -> list[int]:
         """Run steps in lock step; nanoseconds of plan + encode + decode result + advance each."""
 
+class Played:
+    """An event of a black box and what came of it."""
+
+    index: int  # counts the events of the recorded process
+    event: str
+    outcome: str
+    step: int  # of the plan that came of it, 0: none
+    replayed: bool  # False behind the part that is kept from the start: shown only
+    settled: bool  # False: the process ended inside this event
+    same: bool  # the outcome is the recorded one
+
+class Replay:
+    """A black box, event by event, into a core of its own.
+
+    Raises:
+        SchedulerError: the file cannot be read, is no black box or is of another release.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    def next(self) -> Played | None:
+        """Play the next event; None at the end."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the recorded process ended by itself."""
+
+    def stats(self) -> dict[str, int]: ...
+    def check(self) -> None:
+        """As Scheduler.check."""
+
 def siphash128(key: bytes, data: bytes) -> bytes:
     """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""
 

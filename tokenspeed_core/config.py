@@ -116,6 +116,20 @@ class EngineConfig:
     num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
     prefix_caching: bool = _option(True, "cache", "reuse blocks between prompts that begin alike")
 
+    record: str = _option(
+        "",
+        "processes",
+        "keep a black box of the scheduler's events, token ids included, in this file",
+        metavar="FILE",
+    )
+    record_bytes: int = _option(
+        50 * 1024 * 1024,
+        "processes",
+        "size of the black box",
+        low=64 * 1024,
+        metavar="SIZE",
+        converter=_bytes,
+    )
     run_dir: str = _option(
         "", "processes", "parent directory of sockets; default: the temporary one", metavar="DIR"
     )

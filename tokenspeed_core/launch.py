@@ -171,6 +171,8 @@ class Engine:
             vocab_size=self._vocab_size,
             prefix_caching=config.prefix_caching,
             parent_pid=os.getpid(),
+            record_path=os.path.abspath(config.record) if config.record else "",
+            record_bytes=config.record_bytes,
         )
 
     @property

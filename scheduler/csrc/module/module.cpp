@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "plan/scheduler.h"
+#include "record/replay.h"
 #include "wire/codec.h"
 
 namespace py = pybind11;
@@ -150,8 +151,7 @@ std::vector<EventTuple> TakeEvents(Core& core) {
   return events;
 }
 
-py::dict StatsOf(Core& core) {
-  const plan::Scheduler& scheduler = core.scheduler();
+py::dict StatsOf(const plan::Scheduler& scheduler) {
   const plan::Counters& counters = scheduler.counters();
   const kv::BlockCounts blocks = scheduler.blocks();
   py::dict stats;
@@ -252,9 +252,35 @@ PYBIND11_MODULE(_scheduler, m) {
           py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes())
       .def("take_events", &TakeEvents)
       .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
-      .def("stats", &StatsOf)
+      .def("stats", [](Core& core) { return StatsOf(core.scheduler()); })
       .def("check", [](Core& core) { Require(core.scheduler().Verify()); })
       .def("time_steps", &Core::TimeSteps, py::arg("steps"), py::arg("token") = 0);
+
+  using record::Played;
+  py::class_<Played>(m, "Played")
+      .def_readonly("index", &Played::index)
+      .def_readonly("event", &Played::event)
+      .def_readonly("outcome", &Played::outcome)
+      .def_property_readonly("step", [](const Played& played) { return played.step.value; })
+      .def_readonly("replayed", &Played::replayed)
+      .def_readonly("settled", &Played::settled)
+      .def_readonly("same", &Played::same);
+  py::class_<record::Replay>(m, "Replay")
+      .def(py::init([](const std::string& path) {
+             auto replay = record::Replay::Open(path);
+             if (!replay.ok()) throw SchedulerError(replay.error().message);
+             return std::move(replay).value();
+           }),
+           py::arg("path"))
+      .def("next",
+           [](record::Replay& replay) -> std::optional<Played> {
+             auto played = replay.Next();
+             if (!played.ok()) throw SchedulerError(played.error().message);
+             return std::move(played).value();
+           })
+      .def_property_readonly("closed", &record::Replay::closed)
+      .def("stats", [](const record::Replay& replay) { return StatsOf(replay.core()); })
+      .def("check", [](const record::Replay& replay) { Require(replay.core().Verify()); });
 
   m.def(
       "siphash128",

@@ -8,13 +8,13 @@
 
 #include "net/router.h"
 #include "net/session.h"
-#include "plan/scheduler.h"
+#include "record/recorded_scheduler.h"
 
 namespace tokenspeed::net {
 
 class FrontendDesk {
  public:
-  FrontendDesk(Router& router, plan::Scheduler& scheduler, Session& session)
+  FrontendDesk(Router& router, record::RecordedScheduler& scheduler, Session& session)
       : router_(router), scheduler_(scheduler), session_(session) {}
 
   void Handle(const Router::Incoming& message, const wire::Welcome& welcome);
@@ -39,7 +39,7 @@ class FrontendDesk {
   void TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit);
 
   Router& router_;
-  plan::Scheduler& scheduler_;
+  record::RecordedScheduler& scheduler_;
   Session& session_;
   ClientId last_client_;
   std::map<Identity, Frontend> frontends_;

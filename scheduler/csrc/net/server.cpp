@@ -62,14 +62,15 @@ int OpenSignals() {
 
 class Server {
  public:
-  Server(const ZmqLibrary& zmq, const wire::SchedulerConfig& config, const plan::Limits& limits)
+  Server(const ZmqLibrary& zmq, const wire::SchedulerConfig& config, const plan::Limits& limits,
+         std::unique_ptr<record::BlackBox> box)
       : zmq_(zmq),
         heartbeat_(config.heartbeat_ms * kMillisecond),
         parent_(config.parent_pid),
         signals_(OpenSignals()),
         parent_fd_(parent_ > 0 ? static_cast<int>(syscall(SYS_pidfd_open, parent_, 0)) : -1),
         session_{.token = config.token.bytes},
-        scheduler_(limits),
+        scheduler_(limits, std::move(box)),
         context_(zmq),
         frontend_router_(zmq, context_.get()),
         worker_router_(zmq, context_.get()),
@@ -208,7 +209,7 @@ class Server {
   Descriptor signals_;
   Descriptor parent_fd_;
   Session session_;
-  plan::Scheduler scheduler_;
+  record::RecordedScheduler scheduler_;
   Context context_;  // closes behind its sockets
   Router frontend_router_;
   Router worker_router_;
@@ -256,12 +257,22 @@ Result<plan::Limits> LimitsOf(const wire::SchedulerConfig& config) {
   return limits;
 }
 
+// Null if nothing shall be recorded, or nothing can be: that is no reason not to serve.
+std::unique_ptr<record::BlackBox> OpenBox(const wire::SchedulerConfig& config,
+                                          const plan::Limits& limits) {
+  if (config.record_path.empty()) return nullptr;
+  auto box = record::BlackBox::Create(config.record_path, config.record_bytes, limits);
+  if (box.ok()) return std::move(box).value();
+  Log("not recording: " + box.error().message);
+  return nullptr;
+}
+
 }  // namespace
 
 Result<int> Serve(const ZmqLibrary& zmq, const wire::SchedulerConfig& config) {
   Result<plan::Limits> limits = LimitsOf(config);
   if (!limits.ok()) return Error(limits.error());
-  Server server(zmq, config, limits.value());
+  Server server(zmq, config, limits.value(), OpenBox(config, limits.value()));
   if (Status bound = server.Bind(config); !bound.ok()) return Error(bound.error());
   int major = 0, minor = 0, patch = 0;
   zmq.version(&major, &minor, &patch);

@@ -216,6 +216,7 @@ void WorkerGroup::SendPlans() {
     if (plan != nullptr) {
       wire::EncodePlan(*plan, buffer_);
       digest_ = wire::NextDigest(digest_, wire::AsBytes(buffer_));
+      scheduler_.Planned(digest_);
       quorum_.Planned(plan->step, digest_);
     }
     plan_time_ += Now() - start;

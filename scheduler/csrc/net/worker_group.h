@@ -9,14 +9,14 @@
 
 #include "net/router.h"
 #include "net/session.h"
-#include "plan/scheduler.h"
 #include "plan/step_quorum.h"
+#include "record/recorded_scheduler.h"
 
 namespace tokenspeed::net {
 
 class WorkerGroup {
  public:
-  WorkerGroup(Router& router, plan::Scheduler& scheduler, Session& session, int num_ranks)
+  WorkerGroup(Router& router, record::RecordedScheduler& scheduler, Session& session, int num_ranks)
       : router_(router),
         scheduler_(scheduler),
         session_(session),
@@ -58,7 +58,7 @@ class WorkerGroup {
   std::optional<int> RankOf(const Identity& identity) const;
 
   Router& router_;
-  plan::Scheduler& scheduler_;
+  record::RecordedScheduler& scheduler_;
   Session& session_;
   std::vector<std::optional<Worker>> workers_;  // by rank
   plan::StepQuorum quorum_;

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// What can happen to the core, as values: a call of plan::Scheduler each. The order of the
+// alternatives is the file format's; a new one goes to the end.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "base/siphash.h"
+#include "plan/limits.h"
+#include "plan/request.h"
+
+namespace tokenspeed::record {
+
+struct Submit {
+  plan::Submission submission;
+};
+struct Abort {
+  RequestName name;
+  int64_t kept = -1;
+};
+struct AbortClient {
+  ClientId client;
+};
+struct AbortAll {};
+struct Drain {};
+struct BeginEpoch {
+  Epoch epoch;
+  int32_t num_blocks = 0;
+  int32_t block_size = 0;
+};
+struct EndEpoch {};
+struct Plan {
+  TimeNs now = 0;
+};
+struct Advance {
+  StepId step;
+  std::vector<Token> tokens;
+  std::vector<float> logprobs;
+};
+
+using Event =
+    std::variant<Submit, Abort, AbortClient, AbortAll, Drain, BeginEpoch, EndEpoch, Plan, Advance>;
+
+// Replaces `out` by the event's fields, little-endian and back to back; its kind stands elsewhere.
+void EncodeEvent(const Event& event, std::string& out);
+// Errors: `kind` is no event, or the bytes are not exactly its fields.
+Result<Event> DecodeEvent(size_t kind, Bytes bytes);
+
+// The limits, but for the hash key: it is a secret, and plans do not depend on it.
+void EncodeLimits(const plan::Limits& limits, std::string& out);
+Result<plan::Limits> DecodeLimits(Bytes bytes);
+
+// One line for people. It names counts, never token ids.
+std::string Describe(const Event& event);
+
+}  // namespace tokenspeed::record
