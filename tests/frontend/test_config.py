@@ -30,7 +30,9 @@ def other_value(name: str) -> tuple[str, object]:
         return choice, choice
     return {
         bool: ("", not field.default),
-        int: ("3", 3) if name != "max_step_tokens" else ("700", 700),
+        int: {"max_step_tokens": ("700", 700), "record_bytes": ("70000", 70000)}.get(
+            name, ("3", 3)
+        ),
         float: ("2.5", 2.5),
         str: ("other", "other"),
     }[type(field.default)]
