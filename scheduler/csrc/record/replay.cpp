@@ -101,7 +101,8 @@ Result<std::optional<Played>> Replay::Next() {
 }
 
 Played Replay::Play(Event event, const RecordHead& head) {
-  Played played{.event = Describe(event)};
+  Played played;
+  played.event = Describe(event);
   plan::Scheduler& core = *core_;
   Hash128 outcome;
   const auto tell = [&](const Status& status) {
