@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A worker without a model, as tests/scheduler/simulated_worker.py: cells keep the token that was
-// written, and a sampled token is a function of the history as read from the blocks.
+// written, and a sampled token is a function of the history as read from the blocks. Requests of
+// different seeds must not read each other's cells: tests give each salt a seed of its own.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +28,8 @@ class ModelWorker {
   ModelWorker(int num_blocks, int block_size, int vocab)
       : width_(block_size),
         vocab_(vocab),
-        cells_(static_cast<size_t>(num_blocks * block_size), -1) {}
+        cells_(static_cast<size_t>(num_blocks * block_size), -1),
+        writers_(cells_.size()) {}
 
   const std::string& error() const { return error_; }
   int max_step_tokens() const { return largest_; }
@@ -41,7 +43,9 @@ class ModelWorker {
       if (slots_.erase(slot) == 0) Fail("removes an unknown slot", slot);
     }
     for (size_t i = 0; i < plan.added_slots.size(); ++i) {
-      const bool fresh = slots_.emplace(plan.added_slots[i], Slot(plan.added_context[i])).second;
+      Slot slot(plan.added_context[i]);
+      slot.seed = plan.added_seed[i];
+      const bool fresh = slots_.emplace(plan.added_slots[i], std::move(slot)).second;
       if (!fresh) Fail("adds a slot that is there", plan.added_slots[i]);
     }
     for (size_t i = 0; i < plan.block_slots.size(); ++i) {
@@ -70,6 +74,7 @@ class ModelWorker {
   struct Slot {
     explicit Slot(int tokens = 0) : context(tokens) {}
     int context;
+    uint64_t seed = 0;
     std::vector<int32_t> blocks;
     Token last = -1;
     int32_t group = -1;
@@ -136,6 +141,7 @@ class ModelWorker {
         if (!written.insert(cell).second) Fail("two rows write block", slot.context / width_);
         *cell = given ? plan.prompt_tokens[at++] : slot.last;
         if (*cell < 0) Fail("no last token in slot", plan.rows[i]);
+        writers_[static_cast<size_t>(cell - cells_.data())] = slot.seed;
         if (slot.context % width_ == 0) begun_.insert(BlockAt(slot, slot.context));
       }
       for (int k = 0; k < slot.context; k += width_) touched_.insert(BlockAt(slot, k));
@@ -150,7 +156,11 @@ class ModelWorker {
   Token Sample(const Slot& slot) {
     uint64_t hash = 0;
     for (int position = 0; position < slot.context; ++position) {
-      const Token token = *Cell(slot, position);
+      const Token* cell = Cell(slot, position);
+      const Token token = *cell;
+      if (writers_[static_cast<size_t>(cell - cells_.data())] != slot.seed) {
+        Fail("reads what a request of another seed wrote, position", position);
+      }
       if (token < 0) Fail("reads a position that was never written", position);
       hash = Fold(hash, token);
     }
@@ -160,6 +170,7 @@ class ModelWorker {
   int width_;
   int vocab_;
   std::vector<Token> cells_;
+  std::vector<uint64_t> writers_;  // seed of the request that wrote the cell
   std::map<int32_t, Slot> slots_;
   std::string error_;
   int largest_ = 0;

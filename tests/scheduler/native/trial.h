@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT
+// One life of a core under random events: a model worker reads every token from its blocks, and
+// what each request must produce is computed apart from the core. `Take` checks after every event;
+// the first thing that is wrong is `failure()`.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "isolated.h"
+#include "model_worker.h"
+#include "plan/step_quorum.h"
+#include "record/recorded_scheduler.h"
+#include "wire/codec.h"
+
+namespace tokenspeed {
+
+enum Kind : uint8_t {
+  kSubmit,
+  kAbort,
+  kAbortClient,
+  kPlan,
+  kReport,     // the next report of a rank arrives
+  kRepeat,     // an old report arrives again: of this epoch or of one that is over
+  kBadResult,  // a result that no worker sent
+  kNumeric,    // logits of the next sampled row are not finite
+  kEpoch,      // the workers die and new ones come
+  kDrain,
+  kKinds
+};
+inline constexpr std::array<const char*, kKinds> kNames = {
+    "submit", "abort",      "abort client", "plan",  "report",
+    "repeat", "bad result", "numeric",      "epoch", "drain"};
+
+struct Event {
+  Kind kind;
+  std::array<uint32_t, 3> dice;
+};
+
+class Trial {
+ public:
+  // Limits, shapes and ranks are a function of the seed; a path records what happens.
+  explicit Trial(uint64_t seed, const std::string& box_path = {})
+      : random_(seed),
+        limits_(MakeLimits()),
+        ranks_(1 + static_cast<int>(random_.Below(3))),
+        scheduler_(limits_, OpenBox(box_path)),
+        quorum_(ranks_) {
+    BeginEpoch(static_cast<uint32_t>(random_.Next()));
+  }
+
+  const std::string& failure() const { return failure_; }
+
+  // False if something was wrong, now or before.
+  bool Take(const Event& event) {
+    now_ += static_cast<TimeNs>(event.dice[2] % 1000) * 1000;
+    Dispatch(event);
+    return Check();
+  }
+
+  // Input stops: whatever lives must end within the bound, and leave nothing behind.
+  bool Finish() {
+    // A step moves its first request forward by a token at least, so that each request needs at
+    // most twice its length: once computed, once more after it was displaced.
+    const int64_t bound = scheduler_.counters().steps + limits_.depth +
+                          int64_t{2} * scheduler_.live() * limits_.max_model_len;
+    while (scheduler_.live() > 0) {
+      while (Plan()) {
+        if (!Check()) return false;
+      }
+      if (!DeliverAll()) return Fail("live requests and nothing in flight");
+      if (!Check()) return false;
+      if (scheduler_.counters().steps > bound) return Fail("requests are stuck");
+    }
+    DeliverAll();
+    const kv::BlockCounts blocks = scheduler_.blocks();
+    if (blocks.free + blocks.cached != blocks.total) return Fail("blocks are missing at rest");
+    if (!asked_.empty()) return Fail("a request never ended");
+    return Check();
+  }
+
+ private:
+  // What a rank says of a step.
+  struct Report {
+    int rank;
+    bool is_result;  // else an ack
+    Epoch epoch;
+    StepId step;
+    Hash128 digest;
+    Hash128 token_hash;
+    std::vector<Token> tokens;
+  };
+  struct Running {
+    StepId step;
+    std::set<int32_t> touched;
+  };
+  struct Asked {
+    uint64_t hash = 0;
+    int left = 0;
+    Token stop = -1;
+  };
+
+  plan::Limits MakeLimits() {
+    plan::Limits limits;
+    limits.max_slots = static_cast<int32_t>(1 + random_.Below(6));
+    limits.max_step_tokens = limits.max_slots + static_cast<int32_t>(random_.Below(20));
+    limits.max_model_len = 48;
+    limits.max_waiting = static_cast<int32_t>(1 + random_.Below(10));
+    limits.vocab_size = static_cast<int32_t>(2 + random_.Below(20));
+    limits.depth = static_cast<int32_t>(1 + random_.Below(3));
+    limits.max_prefill_tokens = random_.Below(2) ? static_cast<int32_t>(random_.Below(9)) : 0;
+    limits.prefix_caching = random_.Below(5) != 0;
+    return limits;
+  }
+
+  std::unique_ptr<record::BlackBox> OpenBox(const std::string& path) {
+    if (path.empty()) return nullptr;
+    auto box = record::BlackBox::Create(path, int64_t{1} << 20, limits_);
+    if (!box.ok()) Fail(box.error().message);
+    return box.ok() ? std::move(box).value() : nullptr;
+  }
+
+  void BeginEpoch(uint32_t shape) {
+    epoch_ = Epoch{epoch_.value + 1};
+    const int width = 1 + static_cast<int>(shape % 5);
+    const int blocks = 8 + static_cast<int>(shape / 8 % 40);
+    worker_ = std::make_unique<ModelWorker>(blocks, width, limits_.vocab_size);
+    running_.clear();
+    reports_.assign(static_cast<size_t>(ranks_), {});
+    digest_ = wire::FirstDigest(epoch_);
+    quorum_.Reset(epoch_);
+    scheduler_.BeginEpoch(epoch_, blocks, width);
+  }
+
+  void Dispatch(const Event& event) {
+    const auto [a, b, c] = event.dice;
+    switch (event.kind) {
+      case kSubmit:
+        return Submit(a, b, c);
+      case kAbort:
+        return scheduler_.Abort({ClientId{1 + a % 3}, b % (1 + submitted_)},
+                                static_cast<int64_t>(c % 5) - 1);
+      case kAbortClient:
+        return scheduler_.AbortClient(ClientId{1 + a % 3});
+      case kPlan:
+        Plan();
+        return;
+      case kReport:
+        Deliver(a);
+        return;
+      case kRepeat:
+        return Repeat(a);
+      case kBadResult:
+        return BadResult(a, b, c);
+      case kNumeric:
+        poisoned_row_ = a % 4;
+        return;
+      case kEpoch:
+        scheduler_.EndEpoch();
+        return BeginEpoch(a);
+      case kDrain:
+        drained_ = true;
+        return scheduler_.Drain();
+      case kKinds:
+        return;
+    }
+  }
+
+  void Submit(uint32_t a, uint32_t b, uint32_t c) {
+    plan::Submission submission;
+    submission.name = {ClientId{1 + a % 3}, submitted_++};
+    const bool again = b % 16 == 0 && !asked_.empty();
+    if (again) submission.name = asked_.begin()->first;  // an id that is in use
+    submission.time = now_;
+    // Few families of prompts, so that prefixes are shared at every depth.
+    const size_t length = 1 + b / 16 % 40;
+    const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
+    for (size_t i = 0; i < length; ++i) {
+      const uint32_t family = i < 6 ? c % 2 : c % 7;
+      submission.prompt.push_back(static_cast<Token>((family * 31 + i * i) % vocab));
+    }
+    submission.max_tokens = 1 + a / 8 % 24;
+    // The worker refuses to read what a request of another seed wrote.
+    submission.sampling.seed = a % 5 == 0;
+    if (a % 5 == 0) submission.salt = "salt";
+    Asked asked;
+    asked.left = static_cast<int>(std::min<int64_t>(
+        submission.max_tokens, limits_.max_model_len - static_cast<int64_t>(length)));
+    if (c % 3 == 0) {
+      asked.stop = static_cast<Token>(c % vocab);
+      submission.stop_ids = {asked.stop};
+    }
+    for (const Token token : submission.prompt) asked.hash = Fold(asked.hash, token);
+    const RequestName name = submission.name;
+    if (!scheduler_.Submit(std::move(submission)).ok()) return;
+    if (again) Fail("an id that is in use is taken");
+    if (drained_) Fail("a request is taken while draining");
+    asked_.emplace(name, asked);
+  }
+
+  bool Plan() {
+    const plan::StepPlan* plan = scheduler_.Plan(now_);
+    if (plan == nullptr) return false;
+    wire::EncodePlan(*plan, frame_);
+    digest_ = wire::NextDigest(digest_, wire::AsBytes(frame_));
+    scheduler_.Planned(digest_);
+    quorum_.Planned(plan->step, digest_);
+    Report report{.rank = 0,
+                  .is_result = true,
+                  .epoch = epoch_,
+                  .step = plan->step,
+                  .digest = digest_,
+                  .token_hash = {},
+                  .tokens = worker_->Apply(*plan)};
+    if (poisoned_row_ && *poisoned_row_ < report.tokens.size()) {
+      report.tokens[*poisoned_row_] = -1;
+      poisoned_row_.reset();
+      ++numeric_;
+    }
+    for (const Running& earlier : running_) {
+      for (const int32_t block : worker_->begun()) {
+        if (earlier.touched.contains(block)) Fail("a block is reused before its step has retired");
+      }
+    }
+    running_.push_back({plan->step, worker_->touched()});
+    report.token_hash = SipHash128(digest_, std::as_bytes(std::span(report.tokens)));
+    reports_[0].push_back(report);
+    report.is_result = false;
+    for (report.rank = 0; report.rank < ranks_; ++report.rank) {
+      reports_[static_cast<size_t>(report.rank)].push_back(report);
+    }
+    return true;
+  }
+
+  // The next report of a rank, if there is one.
+  bool Deliver(uint32_t rank) {
+    auto& queue = reports_[rank % reports_.size()];
+    if (queue.empty()) return false;
+    const Report report = std::move(queue.front());
+    queue.pop_front();
+    if (Hear(report) != plan::StepQuorum::Verdict::kTaken) Fail("a true report is ignored");
+    heard_.push_back(report);
+    if (heard_.size() > 20) heard_.pop_front();
+    auto complete = quorum_.Pop();
+    if (!complete.ok()) {
+      Fail("ranks that agree are said to differ");
+    } else if (complete.value()) {
+      const plan::CompleteStep& step = *complete.value();
+      running_.pop_front();
+      if (!scheduler_.Advance(step.step, step.tokens, {}).ok()) Fail("a true result is refused");
+    }
+    return true;
+  }
+
+  bool DeliverAll() {
+    bool any = false;
+    for (uint32_t rank = 0; rank < reports_.size(); ++rank) {
+      while (Deliver(rank)) any = true;
+    }
+    return any;
+  }
+
+  plan::StepQuorum::Verdict Hear(const Report& report) {
+    if (report.is_result) {
+      return quorum_.Result(report.epoch, report.step, report.digest, report.tokens, {});
+    }
+    return quorum_.Ack(report.rank, report.epoch, report.step, report.digest, report.token_hash);
+  }
+
+  void Repeat(uint32_t which) {
+    if (heard_.empty()) return;
+    if (Hear(heard_[which % heard_.size()]) != plan::StepQuorum::Verdict::kIgnored) {
+      Fail("a report counts twice");
+    }
+  }
+
+  // Straight into the core: another step, another count, or tokens outside the vocabulary.
+  void BadResult(uint32_t a, uint32_t b, uint32_t c) {
+    std::vector<Token> tokens(a % 4, static_cast<Token>(b % 3) - 3);
+    StepId step{static_cast<int64_t>(c % 4)};
+    if (!running_.empty()) {
+      step = StepId{running_.front().step.value + static_cast<int64_t>(c % 3) - 1};
+      if (step == running_.front().step) tokens.resize(tokens.size() + 8, -2);
+    }
+    if (scheduler_.Advance(step, tokens, {}).ok()) Fail("a bad result is taken");
+  }
+
+  bool Check() {
+    for (const plan::TokenEvent& event : scheduler_.events()) Expect(event);
+    for (const plan::LateRejection& late : scheduler_.late_rejections()) {
+      if (asked_.erase(late.name) == 0) return Fail("rejected twice");
+    }
+    scheduler_.ClearEvents();
+    if (!worker_->error().empty()) return Fail(worker_->error());
+    if (worker_->max_step_tokens() > limits_.max_step_tokens) return Fail("a step over the budget");
+    if (scheduler_.in_flight() > limits_.depth) return Fail("too many steps in flight");
+    if (static_cast<size_t>(scheduler_.live()) != asked_.size()) return Fail("requests are lost");
+    if (const Status status = scheduler_.Verify(); !status.ok()) {
+      return Fail(status.error().message);
+    }
+    return failure_.empty();
+  }
+
+  void Expect(const plan::TokenEvent& event) {
+    using fsm::FinishReason;
+    const auto found = asked_.find(event.name);
+    if (found == asked_.end()) return static_cast<void>(Fail("an event of a request that ended"));
+    Asked& asked = found->second;
+    FinishReason expected = FinishReason::kNone;
+    if (event.token >= 0) {
+      if (event.token != SampleAfter(asked.hash, limits_.vocab_size)) Fail("wrong token");
+      asked.hash = Fold(asked.hash, event.token);
+      --asked.left;
+      if (asked.left == 0) expected = FinishReason::kLength;
+      if (event.token == asked.stop) expected = FinishReason::kStop;
+      if (event.reason != expected) Fail("wrong finish reason");
+    } else if (event.reason == FinishReason::kNumeric) {
+      if (--numeric_ < 0) Fail("finite logits end a request");
+    } else if (event.reason != FinishReason::kAbort && event.reason != FinishReason::kWorkerLost) {
+      Fail("an end without a token");
+    }
+    if (event.reason != FinishReason::kNone) asked_.erase(found);
+  }
+
+  bool Fail(const std::string& why) {
+    if (failure_.empty()) failure_ = why;
+    return false;
+  }
+
+  struct NameOrder {
+    bool operator()(const RequestName& one, const RequestName& other) const {
+      return std::pair(one.client, one.id) < std::pair(other.client, other.id);
+    }
+  };
+
+  std::string failure_;
+  Random random_;
+  plan::Limits limits_;
+  int ranks_;
+  record::RecordedScheduler scheduler_;
+  plan::StepQuorum quorum_;
+  Epoch epoch_;
+  Hash128 digest_;
+  TimeNs now_ = 0;
+  std::string frame_;
+  std::unique_ptr<ModelWorker> worker_;
+  std::deque<Running> running_;              // steps in flight
+  std::vector<std::deque<Report>> reports_;  // of each rank, on their way
+  std::deque<Report> heard_;
+  std::map<RequestName, Asked, NameOrder> asked_;
+  std::optional<size_t> poisoned_row_;
+  int numeric_ = 0;  // poisoned rows that have not ended a request
+  uint64_t submitted_ = 0;
+  bool drained_ = false;
+};
+
+}  // namespace tokenspeed
