@@ -56,9 +56,11 @@ clean: ## remove what the build made
 	rm -rf build dist $(VENV)
 
 SANITIZE := build/sanitize
+FUZZ := build/fuzz
 FUZZ_COUNT ?= 100000
+FUZZ_EVENTS ?= 10000000
 
-.PHONY: test-cpp build-sanitize
+.PHONY: test-cpp build-sanitize build-fuzz mutants
 
 build-sanitize:
 	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
@@ -66,10 +68,22 @@ build-sanitize:
 	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(SANITIZE)
 
-test-cpp: $(STAMP) ## the C++ tests and fuzz drivers under address and undefined sanitizers
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize
-	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
+# Optimised and without sanitizers: a hundred times the events.
+build-fuzz:
+	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	cmake --build $(FUZZ) --target fuzz_scheduler
 
-soak: ## the same with 10^7 events and frames, then the long Python tests
-	$(MAKE) test-cpp FUZZ_COUNT=10000000
+test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz
+	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
+	$(FUZZ)/native/fuzz_scheduler $(FUZZ_EVENTS)
+
+mutants: $(STAMP) ## ten seeded mistakes in the core: the fuzzer must find each
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz
+	$(BIN)/python tests/scheduler/mutants.py $(FUZZ)
+
+soak: ## the same with 10^7 sanitized and 10^9 fast events, the mutants, the long Python tests
+	$(MAKE) test-cpp FUZZ_COUNT=10000000 FUZZ_EVENTS=1000000000
+	$(MAKE) mutants
 	$(BIN)/pytest -m soak

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Mistakes seeded into the core, each of which the fuzzer or a unit test must find.
+
+`python mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in it,
+compiles each mutant's files anew, links them before the library, and prints what killed it.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import attrs
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "scheduler" / "csrc"
+MAX_EVENTS = 4_000_000
+LIMIT_S = 300
+
+
+class StaleMutantError(ValueError):
+    """A mutant's text is not in the sources any more: write the mutant anew."""
+
+
+@attrs.frozen
+class Edit:
+    """`old`, which occurs once in `file`, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+@attrs.frozen
+class Mutant:
+    """A mistake; `premise` are edits that are no mistake and without which it cannot be seen."""
+
+    meaning: str
+    edits: tuple[Edit, ...]
+    premise: tuple[Edit, ...] = ()
+
+
+# Every lookup meets entries of other content: only what is compared on a hit keeps them apart.
+COLLISIONS = (
+    Edit(
+        "kv/hash_chain.cpp",
+        "return {hashes_[block + 1], hashes_[block]};",
+        "Hash128 weak;\n  weak.bytes[0] = hashes_[block + 1].bytes[0] & std::byte{7};\n"
+        "  return {weak, hashes_[block]};",
+    ),
+)
+
+MUTANTS = (
+    Mutant(
+        "a released block is free at once, not when its step retires",
+        (
+            Edit(
+                "kv/block_pool.cpp",
+                "InFlightBlock block(id, planned_);\n  if (planned_ > retired_) {",
+                "InFlightBlock block(id, retired_);\n  if (planned_ < retired_) {",
+            ),
+        ),
+    ),
+    Mutant(
+        "the fence falls one step early",
+        (
+            Edit("kv/block_pool.cpp", "  retired_ = step;\n", "  retired_ = planned_;\n"),
+            Edit("kv/block_pool.cpp", "node(id).fence <= step;", "node(id).fence <= retired_;"),
+            Edit("kv/block_pool.cpp", "step > retired_, \"retired", "step > StepId{}, \"retired"),
+        ),
+    ),
+    Mutant(
+        "an unordered reader gets a block before its write retires",
+        (
+            Edit(
+                "kv/block.cpp",
+                "  if (!pool_->IsRetired(id_, proof)) return std::nullopt;\n",
+                "  static_cast<void>(proof);\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a hit does not compare the tokens",
+        (
+            Edit(
+                "kv/block_pool.cpp",
+                "|| !std::ranges::equal(own, tokens)) return",
+                "|| own.size() != tokens.size()) return",
+            ),
+        ),
+        COLLISIONS,
+    ),
+    Mutant(
+        "a hit does not compare what stands before it",
+        (
+            Edit(
+                "kv/block_pool.cpp",
+                "node(*id).key.parent != key.parent || !std::ranges",
+                "!std::ranges",
+            ),
+        ),
+        COLLISIONS,
+    ),
+    Mutant(
+        "a holder of a block is counted twice",
+        (Edit("kv/block_pool.cpp", "  ++n.holders;\n", "  n.holders += 2;\n"),),
+    ),
+    Mutant(
+        "an evicted block stays in the index",
+        (Edit("kv/block_pool.cpp", "    Unindex(id);\n  }\n  Unlink", "  }\n  Unlink"),),
+    ),
+    Mutant(
+        "a block is sealed before its last token is known",
+        (
+            Edit(
+                "plan/planning.cpp",
+                "std::min(context, request.known())",
+                "std::min(context, request.known() + 1)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a waiting request passes a preempted one",
+        (Edit("plan/planning.cpp", "preempted_.empty() && !waiting_", "!waiting_"),),
+    ),
+    Mutant(
+        "a token that overran its request goes to the slot's next one",
+        (
+            Edit(
+                "plan/scheduler.cpp",
+                "if (place.arrival == row.arrival) return place.request;",
+                "if (place.request != nullptr) return place.request;",
+            ),
+        ),
+    ),
+    Mutant(
+        "the salt is not in the root of the chain",
+        (Edit("plan/planning.cpp", "(limits_.hash_key, head.salt,", '(limits_.hash_key, "",'),),
+    ),
+    Mutant(
+        "a rank's report counts twice",
+        (Edit("plan/step_quorum.cpp", "  if (ack) return Verdict::kIgnored;\n", ""),),
+    ),
+)
+
+
+class Bench:
+    """Builds and runs variants of the core."""
+
+    def __init__(self, build: Path, folder: Path) -> None:
+        self.build = build
+        self.folder = folder
+
+    def compile(self, name: str, edits: tuple[Edit, ...]) -> list[Path]:
+        """Return the objects of the files that the edits change."""
+        texts: dict[str, str] = {}
+        for edit in edits:
+            text = texts.get(edit.file) or (SOURCES / edit.file).read_text()
+            if text.count(edit.old) != 1:
+                raise StaleMutantError(f"{edit.file} has {text.count(edit.old)} of {edit.old!r}")
+            texts[edit.file] = text.replace(edit.old, edit.new)
+        objects = []
+        for file, text in texts.items():
+            source = self.folder / f"{name}_{file.replace('/', '_')}"
+            source.write_text(text)
+            objects.append(source.with_suffix(".o"))
+            options = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}"]
+            # as the build has it, or the objects would not fit together
+            command = ["c++", *options, *self._definitions(), "-c", str(source)]
+            subprocess.run([*command, "-o", str(objects[-1])], check=True)
+        return objects
+
+    def _definitions(self) -> list[str]:
+        rules = (self.build / "build.ninja").read_text()
+        block = rules[rules.index("scheduler_core.dir/csrc/kv/block_pool.cpp.o:") :]
+        flags = re.search(r"FLAGS = (.*)", block)
+        assert flags is not None
+        return [flag for flag in flags[1].split() if flag.startswith("-fsanitize")]
+
+    def run(self, program: str, objects: list[Path], *arguments: str) -> tuple[bool, str]:
+        """Return whether the program finds nothing, and what it prints."""
+        binary = self.folder / program
+        main = self.build / "native" / "CMakeFiles" / f"{program}.dir" / f"{program}.cpp.o"
+        library = self.build / "libscheduler_core.a"
+        command = ["c++", *self._definitions(), str(main), *map(str, objects), str(library)]
+        subprocess.run([*command, "-o", str(binary)], check=True)
+        done = subprocess.run(
+            [str(binary), *arguments], capture_output=True, text=True, timeout=LIMIT_S
+        )
+        return done.returncode == 0, done.stderr
+
+    def killer(self, name: str, mutant: Mutant) -> str | None:
+        """Return what finds the mutant, None if nothing does."""
+        objects = self.compile(name, (*mutant.premise, *mutant.edits))
+        survives, output = self.run("test_kv", objects) if not mutant.premise else (True, "")
+        unit = None if survives else "test_kv"
+        box = str(self.folder / "box")
+        survives, output = self.run("fuzz_scheduler", objects, str(MAX_EVENTS), "1", box)
+        if survives:
+            return unit
+        events = re.search(r"found after (\d+) events", output)
+        shrunk = re.search(r"these (\d+) of", output)
+        reason = re.search(r"(?:CHECK failed: |invariant broken: )(.*)", output)
+        return (
+            f"fuzz: {int(events[1]) if events else 0:>8,} events, "
+            f"{shrunk[1] if shrunk else '?':>3} left, {reason[1][:60] if reason else 'a crash'}"
+        )
+
+
+def main(build: Path) -> int:
+    """Print the table; 1 if a mutant survives."""
+    survivors = 0
+    folder = Path(tempfile.mkdtemp(prefix="mutants"))
+    try:
+        bench = Bench(build.resolve(), folder)
+        # The control: what the premise changes alone is no mistake.
+        quiet, output = bench.run(
+            "fuzz_scheduler", bench.compile("control", COLLISIONS), str(MAX_EVENTS // 4)
+        )
+        print(f"{'colliding hashes alone (the control)':<62} {'survive' if quiet else output}")
+        survivors += not quiet
+        for number, mutant in enumerate(MUTANTS):
+            killer = bench.killer(f"m{number}", mutant)
+            survivors += killer is None
+            print(f"{mutant.meaning:<62} {killer or 'SURVIVES'}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+    return min(survivors, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
