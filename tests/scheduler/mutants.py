@@ -68,7 +68,7 @@ MUTANTS = (
         (
             Edit("kv/block_pool.cpp", "  retired_ = step;\n", "  retired_ = planned_;\n"),
             Edit("kv/block_pool.cpp", "node(id).fence <= step;", "node(id).fence <= retired_;"),
-            Edit("kv/block_pool.cpp", "step > retired_, \"retired", "step > StepId{}, \"retired"),
+            Edit("kv/block_pool.cpp", 'step > retired_, "retired', 'step > StepId{}, "retired'),
         ),
     ),
     Mutant(
@@ -122,15 +122,21 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a waiting request passes a preempted one",
-        (Edit("plan/planning.cpp", "preempted_.empty() && !waiting_", "!waiting_"),),
+        "a preempted request is queued again before its tokens are in",
+        (
+            Edit(
+                "plan/planning.cpp",
+                "std::get_if<fsm::Preempted>(&request.state)->in_flight == 0",
+                "std::get_if<fsm::Preempted>(&request.state)->in_flight >= 0",
+            ),
+        ),
     ),
     Mutant(
         "a token that overran its request goes to the slot's next one",
         (
             Edit(
-                "plan/scheduler.cpp",
-                "if (place.arrival == row.arrival) return place.request;",
+                "plan/results.cpp",
+                "if (place.first <= step) return place.request;",
                 "if (place.request != nullptr) return place.request;",
             ),
         ),
