@@ -9,7 +9,7 @@
 
 namespace tokenspeed::kv {
 
-BlockPool::BlockPool(int num_blocks, int block_size, bool findable)
+BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
     : num_blocks_(num_blocks),
       block_size_(block_size),
       findable_(findable),
@@ -23,6 +23,7 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable)
   }
   for (int id = 1; id < num_blocks; ++id) PushBack(kFreeList, BlockId{id});
   counts_.total = counts_.free = num_blocks - 1;
+  if (findable && retention != nullptr) eviction_.emplace(*retention, num_blocks);
 }
 
 std::span<Token> BlockPool::content(BlockId id) {
@@ -80,10 +81,19 @@ void BlockPool::Unlink(BlockId id) {
   node(n.next).previous = n.previous;
 }
 
+void BlockPool::Index(BlockId id) {
+  if (!findable_) return;
+  Node& n = node(id);
+  n.indexed = index_.Insert(n.key.hash, id);
+  if (n.indexed && eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
+}
+
 void BlockPool::Unindex(BlockId id) {
   Node& n = node(id);
-  if (n.indexed) index_.Erase(n.key.hash);
+  if (!n.indexed) return;
+  index_.Erase(n.key.hash);
   n.indexed = false;
+  if (eviction_) eviction_->Unindexed(id);
 }
 
 std::optional<OpenBlock> BlockPool::Allocate() {
@@ -91,6 +101,7 @@ std::optional<OpenBlock> BlockPool::Allocate() {
   if (id == sentinel(kFreeList)) {
     id = node(sentinel(kCachedList)).next;
     if (id == sentinel(kCachedList)) return std::nullopt;
+    if (eviction_) id = eviction_->Victim().value_or(id);
     Unindex(id);
   }
   Unlink(id);
@@ -106,7 +117,7 @@ std::optional<OpenBlock> BlockPool::Allocate() {
 
 void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
   Close(id, key, tokens);
-  if (findable_) node(id).indexed = index_.Insert(key.hash, id);
+  Index(id);
 }
 
 void BlockPool::Receive(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
@@ -127,7 +138,7 @@ void BlockPool::Close(BlockId id, const ChainKey& key, std::span<const Token> to
 void BlockPool::Received(BlockId id, bool ok) {
   Node& n = node(id);
   n.written = StepId{};
-  if (ok && findable_) n.indexed = index_.Insert(n.key.hash, id);
+  if (ok) Index(id);
 }
 
 std::optional<BlockId> BlockPool::Lookup(const ChainKey& key, std::span<const Token> tokens) const {
@@ -159,6 +170,7 @@ void BlockPool::Share(BlockId id) {
     TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
              "shared block " << id.value << " in place " << static_cast<int>(n.place));
     Unlink(id);
+    if (n.place == Place::kCached && eviction_) eviction_->Taken(id);
     Move(id, Place::kShared);
   }
   ++n.holders;
@@ -191,6 +203,7 @@ void BlockPool::Free(InFlightBlock block, const RetiredStep& proof) {
   Move(id, keep ? Place::kCached : Place::kFree);
   if (keep) {
     PushBack(kCachedList, id);
+    if (eviction_) eviction_->Cached(id);
   } else {
     PushFront(kFreeList, id);
   }
@@ -270,7 +283,7 @@ Status BlockPool::Verify() const {
       return broken("list ", list, " holds ", length, " blocks");
     }
   }
-  return Ok{};
+  return eviction_ ? eviction_->Verify() : Status(Ok{});
 }
 
 }  // namespace tokenspeed::kv

@@ -5,7 +5,8 @@
 //   open      held by one OpenBlock
 //   shared    held by one or more other handles
 //   retiring  held by nobody, but a step in flight may still touch it
-//   cached    held by nobody, findable, evicted least recently released first
+//   cached    held by nobody, findable; evicted by rank of its owner, or, without a Retention,
+//             least recently released first
 //
 // Invariant: the five counts add up to total(). Every operation is O(1); Match is O(1) a block.
 // Block 0 is the workers' scratch block and is never handed out.
@@ -18,6 +19,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block.h"
+#include "kv/eviction_queue.h"
 #include "kv/prefix_index.h"
 
 namespace tokenspeed::kv {
@@ -35,7 +37,8 @@ class BlockPool {
  public:
   // `num_blocks` counts the scratch block. `findable` false turns the prefix index off.
   // REQUIRES: num_blocks >= 2, block_size >= 1.
-  BlockPool(int num_blocks, int block_size, bool findable);
+  // `retention`, if any, ranks what is cached and outlives the pool.
+  BlockPool(int num_blocks, int block_size, bool findable, Retention* retention = nullptr);
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
@@ -47,7 +50,7 @@ class BlockPool {
   // Grows whenever available() grows.
   uint64_t releases() const { return releases_; }
 
-  // Takes a free block, else evicts the coldest cached one; nothing if there is neither.
+  // Takes a free block, else evicts a cached one; nothing if there is neither.
   std::optional<OpenBlock> Allocate();
 
   // The block with this key and content, if the pool has it.
@@ -56,6 +59,13 @@ class BlockPool {
   enum class Presence { kAbsent, kUnheld, kHeld };
   Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
   int holders(BlockId id) const { return node(id).holders; }
+
+  // Who uses a block that is held, and whom it is kept for afterwards.
+  void Claim(BlockId id, OwnerId owner) {
+    if (eviction_) eviction_->Claim(id, owner);
+  }
+  OwnerId owner(BlockId id) const { return eviction_ ? eviction_->owner(id) : OwnerId{}; }
+  int retained() const { return eviction_ ? eviction_->retained() : 0; }
 
   // From now on a released block waits until `step` has retired.
   // REQUIRES: steps ascend.
@@ -98,6 +108,7 @@ class BlockPool {
   void PushBack(List list, BlockId id);
   void PushFront(List list, BlockId id);
   void Unlink(BlockId id);
+  void Index(BlockId id);
   void Unindex(BlockId id);
   std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
 
@@ -124,6 +135,7 @@ class BlockPool {
   std::vector<Node> nodes_;
   std::vector<Token> contents_;
   PrefixIndex index_;
+  std::optional<EvictionQueue> eviction_;
   BlockCounts counts_;
   uint64_t releases_ = 0;
   StepId planned_;

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#include "kv/eviction_queue.h"
+
+#include <utility>
+
+#include "base/check.h"
+#include "kv/retention.h"
+
+namespace tokenspeed::kv {
+
+EvictionQueue::EvictionQueue(Retention& retention, int num_blocks)
+    : retention_(retention), nodes_(static_cast<size_t>(num_blocks)) {
+  retention_.Attach(this, num_blocks - 1);
+}
+
+EvictionQueue::~EvictionQueue() { retention_.Detach(this); }
+
+EvictionQueue::Leaves& EvictionQueue::leaves(int slot) {
+  if (static_cast<size_t>(slot) >= leaves_.size()) leaves_.resize(static_cast<size_t>(slot) + 1);
+  return leaves_[static_cast<size_t>(slot)];
+}
+
+int EvictionQueue::SlotOf(const Node& n) const {
+  return retention_.is_open(n.owner) ? n.owner.slot : 0;
+}
+
+void EvictionQueue::Claim(BlockId id, OwnerId owner) {
+  Node& n = node(id);
+  if (n.owner == owner) return;
+  TS_CHECK(!n.cached, "claim of block " << id.value << ", which is cached");
+  n.other = std::exchange(n.owner, owner);
+}
+
+void EvictionQueue::Indexed(BlockId id, std::optional<BlockId> parent) {
+  Node& n = node(id);
+  n.indexed = true;
+  n.owner = n.other = OwnerId{};
+  n.parent = kNone;
+  if (!parent || *parent == id) return;
+  Node& before = node(*parent);
+  n.parent = *parent;
+  n.parent_life = before.life;
+  ++before.children;
+  if (before.list >= 0) Delist(*parent);
+}
+
+void EvictionQueue::Unindexed(BlockId id) {
+  Node& n = node(id);
+  if (!n.indexed) return;
+  if (n.cached) Taken(id);
+  n.indexed = false;
+  n.children = 0;  // they cannot be found through it, and know by its life
+  ++n.life;
+  n.owner = n.other = OwnerId{};
+  const BlockId parent = std::exchange(n.parent, kNone);
+  if (parent == kNone || node(parent).life != n.parent_life) return;
+  if (--node(parent).children == 0) Settle(parent);
+}
+
+void EvictionQueue::Cached(BlockId id) {
+  Node& n = node(id);
+  TS_CHECK(n.indexed && !n.cached, "block " << id.value << " is cached twice, or lost");
+  n.cached = true;
+  ++leaves(SlotOf(n)).cached;
+  Settle(id);
+}
+
+void EvictionQueue::Taken(BlockId id) {
+  Node& n = node(id);
+  TS_CHECK(n.cached, "block " << id.value << " is not cached");
+  if (n.list >= 0) Delist(id);
+  --leaves(SlotOf(n)).cached;
+  n.cached = false;
+}
+
+// A cached block without children is a leaf.
+void EvictionQueue::Settle(BlockId id) {
+  const Node& n = node(id);
+  if (n.cached && n.children == 0 && n.list < 0) Enlist(id);
+}
+
+void EvictionQueue::Enlist(BlockId id) {
+  Node& n = node(id);
+  const int slot = SlotOf(n);
+  Leaves& list = leaves(slot);
+  n.list = slot;
+  n.next = kNone;
+  n.previous = list.last;
+  (list.last == kNone ? list.first : node(list.last).next) = id;
+  list.last = id;
+  if (list.first == id) owners_.Set(slot, retention_.rank(n.owner));
+}
+
+void EvictionQueue::Delist(BlockId id) {
+  Node& n = node(id);
+  const int slot = std::exchange(n.list, -1);
+  Leaves& list = leaves(slot);
+  (n.previous == kNone ? list.first : node(n.previous).next) = n.next;
+  (n.next == kNone ? list.last : node(n.next).previous) = n.previous;
+  if (list.first == kNone) owners_.Erase(slot);
+}
+
+std::optional<BlockId> EvictionQueue::Victim() {
+  while (!owners_.empty()) {
+    const BlockId id = leaves(owners_.top()).first;
+    Node& n = node(id);
+    // Each turn gives the leaf to an owner of higher rank, so this ends.
+    if (n.other == n.owner || !(owners_.top_key() < retention_.rank(n.other))) return id;
+    Taken(id);
+    std::swap(n.owner, n.other);
+    Cached(id);
+  }
+  return std::nullopt;
+}
+
+int EvictionQueue::retained() const {
+  int count = 0;
+  for (size_t slot = 1; slot < leaves_.size(); ++slot) {
+    if (retention_.retained(static_cast<int>(slot))) count += leaves_[slot].cached;
+  }
+  return count;
+}
+
+void EvictionQueue::Rerank(int slot, const Rank& rank) {
+  if (owners_.contains(slot)) owners_.Set(slot, rank);
+}
+
+void EvictionQueue::Disown(int slot) {
+  if (static_cast<size_t>(slot) >= leaves_.size()) return;
+  leaves(0).cached += std::exchange(leaves(slot).cached, 0);
+  while (leaves(slot).first != kNone) {
+    const BlockId id = leaves(slot).first;
+    Delist(id);
+    Enlist(id);
+  }
+}
+
+Status EvictionQueue::Verify() const {
+  std::vector<int> children(nodes_.size());
+  std::vector<int> cached(leaves_.size());
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    const Node& n = nodes_[i];
+    const std::string name = "block " + std::to_string(i);
+    if (n.cached && !n.indexed) return Error{name + " is cached and not findable"};
+    if (n.cached) ++cached[static_cast<size_t>(SlotOf(n))];
+    if ((n.list >= 0) != (n.cached && n.children == 0)) return Error{name + " is no leaf"};
+    if (n.list >= 0 && n.list != SlotOf(n)) return Error{name + " is in another's list"};
+    if (n.indexed && n.parent != kNone && node(n.parent).life == n.parent_life) {
+      ++children[static_cast<size_t>(n.parent.value)];
+    }
+  }
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    if (children[i] != nodes_[i].children) {
+      return Error{"block " + std::to_string(i) + " has " + std::to_string(children[i]) +
+                   " continuations, counted " + std::to_string(nodes_[i].children)};
+    }
+  }
+  for (size_t slot = 0; slot < leaves_.size(); ++slot) {
+    const Leaves& list = leaves_[slot];
+    if (cached[slot] != list.cached) return Error{"cached blocks of an owner are miscounted"};
+    if ((list.first != kNone) != owners_.contains(static_cast<int>(slot))) {
+      return Error{"an owner with leaves is not in the heap"};
+    }
+    for (BlockId id = list.first; id != kNone; id = node(id).next) {
+      if (node(id).list != static_cast<int>(slot)) return Error{"a list of leaves is torn"};
+      const bool known = node(id).owner.slot == static_cast<int>(slot) && slot > 0;
+      if (owners_.key(static_cast<int>(slot)) !=
+          (known ? retention_.rank(node(id).owner) : Rank{})) {
+        return Error{"an owner has an old rank"};
+      }
+    }
+  }
+  return Ok{};
+}
+
+}  // namespace tokenspeed::kv

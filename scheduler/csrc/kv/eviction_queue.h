@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// Which cached block of one pool goes next.
+//
+// Only leaves are candidates: blocks that no findable block continues, since a prefix is useful
+// without its tail and never the other way round. Each leaf stands in the list of its owner, and a
+// heap orders the owners that have leaves by rank; evicting a leaf makes its parent one. A block
+// remembers the last two owners that used it, and the better one decides.
+// Every operation is O(1), or O(log owners) where a heap moves.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "kv/indexed_heap.h"
+#include "kv/rank.h"
+
+namespace tokenspeed::kv {
+
+class Retention;
+
+class EvictionQueue {
+ public:
+  // `retention` outlives the queue. Blocks are 0 to num_blocks - 1.
+  EvictionQueue(Retention& retention, int num_blocks);
+  ~EvictionQueue();
+  EvictionQueue(const EvictionQueue&) = delete;
+  EvictionQueue& operator=(const EvictionQueue&) = delete;
+
+  // The owner uses the block, which is held.
+  void Claim(BlockId id, OwnerId owner);
+  OwnerId owner(BlockId id) const { return node(id).owner; }
+  // The block is findable from now on, as the continuation of `parent`; or no longer.
+  void Indexed(BlockId id, std::optional<BlockId> parent);
+  void Unindexed(BlockId id);
+  // A findable block is held by nobody; or is taken again.
+  void Cached(BlockId id);
+  void Taken(BlockId id);
+
+  // The next to go; nothing if every cached block has a continuation.
+  std::optional<BlockId> Victim();
+  // Cached blocks whose owner is retained. O(owners).
+  int retained() const;
+
+  // Of Retention: an owner has another rank, or is gone.
+  void Rerank(int slot, const Rank& rank);
+  void Disown(int slot);
+
+  Status Verify() const;
+
+ private:
+  static constexpr BlockId kNone{-1};
+  struct Node {
+    OwnerId owner;
+    OwnerId other;  // that used it before
+    BlockId parent = kNone;
+    uint32_t parent_life = 0;
+    uint32_t life = 0;  // grows when the block stops being findable
+    int32_t children = 0;
+    bool indexed = false;
+    bool cached = false;
+    int32_t list = -1;  // the owner slot in whose list it stands as a leaf
+    BlockId next = kNone;
+    BlockId previous = kNone;
+  };
+  struct Leaves {
+    BlockId first = kNone;
+    BlockId last = kNone;
+    int32_t cached = 0;  // blocks of the owner, leaves or not
+  };
+
+  Node& node(BlockId id) { return nodes_[static_cast<size_t>(id.value)]; }
+  const Node& node(BlockId id) const { return nodes_[static_cast<size_t>(id.value)]; }
+  Leaves& leaves(int slot);
+  // The slot under which a block counts: its owner's, or nobody's.
+  int SlotOf(const Node& n) const;
+  void Enlist(BlockId id);
+  void Delist(BlockId id);
+  void Settle(BlockId id);
+
+  Retention& retention_;
+  std::vector<Node> nodes_;
+  std::vector<Leaves> leaves_;
+  IndexedHeap<Rank> owners_;
+};
+
+}  // namespace tokenspeed::kv
