@@ -19,6 +19,7 @@ class Scheduler:
         max_prefill_tokens: int = 0,
         prefix_caching: bool = True,
         hash_key: bytes = ...,
+        eviction: str = "reuse",
     ) -> None: ...
     def begin_epoch(self, epoch: int, num_blocks: int, block_size: int) -> None: ...
     def end_epoch(self) -> None: ...
@@ -38,8 +39,15 @@ class Scheduler:
         priority: int = 0,
         salt: bytes = b"",
         time_ns: int = 0,
+        session: str = "",
+        retain_ns: int = 0,
     ) -> tuple[int, str] | None:
         """Return None, or the RefusalCode and why."""
+
+    def hint(
+        self, session: str, action: int, *, time_ns: int = 0, ttl_ns: int = 0, salt: bytes = b""
+    ) -> None:
+        """Say what is known about a session (SessionAction); an unknown one does nothing."""
 
     def abort(self, client: int, request_id: int, kept: int = -1) -> None: ...
     def abort_client(self, client: int) -> None: ...

@@ -22,7 +22,8 @@ class IndexedHeap {
   const Key& key(int item) const { return heap_[static_cast<size_t>(Place(item))].key; }
 
   void Set(int item, const Key& key) {
-    if (static_cast<size_t>(item) >= place_.size()) place_.resize(static_cast<size_t>(item) + 1, -1);
+    if (static_cast<size_t>(item) >= place_.size())
+      place_.resize(static_cast<size_t>(item) + 1, -1);
     int at = Place(item);
     if (at < 0) {
       at = static_cast<int>(heap_.size());

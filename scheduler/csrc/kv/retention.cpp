@@ -12,10 +12,10 @@ namespace {
 
 constexpr double kSecond = 1e9;
 constexpr uint8_t kNoGap = kSignLevels - 1;
-constexpr float kGapWeight = 0.4f;        // of the newest gap in the usual one
-constexpr double kHitMemory = 0.998;      // a request's weight in the comparison, per later request
-constexpr double kWorthMargin = 1.01;     // by which last use must lead to take over
-constexpr size_t kRefreshedAtOnce = 64;   // owners, for each request
+constexpr float kGapWeight = 0.4f;       // of the newest gap in the usual one
+constexpr double kHitMemory = 0.998;     // a request's weight in the comparison, per later request
+constexpr double kWorthMargin = 1.01;    // by which last use must lead to take over
+constexpr size_t kRefreshedAtOnce = 64;  // owners, for each request
 
 double Seconds(TimeNs time) { return static_cast<double>(std::max<TimeNs>(time, 0)) / kSecond; }
 
@@ -179,10 +179,10 @@ void Retention::Schedule(int slot) {
 void Retention::Rerank(int slot) {
   Owner& owner = owners_[static_cast<size_t>(slot)];
   Rank& rank = owner.rank;
-  rank.tier = owner.present > 0           ? Rank::kPresent
-              : owner.retained_until > 0  ? Rank::kRetained
-              : owner.demoted             ? Rank::kOver
-                                          : Rank::kIdle;
+  rank.tier = owner.present > 0          ? Rank::kPresent
+              : owner.retained_until > 0 ? Rank::kRetained
+              : owner.demoted            ? Rank::kOver
+                                         : Rank::kIdle;
   const float worth = owner.present > 0 ? 0.0f : model_.Worth(owner.signs, owner.bin);
   rank.worth = by_worth_ ? worth : 0.0f;
   worth_ghost_.Rerank(slot, {rank.tier, worth, rank.stamp});

@@ -25,9 +25,9 @@ class EvictionQueue;
 
 // What a request leaves behind.
 struct Visit {
-  int64_t blocks = 0;       // of its context that nobody else brought
-  int64_t generated = 0;    // tokens
-  uint8_t prefix = 0;       // a digest of its first block
+  int64_t blocks = 0;     // of its context that nobody else brought
+  int64_t generated = 0;  // tokens
+  uint8_t prefix = 0;     // a digest of its first block
 };
 
 class Retention {

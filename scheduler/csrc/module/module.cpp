@@ -46,6 +46,12 @@ Hash128 ReadHash(const std::string& bytes, const char* name) {
   return Hash128::From(wire::AsBytes(bytes));
 }
 
+bool ReadEviction(const std::string& name) {
+  if (name == "reuse") return true;
+  if (name == "lru") return false;
+  throw SchedulerError("eviction is " + name + "; give reuse or lru");
+}
+
 py::bytes ToBytes(const Hash128& hash) {
   return {reinterpret_cast<const char*>(hash.bytes.data()), hash.bytes.size()};
 }
@@ -172,6 +178,8 @@ py::dict StatsOf(const plan::Scheduler& scheduler) {
   stats["finished"] = counters.finished;
   stats["rejected"] = counters.rejected;
   stats["overrun_tokens"] = counters.overrun_tokens;
+  stats["sessions"] = scheduler.sessions();
+  stats["retained_blocks"] = scheduler.retained_blocks();
   return stats;
 }
 
@@ -186,7 +194,7 @@ PYBIND11_MODULE(_scheduler, m) {
   py::class_<Core>(m, "Scheduler")
       .def(py::init([](int max_slots, int max_step_tokens, int max_model_len, int vocab_size,
                        int max_waiting, int depth, int max_prefill_tokens, bool prefix_caching,
-                       const std::string& hash_key) {
+                       const std::string& hash_key, const std::string& eviction) {
              plan::Limits limits;
              limits.hash_key = ReadHash(hash_key, "hash_key");
              limits.max_slots = max_slots;
@@ -197,12 +205,14 @@ PYBIND11_MODULE(_scheduler, m) {
              limits.depth = depth;
              limits.max_prefill_tokens = max_prefill_tokens;
              limits.prefix_caching = prefix_caching;
+             limits.evict_by_reuse = ReadEviction(eviction);
              return std::make_unique<Core>(limits);
            }),
            py::kw_only(), py::arg("max_slots"), py::arg("max_step_tokens"),
            py::arg("max_model_len"), py::arg("vocab_size"), py::arg("max_waiting") = 1024,
            py::arg("depth") = 2, py::arg("max_prefill_tokens") = 0,
-           py::arg("prefix_caching") = true, py::arg("hash_key") = py::bytes(std::string(16, '\0')))
+           py::arg("prefix_caching") = true, py::arg("hash_key") = py::bytes(std::string(16, '\0')),
+           py::arg("eviction") = "reuse")
       .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
            py::arg("block_size"))
       .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
@@ -211,7 +221,8 @@ PYBIND11_MODULE(_scheduler, m) {
           [](Core& core, int64_t client, uint64_t request_id, const std::string& prompt,
              int64_t max_tokens, float temperature, int64_t top_k, float top_p, uint64_t seed,
              bool logprobs, const std::string& stop_ids, int64_t priority, const std::string& salt,
-             int64_t time_ns) -> std::optional<std::tuple<int, std::string>> {
+             int64_t time_ns, const std::string& session,
+             int64_t retain_ns) -> std::optional<std::tuple<int, std::string>> {
             StatusOr<plan::Rejection> taken =
                 core.scheduler().Submit({.name = {ClientId{client}, request_id},
                                          .time = time_ns,
@@ -220,7 +231,9 @@ PYBIND11_MODULE(_scheduler, m) {
                                          .sampling = {temperature, top_k, top_p, seed, logprobs},
                                          .stop_ids = ReadColumn<Token>(stop_ids, "stop_ids"),
                                          .priority = priority,
-                                         .salt = salt});
+                                         .salt = salt,
+                                         .session = session,
+                                         .retain = retain_ns});
             if (taken.ok()) return std::nullopt;
             return std::tuple(static_cast<int>(taken.error().code), taken.error().message);
           },
@@ -228,7 +241,15 @@ PYBIND11_MODULE(_scheduler, m) {
           py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0,
           py::arg("top_p") = 1.0f, py::arg("seed") = 0, py::arg("logprobs") = false,
           py::arg("stop_ids") = py::bytes(), py::arg("priority") = 0, py::arg("salt") = py::bytes(),
-          py::arg("time_ns") = 0)
+          py::arg("time_ns") = 0, py::arg("session") = "", py::arg("retain_ns") = 0)
+      .def(
+          "hint",
+          [](Core& core, const std::string& session, int64_t action, int64_t time_ns,
+             int64_t ttl_ns, const std::string& salt) {
+            core.scheduler().Hint(salt, session, action, time_ns, ttl_ns);
+          },
+          py::arg("session"), py::arg("action"), py::kw_only(), py::arg("time_ns") = 0,
+          py::arg("ttl_ns") = 0, py::arg("salt") = py::bytes())
       .def(
           "abort",
           [](Core& core, int64_t client, uint64_t request_id, int64_t kept) {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "net/frontend_desk.h"
 
+#include <algorithm>
+
 namespace tokenspeed::net {
 namespace {
 
 constexpr size_t kMaxStopIds = 4096;
+constexpr TimeNs kMillisecond = 1'000'000;
+constexpr int64_t kMaxHoldMs = int64_t{24} * 3600 * 1000;  // longer ones hold no longer
 
 }  // namespace
 
@@ -34,6 +38,9 @@ void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& 
     TakeSubmit(message.from, frontend, std::move(*submit));
   } else if (const auto* abort = std::get_if<wire::Abort>(&any)) {
     scheduler_.Abort({frontend.client, abort->request_id}, abort->kept);
+  } else if (const auto* hint = std::get_if<wire::SessionHint>(&any)) {
+    scheduler_.Hint(hint->salt.bytes, hint->session, hint->action, Now(),
+                    std::clamp<int64_t>(hint->ttl_ms, 0, kMaxHoldMs) * kMillisecond);
   }
 }
 
@@ -70,7 +77,9 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
                    .logprobs = submit.sampling.logprobs},
       .stop_ids = std::move(submit.stop_ids),
       .priority = submit.priority,
-      .salt = std::move(submit.salt.bytes)};
+      .salt = std::move(submit.salt.bytes),
+      .session = std::move(submit.session),
+      .retain = std::clamp<int64_t>(submit.retain_ms, 0, kMaxHoldMs) * kMillisecond};
   const size_t stops = submission.stop_ids.size();
   StatusOr<plan::Rejection> taken =
       stops <= kMaxStopIds

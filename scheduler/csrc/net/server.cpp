@@ -191,7 +191,9 @@ class Server {
             .dropped_frames = session_.dropped_frames,
             .in_flight_steps = scheduler_.in_flight(),
             .oldest_step_age_ns = oldest ? now - *oldest : 0,
-            .plan_time_ns = workers_.plan_time()};
+            .plan_time_ns = workers_.plan_time(),
+            .sessions = scheduler_.sessions(),
+            .retained_blocks = scheduler_.retained_blocks()};
   }
 
   int Goodbye() {
@@ -242,6 +244,10 @@ Result<plan::Limits> LimitsOf(const wire::SchedulerConfig& config) {
   plan::Limits limits;
   limits.hash_key = Hash128::From(wire::AsBytes(config.hash_key.bytes));
   limits.prefix_caching = config.prefix_caching;
+  if (config.eviction != "reuse" && config.eviction != "lru") {
+    return Error{"config: eviction is " + config.eviction + "; give reuse or lru"};
+  }
+  limits.evict_by_reuse = config.eviction == "reuse";
   const auto narrow = [](int64_t value) {
     return static_cast<int32_t>(std::clamp<int64_t>(value, -1, INT32_MAX));
   };

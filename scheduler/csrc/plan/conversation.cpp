@@ -44,6 +44,7 @@ void Scheduler::Recognise(Request& request, const kv::BlockTable& table) {
 // The blocks that it found are kept for it from now on. Those behind one that is its own already
 // were claimed before.
 void Scheduler::ClaimHits(Request& request, const kv::BlockTable& table) {
+  if (!limits_.evict_by_reuse) return;
   const kv::OwnerId owner = request.session->owner;
   int foreign = 0;
   for (int block = table.sealed() - 1; block >= 0; --block) {

@@ -59,6 +59,12 @@ Status Scheduler::VerifyLists() const {
 }
 
 Status Scheduler::Verify() const {
+  if (Status sessions = sessions_.Verify(); !sessions.ok()) return sessions;
+  int64_t visitors = 0;
+  for (const auto& [name, request] : requests_) visitors += request->session != nullptr;
+  if (visitors != sessions_.live()) {
+    return Broken(visitors, " requests are of a session, the sessions count ", sessions_.live());
+  }
   if (requests_.size() != waiting_.size() + running_.size() + preempted_.size()) {
     return Broken(requests_.size(), " requests, ", waiting_.size(), " waiting, ", running_.size(),
                   " running, ", preempted_.size(), " preempted");

@@ -11,6 +11,7 @@
 namespace tokenspeed::plan {
 
 const StepPlan* Scheduler::Plan(TimeNs now) {
+  Passed(now);
   if (!pool_ || in_flight_.size() >= static_cast<size_t>(limits_.depth)) return nullptr;
   plan_.Clear();
   grown_.clear();
@@ -101,7 +102,9 @@ void Scheduler::FindPrefix(Request& request) {
     if (!hit) break;
     On(state, fsm::PrefixFound{std::move(*hit), width});
   }
+  if (request.session == nullptr) Recognise(request, state.table);
   if (state.context == before) return;
+  ClaimHits(request, state.table);
   slot(state.slot).stale = true;
   groups_->Join(state.slot, *pool_);
   if (request.restarted) return;
@@ -215,6 +218,7 @@ void Scheduler::SealReady(Request& request, kv::BlockTable& table, int context, 
     if (pool_->findable()) {
       table.Seal(request.chain->At(block, request.tokens), content);
       groups_->Wrote(id, table.at(block));
+      if (request.session != nullptr) pool_->Claim(table.at(block), request.session->owner);
     } else {
       table.Seal(kv::ChainKey{}, content);
     }

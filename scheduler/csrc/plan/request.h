@@ -14,6 +14,8 @@
 
 namespace tokenspeed::plan {
 
+struct Session;
+
 // Wire values: see ipc/messages.py.
 enum class RefusalCode : int32_t {
   kVersion = 1,
@@ -54,6 +56,8 @@ struct Submission {
   std::vector<Token> stop_ids;
   int64_t priority = 0;
   std::string salt;
+  std::string session;   // a name within the salt; empty: told by the prefix
+  TimeNs retain = 0;     // keep its blocks if possible for this long after it ends
 };
 
 // The steps in which a request held a slot.
@@ -98,8 +102,10 @@ struct alignas(64) Request {
   Tenancy former;  // of its last slot, while it is preempted
   Sampling sampling;
   TimeNs submitted = 0;
+  TimeNs retain = 0;  // its blocks are wanted for this long after it ends
   std::string salt;
   std::optional<kv::HashChain> chain;
+  Session* session = nullptr;  // from submission if it has a name, else from admission
 
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
 };

@@ -13,6 +13,12 @@ namespace tokenspeed::plan {
 
 using fsm::FinishReason;
 
+namespace {
+
+constexpr size_t kMaxSessions = size_t{1} << 17;
+
+}  // namespace
+
 Status Limits::Validate() const {
   const auto bad = [](const char* name, int64_t value, const char* fix) -> Status {
     return Error{std::string(name) + " is " + std::to_string(value) + "; " + fix};
@@ -30,7 +36,7 @@ Status Limits::Validate() const {
   return Ok{};
 }
 
-Scheduler::Scheduler(const Limits& limits) : limits_(limits) {
+Scheduler::Scheduler(const Limits& limits) : limits_(limits), sessions_(retention_, kMaxSessions) {
   const Status valid = limits.Validate();
   TS_CHECK(valid.ok(), "limits that were not validated");
 }
@@ -134,6 +140,9 @@ StatusOr<Rejection> Scheduler::Submit(Submission s) {
   request->sampling = s.sampling;
   request->stop_ids = StopIds(std::move(s.stop_ids));
   request->salt = std::move(s.salt);
+  request->retain = s.retain;
+  Passed(s.time);
+  if (!s.session.empty()) Enter(*request, sessions_.Named(request->salt, s.session));
   waiting_.emplace(request->arrival, request.get());
   requests_.emplace(s.name, std::move(request));
   return Ok{};
@@ -171,7 +180,8 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
   TS_CHECK(epoch > epoch_, "epoch " << epoch.value << " after " << epoch_.value);
   epoch_ = epoch;
   last_step_ = StepId{};
-  pool_ = std::make_unique<kv::BlockPool>(num_blocks, block_size, limits_.prefix_caching);
+  pool_ = std::make_unique<kv::BlockPool>(num_blocks, block_size, limits_.prefix_caching,
+                                          limits_.evict_by_reuse ? &retention_ : nullptr);
   groups_ = std::make_unique<PrefixGroups>(
       limits_.max_slots, num_blocks,
       [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
@@ -189,6 +199,7 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
     late_rejections_.push_back({request->name, *NeverFits(request->limit)});
     ++counters_.rejected;
     waiting_.erase(request->arrival);
+    Depart(*request);
     requests_.erase(RequestName(request->name));
   }
 }
@@ -248,6 +259,7 @@ void Scheduler::End(Request& request, FinishReason reason) {
 
 void Scheduler::Remove(Request& request, FinishReason reason) {
   LeaveSlot(request);
+  Depart(request);
   if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.arrival);
   if (std::holds_alternative<fsm::Preempted>(request.state)) std::erase(preempted_, &request);
   const Status moved = fsm::Apply(request.state, fsm::Finish{reason});

@@ -32,6 +32,7 @@
 #include "plan/limits.h"
 #include "plan/prefix_groups.h"
 #include "plan/request.h"
+#include "plan/session.h"
 #include "plan/step_plan.h"
 
 namespace tokenspeed::plan {
@@ -77,6 +78,10 @@ class Scheduler {
   // Aborts all requests of a frontend that is gone.
   void AbortClient(ClientId client);
   void AbortAll();
+  // What a frontend knows about a session (SessionAction); one that is not known does nothing.
+  // `ttl` 0: until the session's next request.
+  void Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
+            TimeNs ttl);
   // From now on every Submit is refused with kDraining.
   void Drain() { draining_ = true; }
 
@@ -106,6 +111,9 @@ class Scheduler {
   // When the oldest step in flight was planned.
   std::optional<TimeNs> oldest_planned() const;
   kv::BlockCounts blocks() const { return pool_ ? pool_->counts() : kv::BlockCounts{}; }
+  int sessions() const { return sessions_.size(); }
+  // Cached blocks that a hint asks to keep.
+  int retained_blocks() const { return pool_ ? pool_->retained() : 0; }
   const Counters& counters() const { return counters_; }
   const Limits& limits() const { return limits_; }
 
@@ -170,6 +178,13 @@ class Scheduler {
   void WriteDecodes(InFlightStep& step);
   void WriteRows(const std::vector<Row>& rows, InFlightStep& step);
 
+  // Conversations.
+  void Passed(TimeNs now);
+  void Enter(Request& request, Session& session);
+  void Recognise(Request& request, const kv::BlockTable& table);
+  void ClaimHits(Request& request, const kv::BlockTable& table);
+  void Depart(Request& request);
+
   // Results and ends.
   template <class Matches>
   void AbortIf(Matches matches);
@@ -192,6 +207,9 @@ class Scheduler {
   Epoch epoch_;
   StepId last_step_;
   Arrival last_arrival_;
+  TimeNs now_ = 0;  // the latest time that an event told
+  kv::Retention retention_;
+  SessionTable sessions_;
   std::unique_ptr<kv::BlockPool> pool_;  // null between epochs; outlives the requests' blocks
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Arrival, Request*> waiting_;

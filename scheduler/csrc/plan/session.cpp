@@ -79,8 +79,8 @@ void SessionTable::Forget(Place place) {
 void SessionTable::Enter(Session& session, TimeNs now, int64_t blocks) {
   ++session.live;
   ClearTip(session);
-  sessions_.splice(sessions_.begin(), sessions_, *by_owner_[static_cast<size_t>(
-                                                     session.owner.slot)]);
+  sessions_.splice(sessions_.begin(), sessions_,
+                   *by_owner_[static_cast<size_t>(session.owner.slot)]);
   retention_.Arrived(session.owner, now, blocks);
 }
 
@@ -127,6 +127,12 @@ void SessionTable::Hint(Session* session, int64_t action, TimeNs now, TimeNs ttl
   }
 }
 
+int64_t SessionTable::live() const {
+  int64_t live = 0;
+  for (const Session& session : sessions_) live += session.live;
+  return live;
+}
+
 Status SessionTable::Verify() const {
   size_t named = 0;
   size_t tips = 0;
@@ -136,7 +142,8 @@ Status SessionTable::Verify() const {
     if (session.live < 0) return Error{"a session has fewer than no requests"};
     if (session.over && session.live == 0) return Error{"a session that is over is remembered"};
     if (!retention_.is_open(session.owner)) return Error{"a session owns nothing"};
-    if (retention_.rank(session.owner).tier == kv::Rank::kPresent != session.live > 0) {
+    const bool present = retention_.rank(session.owner).tier == kv::Rank::kPresent;
+    if (present != (session.live > 0)) {
       return Error{"a session with " + std::to_string(session.live) + " requests is ranked wrong"};
     }
   }

@@ -64,6 +64,8 @@ class SessionTable {
   // Nothing for an unknown session or action.
   void Hint(Session* session, int64_t action, TimeNs now, TimeNs ttl);
 
+  // Requests of all sessions. O(sessions).
+  int64_t live() const;
   int size() const { return static_cast<int>(sessions_.size()); }
   Status Verify() const;
 

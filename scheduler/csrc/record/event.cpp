@@ -16,17 +16,20 @@ template <class Event, class Visit>
 void ForEachField(Event& event, Visit visit) {
   using T = std::remove_const_t<Event>;
   if constexpr (std::is_same_v<T, Submit>) {
-    auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt] = event.submission;
+    auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt, session, retain] =
+        event.submission;
     auto& [temperature, top_k, top_p, seed, logprobs] = sampling;
     visit(name.client.value), visit(name.id), visit(time), visit(prompt), visit(max_tokens);
     visit(temperature), visit(top_k), visit(top_p), visit(seed), visit(logprobs);
     visit(stop_ids), visit(priority), visit(salt);
+    visit(session), visit(retain);
   } else if constexpr (std::is_same_v<T, plan::Limits>) {
     auto& [hash_key, max_slots, max_step_tokens, max_model_len, max_waiting, vocab_size, depth,
-           max_prefill_tokens, prefix_caching] = event;
+           max_prefill_tokens, prefix_caching, evict_by_reuse] = event;
     static_cast<void>(hash_key);
     visit(max_slots), visit(max_step_tokens), visit(max_model_len), visit(max_waiting);
     visit(vocab_size), visit(depth), visit(max_prefill_tokens), visit(prefix_caching);
+    visit(evict_by_reuse);
   } else if constexpr (std::is_same_v<T, Abort>) {
     visit(event.name.client.value), visit(event.name.id), visit(event.kept);
   } else if constexpr (std::is_same_v<T, AbortClient>) {
@@ -37,6 +40,9 @@ void ForEachField(Event& event, Visit visit) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
     visit(event.step.value), visit(event.tokens), visit(event.logprobs);
+  } else if constexpr (std::is_same_v<T, Hint>) {
+    visit(event.salt), visit(event.session), visit(event.action), visit(event.now);
+    visit(event.ttl);
   } else {
     static_assert(std::is_empty_v<T>, "an event whose fields are not visited");
   }
@@ -122,6 +128,7 @@ struct Narrator {
     Name(text << "submit", s.name)
         << ": " << s.prompt.size() << " tokens, at most " << s.max_tokens << " more";
     if (!s.salt.empty()) text << ", salted";
+    if (!s.session.empty()) text << ", of a session";
   }
   void operator()(const Abort& event) {
     Name(text << "abort", event.name);
@@ -133,6 +140,9 @@ struct Narrator {
   void operator()(const BeginEpoch& event) {
     text << "begin epoch " << event.epoch.value << ": " << event.num_blocks << " blocks of "
          << event.block_size << " tokens";
+  }
+  void operator()(const Hint& event) {
+    text << "hint " << event.action << " at " << event.now << " ns";
   }
   void operator()(const EndEpoch&) { text << "end epoch"; }
   void operator()(const Plan& event) { text << "plan at " << event.now << " ns"; }

@@ -42,8 +42,16 @@ struct Advance {
   std::vector<float> logprobs;
 };
 
-using Event =
-    std::variant<Submit, Abort, AbortClient, AbortAll, Drain, BeginEpoch, EndEpoch, Plan, Advance>;
+struct Hint {
+  std::string salt;
+  std::string session;
+  int64_t action = 0;  // plan::SessionAction
+  TimeNs now = 0;
+  TimeNs ttl = 0;
+};
+
+using Event = std::variant<Submit, Abort, AbortClient, AbortAll, Drain, BeginEpoch, EndEpoch, Plan,
+                           Advance, Hint>;
 
 // Replaces `out` by the event's fields, little-endian and back to back; its kind stands elsewhere.
 void EncodeEvent(const Event& event, std::string& out);

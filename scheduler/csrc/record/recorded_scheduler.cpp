@@ -51,6 +51,13 @@ void RecordedScheduler::AbortAll() {
   Settle();
 }
 
+void RecordedScheduler::Hint(std::string_view salt, std::string_view session, int64_t action,
+                             TimeNs now, TimeNs ttl) {
+  if (box_) box_->Write(record::Hint{std::string(salt), std::string(session), action, now, ttl});
+  Scheduler::Hint(salt, session, action, now, ttl);
+  Settle();
+}
+
 void RecordedScheduler::Drain() {
   if (box_) box_->Write(record::Drain{});
   Scheduler::Drain();

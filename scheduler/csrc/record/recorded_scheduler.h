@@ -27,7 +27,9 @@ class RecordedScheduler : private plan::Scheduler {
   using plan::Scheduler::limits;
   using plan::Scheduler::live;
   using plan::Scheduler::oldest_planned;
+  using plan::Scheduler::retained_blocks;
   using plan::Scheduler::running;
+  using plan::Scheduler::sessions;
   using plan::Scheduler::Verify;
   using plan::Scheduler::waiting;
 
@@ -35,6 +37,8 @@ class RecordedScheduler : private plan::Scheduler {
   void Abort(const RequestName& name, int64_t kept);
   void AbortClient(ClientId client);
   void AbortAll();
+  void Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
+            TimeNs ttl);
   void Drain();
   void BeginEpoch(Epoch epoch, int num_blocks, int block_size);
   void EndEpoch();

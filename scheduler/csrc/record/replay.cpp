@@ -119,6 +119,8 @@ Played Replay::Play(Event event, const RecordHead& head) {
     core.AbortClient(client->client);
   } else if (std::holds_alternative<record::AbortAll>(event)) {
     core.AbortAll();
+  } else if (const auto* hint = std::get_if<record::Hint>(&event)) {
+    core.Hint(hint->salt, hint->session, hint->action, hint->now, hint->ttl);
   } else if (std::holds_alternative<record::Drain>(event)) {
     core.Drain();
   } else if (const auto* begin = std::get_if<record::BeginEpoch>(&event)) {
