@@ -59,13 +59,14 @@ SANITIZE := build/sanitize
 FUZZ := build/fuzz
 FUZZ_COUNT ?= 100000
 FUZZ_EVENTS ?= 10000000
+SANITIZED_EVENTS ?= 1000000
 
 .PHONY: test-cpp build-sanitize build-fuzz mutants
 
 build-sanitize:
 	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
 	  -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DFUZZ_EVENTS=$(SANITIZED_EVENTS) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(SANITIZE)
 
 # Optimised and without sanitizers: a hundred times the events.
@@ -84,6 +85,6 @@ mutants: $(STAMP) ## ten seeded mistakes in the core: the fuzzer must find each
 	$(BIN)/python tests/scheduler/mutants.py $(FUZZ)
 
 soak: ## the same with 10^7 sanitized and 10^9 fast events, the mutants, the long Python tests
-	$(MAKE) test-cpp FUZZ_COUNT=10000000 FUZZ_EVENTS=1000000000
+	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 FUZZ_EVENTS=1000000000
 	$(MAKE) mutants
 	$(BIN)/pytest -m soak
