@@ -31,11 +31,12 @@ enum Kind : uint8_t {
   kNumeric,    // logits of the next sampled row are not finite
   kEpoch,      // the workers die and new ones come
   kDrain,
+  kHint,  // a frontend tells what it knows about a session, and time passes
   kKinds
 };
 inline constexpr std::array<const char*, kKinds> kNames = {
-    "submit", "abort",      "abort client", "plan",  "report",
-    "repeat", "bad result", "numeric",      "epoch", "drain"};
+    "submit",     "abort",   "abort client", "plan",  "report", "repeat",
+    "bad result", "numeric", "epoch",        "drain", "hint"};
 
 struct Event {
   Kind kind;
@@ -115,6 +116,7 @@ class Trial {
     limits.depth = static_cast<int32_t>(1 + random_.Below(3));
     limits.max_prefill_tokens = random_.Below(2) ? static_cast<int32_t>(random_.Below(9)) : 0;
     limits.prefix_caching = random_.Below(5) != 0;
+    limits.evict_by_reuse = random_.Below(4) != 0;
     return limits;
   }
 
@@ -166,9 +168,18 @@ class Trial {
       case kDrain:
         drained_ = true;
         return scheduler_.Drain();
+      case kHint:
+        now_ += static_cast<TimeNs>(b % 100) * 1'000'000'000;
+        // Actions 0 and 8 are unknown ones.
+        return scheduler_.Hint(a % 5 == 0 ? "salt" : "", SessionName(c), a / 8 % 9, now_,
+                               static_cast<TimeNs>(b % 3) * 20'000'000'000);
       case kKinds:
         return;
     }
+  }
+
+  static std::string SessionName(uint32_t dice) {
+    return dice % 3 == 0 ? "" : "session" + std::to_string(dice % 5);
   }
 
   void Submit(uint32_t a, uint32_t b, uint32_t c) {
@@ -188,6 +199,8 @@ class Trial {
     // The worker refuses to read what a request of another seed wrote.
     submission.sampling.seed = a % 5 == 0;
     if (a % 5 == 0) submission.salt = "salt";
+    submission.session = SessionName(c);
+    submission.retain = static_cast<TimeNs>(b / 64 % 3) * 10'000'000'000;
     Asked asked;
     asked.left = static_cast<int>(std::min<int64_t>(
         submission.max_tokens, limits_.max_model_len - static_cast<int64_t>(length)));
