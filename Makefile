@@ -73,7 +73,7 @@ build-sanitize:
 build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
-	cmake --build $(FUZZ) --target fuzz_scheduler
+	cmake --build $(FUZZ) --target fuzz_scheduler test_kv
 
 test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz

@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
           }
           return true;
         },
-        true);
+        true, 60);
     if (passed) continue;
     const Frame frame = Shrink<char>(Mutate(golden, *current), Holds);
     std::fprintf(stderr, "seed %llu fails with these %zu bytes:\n ",

@@ -134,7 +134,7 @@ int main(int argc, char** argv) {
           }
           return true;
         },
-        true);
+        true, 60);
     if (passed) continue;
     std::fprintf(stderr, "found after %llu events\n",
                  static_cast<unsigned long long>((*current - first + 1) * kEventsPerTrial));

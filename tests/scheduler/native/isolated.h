@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,11 +25,14 @@ inline volatile uint64_t* SharedCounter() {
   return static_cast<volatile uint64_t*>(memory);
 }
 
-// Whether `trial` ends normally and returns true; `quiet` hides what it prints.
-inline bool Survives(const std::function<bool()>& trial, bool quiet) {
+// Whether `trial` ends normally, returns true and takes no more than `limit_s` seconds of CPU;
+// `quiet` hides what it prints.
+inline bool Survives(const std::function<bool()>& trial, bool quiet, int limit_s = 2) {
   std::fflush(nullptr);
   const pid_t child = fork();
   if (child == 0) {
+    const itimerval limit{.it_interval = {}, .it_value = {.tv_sec = limit_s, .tv_usec = 0}};
+    setitimer(ITIMER_PROF, &limit, nullptr);  // its signal ends the child
     if (quiet && std::freopen("/dev/null", "w", stderr) == nullptr) std::_Exit(3);
     std::_Exit(trial() ? 0 : 1);
   }
