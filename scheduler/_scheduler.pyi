@@ -106,6 +106,9 @@ class Replay:
     def check(self) -> None:
         """As Scheduler.check."""
 
+def diagram(format: str) -> str:
+    """Return the state diagram of a request as "mermaid" or "dot" text."""
+
 def siphash128(key: bytes, data: bytes) -> bytes:
     """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""
 

@@ -126,8 +126,8 @@ MUTANTS = (
         (
             Edit(
                 "plan/planning.cpp",
-                "std::get_if<fsm::Preempted>(&request.state)->in_flight == 0",
-                "std::get_if<fsm::Preempted>(&request.state)->in_flight >= 0",
+                "std::get_if<fsm::Preempted>(&request.state)->overlap.empty()",
+                "std::get_if<fsm::Preempted>(&request.state)->overlap.rows() >= 0",
             ),
         ),
     ),

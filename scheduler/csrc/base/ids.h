@@ -21,7 +21,7 @@ using StepId = StrongId<struct StepTag, int64_t>;      // counts from 1 in each 
 using Epoch = StrongId<struct EpochTag, int64_t>;      // life of one set of workers, from 1
 using ClientId = StrongId<struct ClientTag, int64_t>;  // one frontend connection
 using Arrival = StrongId<struct ArrivalTag, int64_t>;  // order of submission, never reused
-using TicketId = StrongId<struct TicketTag, int32_t>;    // one copy between pools, from 1
+using TicketId = StrongId<struct TicketTag, int32_t>;  // one copy between pools, from 1
 using TimeNs = int64_t;                                // monotonic clock of the caller
 using Token = int32_t;
 

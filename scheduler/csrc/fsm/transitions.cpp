@@ -20,21 +20,23 @@ void On(Prefilling& state, PrefixFound event) {
 void On(Prefilling& state, BlockGranted event) { state.table.Append(std::move(event.block)); }
 
 void On(Prefilling& state, ChunkPlanned event) {
-  state.table.Fill(event.tokens, event.block_size);
+  state.table.Fill(event.tokens, 0, event.block_size);
   state.context += event.tokens;
 }
 
 Decoding On(Prefilling&& state, PromptPlanned event) {
-  state.table.Fill(event.tokens, event.block_size);
-  return {.slot = state.slot,
-          .table = std::move(state.table),
-          .context = state.context + event.tokens,
-          .in_flight = 1};
+  state.table.Fill(event.tokens, 0, event.block_size);
+  Decoding next{.slot = state.slot,
+                .table = std::move(state.table),
+                .context = state.context + event.tokens,
+                .overlap = {}};
+  next.overlap.Planned(1, 1);
+  return next;
 }
 
 Preempted On(Prefilling&& state, Preempt) {
   state.table.Clear();
-  return {.in_flight = 0};
+  return {};
 }
 
 Finished On(Prefilling&& state, Finish event) {
@@ -44,39 +46,44 @@ Finished On(Prefilling&& state, Finish event) {
 
 void On(Decoding& state, BlockGranted event) { state.table.Append(std::move(event.block)); }
 
-void On(Decoding& state, TokensPlanned event) {
-  state.table.Fill(event.tokens, event.block_size);
-  state.context += event.tokens;
-  state.in_flight += event.tokens;
+void On(Decoding& state, RowsPlanned event) {
+  const int ahead = state.ceiling() - state.context + event.rows * (event.width - 1);
+  state.table.Fill(event.rows, ahead, event.block_size);
+  state.context += event.rows;
+  state.overlap.Planned(event.rows, event.width);
 }
 
-void On(Decoding& state, TokensKnown event) {
-  TS_CHECK(state.in_flight >= event.tokens,
-           event.tokens << " tokens arrived, " << state.in_flight << " were in flight");
-  state.in_flight -= event.tokens;
+void On(Decoding& state, RowsRetired event) {
+  const int accepted = event.tokens - event.rows;
+  state.table.Accept(accepted, event.block_size);
+  state.context += accepted;
+  state.overlap.Retired(event.rows, event.width);
 }
 
 Preempted On(Decoding&& state, Preempt) {
   state.table.Clear();
-  return {.in_flight = state.in_flight};
+  return {state.overlap};
 }
 
-Finished On(Decoding&& state, Finish event) {
+Ending On(Decoding&& state, Finish event) {
   state.table.Clear();
-  return {event.reason};
+  return {event.reason, state.overlap};
 }
 
-void On(Preempted& state, TokensKnown event) {
-  TS_CHECK(state.in_flight >= event.tokens,
-           event.tokens << " tokens arrived, " << state.in_flight << " were in flight");
-  state.in_flight -= event.tokens;
-}
+void On(Preempted& state, RowsRetired event) { state.overlap.Retired(event.rows, event.width); }
 
 Waiting On(Preempted&& state, Requeue) {
-  TS_CHECK(state.in_flight == 0, "requeued with " << state.in_flight << " tokens in flight");
+  TS_CHECK(state.overlap.empty(), "requeued with " << state.overlap.rows() << " rows in flight");
   return {};
 }
 
-Finished On(Preempted&&, Finish event) { return {event.reason}; }
+Ending On(Preempted&& state, Finish event) { return {event.reason, state.overlap}; }
+
+void On(Ending& state, RowsRetired event) { state.overlap.Retired(event.rows, event.width); }
+
+Finished On(Ending&& state, Settle) {
+  TS_CHECK(state.overlap.empty(), "settled with " << state.overlap.rows() << " rows in flight");
+  return {state.reason};
+}
 
 }  // namespace tokenspeed::fsm

@@ -11,12 +11,16 @@ OpenBlock::~OpenBlock() {
 }
 
 void OpenBlock::Fill(int tokens) {
+  Accept(tokens);
+  pool_->Fill(id_);
+}
+
+void OpenBlock::Accept(int tokens) {
   TS_CHECK(pool_ != nullptr, "fill of a moved-from block");
   TS_CHECK(tokens >= 0 && filled_ + tokens <= pool_->block_size(),
            "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
                     << " tokens, cannot take " << tokens);
   filled_ += tokens;
-  pool_->Fill(id_);
 }
 
 SealedBlock OpenBlock::Seal(const ChainKey& key, std::span<const Token> tokens) && {

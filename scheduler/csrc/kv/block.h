@@ -160,9 +160,12 @@ class OpenBlock {
 
   BlockId id() const { return id_; }
   int filled() const { return filled_; }
-  // The step that is being planned writes the next `tokens` positions.
+  // The step that is being planned writes the next `tokens` positions, and maybe drafts behind.
   // REQUIRES: not moved from; filled() + tokens <= the pool's block size.
   void Fill(int tokens);
+  // The drafts in the next `tokens` positions, which earlier steps wrote, are accepted.
+  // REQUIRES: as Fill.
+  void Accept(int tokens);
   // The content is final from here on. A block whose hash another block carries is not found.
   // REQUIRES: not moved from; full; `tokens` is its whole content.
   SealedBlock Seal(const ChainKey& key, std::span<const Token> tokens) &&;

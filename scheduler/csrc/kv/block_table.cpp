@@ -23,14 +23,33 @@ void BlockTable::Append(SealedBlock block) {
   sealed_.push_back(std::move(block));
 }
 
-void BlockTable::Fill(int tokens, int block_size) {
+void BlockTable::Fill(int tokens, int ahead, int block_size) {
   for (OpenBlock& block : open_) {
-    const int part = std::min(tokens, block_size - block.filled());
-    if (part == 0) continue;
+    const int room = block_size - block.filled();
+    const int part = std::min(tokens, room);
+    const int drafts = std::min(ahead, room - part);
+    if (part + drafts == 0) continue;
     block.Fill(part);
     tokens -= part;
+    ahead -= drafts;
   }
-  TS_CHECK(tokens == 0, tokens << " tokens have no block");
+  TS_CHECK(tokens == 0 && ahead == 0, tokens << " tokens and " << ahead << " drafts have no block");
+}
+
+void BlockTable::Accept(int tokens, int block_size) {
+  for (OpenBlock& block : open_) {
+    if (tokens == 0) return;
+    const int part = std::min(tokens, block_size - block.filled());
+    block.Accept(part);
+    tokens -= part;
+  }
+  TS_CHECK(tokens == 0, tokens << " accepted tokens have no block");
+}
+
+int BlockTable::filled() const {
+  int filled = 0;
+  for (const OpenBlock& block : open_) filled += block.filled();
+  return filled;
 }
 
 void BlockTable::Seal(const ChainKey& key, std::span<const Token> tokens) {

@@ -24,9 +24,15 @@ class BlockTable {
   // REQUIRES: open() == 0
   void Append(SealedBlock block);
   void Append(OpenBlock block) { open_.push_back(std::move(block)); }
-  // Spreads the next `tokens` positions over the open blocks.
-  // REQUIRES: they fit.
-  void Fill(int tokens, int block_size);
+  // The step that is being planned writes the next `tokens` positions and drafts to up to `ahead`
+  // more.
+  // REQUIRES: the open blocks have room for all.
+  void Fill(int tokens, int ahead, int block_size);
+  // The drafts in the next `tokens` positions are accepted.
+  // REQUIRES: Fill had them ahead.
+  void Accept(int tokens, int block_size);
+  // Positions of the open blocks that are filled.
+  int filled() const;
   // Seals the first open block.
   // REQUIRES: it is full.
   void Seal(const ChainKey& key, std::span<const Token> tokens);

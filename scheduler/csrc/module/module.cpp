@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "fsm/diagram.h"
 #include "plan/scheduler.h"
 #include "record/replay.h"
 #include "wire/codec.h"
@@ -303,6 +304,14 @@ PYBIND11_MODULE(_scheduler, m) {
       .def("stats", [](const record::Replay& replay) { return StatsOf(replay.core()); })
       .def("check", [](const record::Replay& replay) { Require(replay.core().Verify()); });
 
+  m.def(
+      "diagram",
+      [](const std::string& format) {
+        if (format == "mermaid") return fsm::Diagram(fsm::DiagramFormat::kMermaid);
+        if (format == "dot") return fsm::Diagram(fsm::DiagramFormat::kDot);
+        throw SchedulerError("there is no diagram format " + format + "; give mermaid or dot");
+      },
+      py::arg("format"));
   m.def(
       "siphash128",
       [](const std::string& key, const std::string& data) {

@@ -11,12 +11,15 @@ namespace tokenspeed::plan {
 
 void Scheduler::Settle(Request& request, fsm::Decoding& state) {
   if (batch_.Has(state.slot)) {
-    On(state, fsm::TokensPlanned{batch_.Lag(state.slot, last_step_), pool_->block_size()});
+    On(state, fsm::RowsPlanned{.rows = batch_.Lag(state.slot, last_step_),
+                               .width = 1,
+                               .block_size = pool_->block_size()});
     batch_.Settled(state.slot, last_step_);
   }
   // One token more is sampled than is input; those that are not known are in flight.
-  const int in_flight = state.context + 1 - request.known();
-  On(state, fsm::TokensKnown{state.in_flight - in_flight});
+  const int known = state.overlap.rows() - (state.context + 1 - request.known());
+  On(state, fsm::RowsRetired{
+                .rows = known, .width = 1, .tokens = known, .block_size = pool_->block_size()});
 }
 
 int Scheduler::BatchRows(const Request& request, const fsm::Decoding& state) const {

@@ -79,7 +79,7 @@ Status Scheduler::Verify() const {
     fresh = fresh || !request->admitted;
   }
   if (!pool_) {
-    if (!running_.empty() || !preempted_.empty() || !in_flight_.empty()) {
+    if (!running_.empty() || !preempted_.empty() || !ending_.empty() || !in_flight_.empty()) {
       return Broken("requests run outside of an epoch");
     }
     return Ok{};
@@ -115,6 +115,10 @@ Status Scheduler::Verify() const {
     if (decoding) {
       if (Status state = VerifyDecoding(*request, *decoding, context); !state.ok()) return state;
     }
+    if (table.sealed() * width + table.filled() + lag != context) {
+      return Broken(name, " has context ", context, ", its blocks hold ", table.sealed(), " x ",
+                    width, " + ", table.filled(), " tokens");
+    }
     if (prefilling && context >= request->known()) return Broken(name, " has nothing to prefill");
     if (context > table.size() * width) return Broken(name, " has tokens without a block");
     // A decoding request seals when it needs the next block, or ends.
@@ -148,11 +152,47 @@ Status Scheduler::Verify() const {
   }
   for (const Request* request : preempted_) {
     const auto* state = std::get_if<fsm::Preempted>(&request->state);
-    if (!state || state->in_flight <= 0) {
+    if (!state || state->overlap.empty()) {
       return Broken("request ", request->arrival.value, " is preempted and waits for nothing");
     }
   }
+  if (Status overlap = VerifyOverlap(); !overlap.ok()) return overlap;
   return groups_->Verify();
+}
+
+Status Scheduler::VerifyOverlap() const {
+  std::map<const Request*, int> rows;
+  for (const InFlightStep& step : in_flight_) {
+    for (const int32_t id : step.slots) ++rows[&TenantOf(SlotId{id}, step.step)];
+  }
+  const auto check = [&](const Request& request) -> Status {
+    const int counted = std::visit(
+        [&]<class S>(const S& state) {
+          if constexpr (std::same_as<S, fsm::Decoding>) {
+            const int lag = batch_.Has(state.slot) ? batch_.Lag(state.slot, last_step_) : 0;
+            return state.context + lag + 1 - request.known();
+          } else if constexpr (requires { state.overlap; }) {
+            return state.overlap.rows();
+          } else {
+            return 0;
+          }
+        },
+        request.state);
+    if (counted == rows[&request]) return Ok{};
+    return Broken("request ", request.arrival.value, " has ", rows[&request],
+                  " rows in flight, its state says ", counted);
+  };
+  for (const auto& [name, request] : requests_) {
+    if (Status checked = check(*request); !checked.ok()) return checked;
+  }
+  for (const auto& request : ending_) {
+    const auto* state = std::get_if<fsm::Ending>(&request->state);
+    if (!state || state->overlap.empty()) {
+      return Broken("request ", request->arrival.value, " has ended and waits for nothing");
+    }
+    if (Status checked = check(*request); !checked.ok()) return checked;
+  }
+  return Ok{};
 }
 
 }  // namespace tokenspeed::plan

@@ -129,17 +129,13 @@ bool Scheduler::Grow(Request& request) {
 }
 
 void Scheduler::Displace(Request& request) {
-  const auto* prefilling = std::get_if<fsm::Prefilling>(&request.state);
-  const auto* decoding = std::get_if<fsm::Decoding>(&request.state);
-  const SlotId id = prefilling ? prefilling->slot : decoding->slot;
-  request.former = {.slot = id, .first = slot(id).first, .last = last_step_};
   LeaveSlot(request);
   const Status moved = fsm::Apply(request.state, fsm::Preempt{});
   TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
   request.restarted = true;
   ++counters_.preemptions;
   ++openings_;
-  if (std::get_if<fsm::Preempted>(&request.state)->in_flight == 0) {
+  if (std::get_if<fsm::Preempted>(&request.state)->overlap.empty()) {
     Requeue(request);
   } else {
     preempted_.push_back(&request);

@@ -65,6 +65,8 @@ struct Tenancy {
   SlotId slot;
   StepId first;
   StepId last;
+
+  bool Covers(SlotId id, StepId step) const { return slot == id && first <= step && step <= last; }
 };
 
 // The token ids that end a request. MayHold is one bit test; it errs to the side of true.
@@ -99,7 +101,7 @@ struct alignas(64) Request {
   bool admitted = false;   // has been on a slot
   bool restarted = false;  // has been preempted
   Arrival arrival;
-  Tenancy former;  // of its last slot, while it is preempted
+  Tenancy former;  // of its last slot, while rows of it are in flight
   Sampling sampling;
   TimeNs submitted = 0;
   TimeNs retain = 0;  // its blocks are wanted for this long after it ends

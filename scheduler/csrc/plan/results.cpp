@@ -37,26 +37,38 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   pool_->Retired(step);
   ++counters_.steps;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    Request* request = TenantOf(SlotId{slots[i]}, step);
-    if (request == nullptr) {  // it ended while this step was in flight
-      ++counters_.overrun_tokens;
+    Request& request = TenantOf(SlotId{slots[i]}, step);
+    if (std::holds_alternative<fsm::Ending>(request.state)) {
+      ThrowAway(request);
       continue;
     }
-    Arrived(*request, tokens[i], logprobs.empty() ? nullptr : &logprobs[i]);
+    Arrived(request, tokens[i], logprobs.empty() ? nullptr : &logprobs[i]);
   }
   slots.clear();
   spare_slots_.push_back(std::move(slots));
   return Ok{};
 }
 
-Request* Scheduler::TenantOf(SlotId id, StepId step) {
-  const Slot& place = slot(id);
-  if (place.first <= step) return place.request;
+Request& Scheduler::TenantOf(SlotId id, StepId step) const {
+  const Slot& place = slots_[static_cast<size_t>(id.value)];
+  if (place.first <= step) return *place.request;
   for (Request* request : preempted_) {
-    const Tenancy& former = request->former;
-    if (former.slot == id && former.first <= step && step <= former.last) return request;
+    if (request->former.Covers(id, step)) return *request;
   }
-  return nullptr;
+  for (const std::unique_ptr<Request>& request : ending_) {
+    if (request->former.Covers(id, step)) return *request;
+  }
+  TS_CHECK(false, "nobody had slot " << id.value << " in step " << step.value);
+}
+
+void Scheduler::ThrowAway(Request& request) {
+  auto& state = *std::get_if<fsm::Ending>(&request.state);
+  On(state, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
+  ++counters_.overrun_tokens;
+  if (!state.overlap.empty()) return;
+  const Status settled = fsm::Apply(request.state, fsm::Settle{});
+  TS_CHECK(settled.ok(), "last row of request " << request.arrival.value);
+  std::erase_if(ending_, [&](const auto& other) { return other.get() == &request; });
 }
 
 TokenEvent& Scheduler::AddEvent(const Request& request) {
@@ -70,7 +82,7 @@ TokenEvent& Scheduler::AddEvent(const Request& request) {
 // for them.
 void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   auto* preempted = std::get_if<fsm::Preempted>(&request.state);
-  if (preempted != nullptr) On(*preempted, fsm::TokensKnown{1});
+  if (preempted != nullptr) On(*preempted, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
   if (token < 0) {
     // Whatever made the logits so may be in its KV: nobody else shall read it.
     if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
@@ -94,7 +106,7 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   }
   if (event.reason != FinishReason::kNone) {
     Remove(request, event.reason);
-  } else if (preempted != nullptr && preempted->in_flight == 0) {
+  } else if (preempted != nullptr && preempted->overlap.empty()) {
     std::erase(preempted_, &request);
     Requeue(request);
   }

@@ -214,6 +214,7 @@ void Scheduler::EndEpoch() {
   }
   std::ranges::sort(lost, {}, &Request::arrival);
   for (Request* request : lost) End(*request, FinishReason::kWorkerLost);
+  ending_.clear();
   in_flight_.clear();
   const kv::BlockCounts& counts = pool_->counts();
   TS_CHECK(counts.open == 0 && counts.shared == 0,
@@ -246,6 +247,7 @@ void Scheduler::LeaveSlot(Request& request) {
     return;
   }
   groups_->Leave(id);
+  request.former = {.slot = id, .first = slot(id).first, .last = last_step_};
   if (slot(id).announced) removed_slots_.push_back(id.value);
   slot(id) = Slot{};
   free_slots_.push_back(id);
@@ -266,7 +268,15 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
   TS_CHECK(moved.ok(), "end of request " << request.arrival.value);
   ++counters_.finished;
   ++openings_;
-  requests_.erase(RequestName(request.name));
+  auto gone = requests_.extract(request.name);
+  auto* ending = std::get_if<fsm::Ending>(&request.state);
+  if (ending == nullptr) return;
+  if (!ending->overlap.empty()) {
+    ending_.push_back(std::move(gone.mapped()));
+    return;
+  }
+  const Status settled = fsm::Apply(request.state, fsm::Settle{});
+  TS_CHECK(settled.ok(), "end of request " << request.arrival.value);
 }
 
 void Scheduler::ClearEvents() {

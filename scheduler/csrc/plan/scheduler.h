@@ -195,12 +195,15 @@ class Scheduler {
   void Remove(Request& request, fsm::FinishReason reason);
   void LeaveSlot(Request& request);
   void Requeue(Request& request);
-  // Whose row it was that slot `id` had in `step`; null if that request has ended.
-  Request* TenantOf(SlotId id, StepId step);
+  // Whose row it was that slot `id` had in `step`.
+  Request& TenantOf(SlotId id, StepId step) const;
+  // A row of a request that has ended is back.
+  void ThrowAway(Request& request);
   TokenEvent& AddEvent(const Request& request);
 
   Status VerifyDecoding(const Request& request, const fsm::Decoding& state, int context) const;
   Status VerifyLists() const;
+  Status VerifyOverlap() const;
 
   const Limits limits_;
   bool draining_ = false;
@@ -219,6 +222,7 @@ class Scheduler {
   int batch_logprobs_ = 0;            // requests of the batch that want logprobs
   std::vector<SlotId> stalled_;       // decoding, wait for a block
   std::vector<Request*> preempted_;
+  std::vector<std::unique_ptr<Request>> ending_;  // over for their clients; rows are in flight
 
   std::unique_ptr<PrefixGroups> groups_;
   std::vector<Slot> slots_;
