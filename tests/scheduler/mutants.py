@@ -136,8 +136,8 @@ MUTANTS = (
         (
             Edit(
                 "plan/results.cpp",
-                "if (place.first <= step) return place.request;",
-                "if (place.request != nullptr) return place.request;",
+                "if (place.first <= step) return *place.request;",
+                "if (place.request != nullptr) return *place.request;",
             ),
         ),
     ),

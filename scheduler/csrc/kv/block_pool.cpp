@@ -286,4 +286,25 @@ Status BlockPool::Verify() const {
   return eviction_ ? eviction_->Verify() : Status(Ok{});
 }
 
+void BlockPool::Describe(std::ostream& out) const {
+  const auto ago = [this](StepId step) {
+    return step <= retired_ ? -1 : std::max<int64_t>(planned_.value - step.value, -2);
+  };
+  out << "retired " << planned_.value - retired_.value << '\n';
+  for (int i = 1; i < num_blocks_; ++i) {
+    const Node& n = node(BlockId{i});
+    out << "block " << i << " place " << static_cast<int>(n.place) << " holders " << n.holders;
+    if (n.place != Place::kFree) out << " written " << ago(n.written);
+    if (n.place == Place::kRetiring) out << " fence " << ago(n.fence);
+    if (n.indexed) out << " key " << n.key.hash.low() << ' ' << n.key.parent.low();
+    out << '\n';
+  }
+  for (int list = 0; list < kLists; ++list) {
+    const BlockId end = sentinel(static_cast<List>(list));
+    out << "list " << list;
+    for (BlockId id = node(end).next; id != end; id = node(id).next) out << ' ' << id.value;
+    out << '\n';
+  }
+}
+
 }  // namespace tokenspeed::kv

@@ -12,6 +12,7 @@
 // Block 0 is the workers' scratch block and is never handed out.
 #pragma once
 
+#include <iosfwd>
 #include <optional>
 #include <span>
 #include <vector>
@@ -76,6 +77,8 @@ class BlockPool {
 
   // Walks everything; the error names the first broken invariant.
   Status Verify() const;
+  // Writes down what decides the future of each block; steps by their distance from the last.
+  void Describe(std::ostream& out) const;
 
  private:
   friend class OpenBlock;

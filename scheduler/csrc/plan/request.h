@@ -56,8 +56,8 @@ struct Submission {
   std::vector<Token> stop_ids;
   int64_t priority = 0;
   std::string salt;
-  std::string session;   // a name within the salt; empty: told by the prefix
-  TimeNs retain = 0;     // keep its blocks if possible for this long after it ends
+  std::string session;  // a name within the salt; empty: told by the prefix
+  TimeNs retain = 0;    // keep its blocks if possible for this long after it ends
 };
 
 // The steps in which a request held a slot.

@@ -62,9 +62,13 @@ Request& Scheduler::TenantOf(SlotId id, StepId step) const {
 }
 
 void Scheduler::ThrowAway(Request& request) {
+  ++counters_.overrun_tokens;
+  RetireRow(request);
+}
+
+void Scheduler::RetireRow(Request& request) {
   auto& state = *std::get_if<fsm::Ending>(&request.state);
   On(state, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
-  ++counters_.overrun_tokens;
   if (!state.overlap.empty()) return;
   const Status settled = fsm::Apply(request.state, fsm::Settle{});
   TS_CHECK(settled.ok(), "last row of request " << request.arrival.value);
@@ -85,11 +89,15 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   if (preempted != nullptr) On(*preempted, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
   if (token < 0) {
     // Whatever made the logits so may be in its KV: nobody else shall read it.
-    if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
+    auto* decoding = std::get_if<fsm::Decoding>(&request.state);
+    if (decoding != nullptr) {
       LeaveBatch(request, *decoding);
       decoding->table.Forget();
     }
-    return End(request, FinishReason::kNumeric);
+    End(request, FinishReason::kNumeric);
+    // A state that decodes counts its rows by the tokens that are known, and this one brought none.
+    if (decoding != nullptr) RetireRow(request);
+    return;
   }
   request.tokens.push_back(token);
   ++counters_.generated_tokens;

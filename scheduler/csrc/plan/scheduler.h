@@ -17,6 +17,7 @@
 #pragma once
 
 #include <deque>
+#include <iosfwd>
 #include <limits>
 #include <map>
 #include <memory>
@@ -119,6 +120,8 @@ class Scheduler {
 
   // Walks everything; the error names the first broken invariant.
   Status Verify() const;
+  // Writes down what decides the future: equal texts, equal futures.
+  void Describe(std::ostream& out) const;
 
  private:
   static constexpr StepId kNever{std::numeric_limits<int64_t>::max()};
@@ -199,11 +202,13 @@ class Scheduler {
   Request& TenantOf(SlotId id, StepId step) const;
   // A row of a request that has ended is back.
   void ThrowAway(Request& request);
+  void RetireRow(Request& request);
   TokenEvent& AddEvent(const Request& request);
 
   Status VerifyDecoding(const Request& request, const fsm::Decoding& state, int context) const;
   Status VerifyLists() const;
   Status VerifyOverlap() const;
+  void DescribeRequest(std::ostream& out, const Request& request) const;
 
   const Limits limits_;
   bool draining_ = false;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <ostream>
 #include <set>
 #include <string>
 #include <vector>
@@ -68,6 +69,16 @@ class ModelWorker {
       tokens.push_back(slot.last);
     }
     return tokens;
+  }
+
+  // Writes down what decides the future.
+  void Describe(std::ostream& out) const {
+    for (const Token token : cells_) out << ' ' << token;
+    for (const auto& [id, slot] : slots_) {
+      out << "\nslot " << id << ' ' << slot.context << ' ' << slot.last;
+      for (const int32_t block : slot.blocks) out << ' ' << block;
+    }
+    out << '\n';
   }
 
  private:

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT
+// check_ledger: every interleaving of a small world, exhaustively. Two requests that share a
+// prefix, each submitted up to twice, three blocks, two steps in flight, two epochs; events are
+// submit, abort, plan, retire and the loss of the workers. Breadth first over the states of core
+// and worker; a state is reached by playing its events into a fresh core. In each state all
+// invariants hold, every token is the one that its request gives alone, no block is written while
+// an earlier step may read it, and something can always go on.
+#include <array>
+#include <cstdio>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <unordered_map>
+
+#include "model_worker.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed {
+namespace {
+
+constexpr int kRequests = 2;
+constexpr int kLives = 2;  // of each request
+constexpr int kBlocks = 3;
+constexpr int kBlockSize = 2;
+constexpr int kEpochs = 2;
+constexpr int kVocab = 5;
+constexpr int kMaxTokens = 2;
+constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
+
+enum Event : uint8_t { kSubmit0, kSubmit1, kAbort0, kAbort1, kPlan, kRetire, kEpoch, kEvents };
+constexpr const char* kNames[] = {"submit 0", "submit 1", "abort 0", "abort 1",
+                                  "plan",     "retire",   "epoch"};
+
+class World {
+ public:
+  World() : scheduler_(MakeLimits()) { BeginEpoch(); }
+
+  const std::string& failure() const { return failure_; }
+  int live() const { return scheduler_.live(); }
+
+  // Whether the event can happen now; then it has.
+  bool Take(Event event) {
+    switch (event) {
+      case kSubmit0:
+      case kSubmit1:
+        return Submit(event - kSubmit0);
+      case kAbort0:
+      case kAbort1:
+        if (!asked_[event - kAbort0]) return false;
+        scheduler_.Abort({ClientId{1}, static_cast<uint64_t>(event - kAbort0)}, -1);
+        break;
+      case kPlan:
+        return Plan();
+      case kRetire:
+        return Retire();
+      case kEpoch:
+        if (epoch_.value == kEpochs) return false;
+        scheduler_.EndEpoch();
+        Hear();
+        BeginEpoch();
+        break;
+      case kEvents:
+        return false;
+    }
+    Hear();
+    return true;
+  }
+
+  void Check() {
+    if (!worker_->error().empty()) Fail(worker_->error());
+    if (const Status status = scheduler_.Verify(); !status.ok()) Fail(status.error().message);
+    const kv::BlockCounts blocks = scheduler_.blocks();
+    const bool rest = scheduler_.live() == 0 && in_flight_.empty();
+    if (rest && blocks.free + blocks.cached != blocks.total) Fail("blocks are missing at rest");
+  }
+
+  Hash128 Fingerprint() const {
+    std::ostringstream text;
+    scheduler_.Describe(text);
+    worker_->Describe(text);
+    text << "epoch " << epoch_.value;
+    for (const int lives : lives_) text << ' ' << lives;
+    for (const Step& step : in_flight_) {
+      text << " result";
+      for (const Token token : step.tokens) text << ' ' << token;
+    }
+    for (const auto& asked : asked_) {
+      if (asked) text << " asked " << asked->left << ' ' << asked->hash;
+    }
+    const std::string bytes = std::move(text).str();
+    return SipHash128({}, std::as_bytes(std::span(bytes)));
+  }
+
+ private:
+  struct Step {
+    StepId step;
+    std::vector<Token> tokens;
+    std::set<int32_t> touched;
+  };
+  struct Asked {
+    uint64_t hash = 0;
+    int left = kMaxTokens;
+  };
+
+  static plan::Limits MakeLimits() {
+    plan::Limits limits;
+    limits.max_slots = kRequests;
+    limits.max_step_tokens = 4;
+    limits.max_model_len = 16;
+    limits.max_waiting = kRequests;
+    limits.vocab_size = kVocab;
+    limits.depth = 2;
+    limits.max_prefill_tokens = 2;
+    limits.evict_by_reuse = false;
+    return limits;
+  }
+
+  void BeginEpoch() {
+    epoch_ = Epoch{epoch_.value + 1};
+    worker_ = std::make_unique<ModelWorker>(1 + kBlocks, kBlockSize, kVocab);
+    in_flight_.clear();
+    scheduler_.BeginEpoch(epoch_, 1 + kBlocks, kBlockSize);
+  }
+
+  bool Submit(int which) {
+    const auto index = static_cast<size_t>(which);
+    if (asked_[index] || lives_[index] == kLives) return false;
+    ++lives_[index];
+    plan::Submission submission;
+    submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
+    submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
+    submission.max_tokens = kMaxTokens;
+    Asked asked;
+    for (const Token token : submission.prompt) asked.hash = Fold(asked.hash, token);
+    asked_[index] = asked;
+    if (!scheduler_.Submit(std::move(submission)).ok()) Fail("a request is refused");
+    Hear();
+    return true;
+  }
+
+  bool Plan() {
+    const plan::StepPlan* plan = scheduler_.Plan(0);
+    if (plan == nullptr) return false;
+    std::vector<Token> tokens = worker_->Apply(*plan);
+    for (const Step& earlier : in_flight_) {
+      for (const int32_t block : worker_->begun()) {
+        if (earlier.touched.contains(block)) Fail("a block is reused before its step has retired");
+      }
+    }
+    in_flight_.push_back({plan->step, std::move(tokens), worker_->touched()});
+    Hear();
+    return true;
+  }
+
+  bool Retire() {
+    if (in_flight_.empty()) return false;
+    const Step done = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    if (!scheduler_.Advance(done.step, done.tokens, {}).ok()) Fail("a true result is refused");
+    Hear();
+    return true;
+  }
+
+  void Hear() {
+    for (const plan::TokenEvent& event : scheduler_.events()) {
+      std::optional<Asked>& asked = asked_[event.name.id];
+      if (!asked) return Fail("an event of a request that ended");
+      if (event.token >= 0) {
+        if (event.token != SampleAfter(asked->hash, kVocab)) Fail("wrong token");
+        asked->hash = Fold(asked->hash, event.token);
+        if (--asked->left < 0) Fail("a token too many");
+      }
+      if (event.reason != fsm::FinishReason::kNone) asked.reset();
+    }
+    scheduler_.ClearEvents();
+  }
+
+  void Fail(const std::string& why) {
+    if (failure_.empty()) failure_ = why;
+  }
+
+  plan::Scheduler scheduler_;
+  Epoch epoch_;
+  std::unique_ptr<ModelWorker> worker_;
+  std::deque<Step> in_flight_;
+  std::array<std::optional<Asked>, kRequests> asked_;
+  std::array<int, kRequests> lives_{};
+  std::string failure_;
+};
+
+// How a state was reached first.
+struct Origin {
+  uint32_t from;
+  Event event;
+};
+
+std::vector<Event> PathTo(const std::vector<Origin>& states, uint32_t state) {
+  std::vector<Event> path;
+  for (; state != 0; state = states[state].from) path.push_back(states[state].event);
+  return {path.rbegin(), path.rend()};
+}
+
+std::unique_ptr<World> Play(const std::vector<Event>& path) {
+  auto world = std::make_unique<World>();
+  for (const Event event : path) world->Take(event);
+  return world;
+}
+
+int Report(const std::string& why, const std::vector<Event>& path) {
+  std::fprintf(stderr, "%s, after:", why.c_str());
+  for (const Event event : path) std::fprintf(stderr, " %s,", kNames[event]);
+  std::fprintf(stderr, "\n");
+  return 1;
+}
+
+struct HashOf {
+  size_t operator()(const Hash128& hash) const { return hash.low(); }
+};
+
+int Explore() {
+  std::vector<Origin> states = {{0, kEvents}};
+  std::unordered_map<Hash128, uint32_t, HashOf> seen = {{World().Fingerprint(), 0}};
+  size_t arrows = 0;
+  size_t longest = 0;
+  for (uint32_t state = 0; state < states.size(); ++state) {
+    const std::vector<Event> path = PathTo(states, state);
+    longest = std::max(longest, path.size());
+    bool goes_on = false;
+    for (int next = 0; next < kEvents; ++next) {
+      const auto event = static_cast<Event>(next);
+      const std::unique_ptr<World> world = Play(path);
+      if (!world->Take(event)) {
+        if (event == kPlan) world->Check();
+        if (!world->failure().empty()) return Report(world->failure(), path);
+        continue;
+      }
+      ++arrows;
+      goes_on = goes_on || event == kPlan || event == kRetire;
+      world->Check();
+      if (!world->failure().empty()) {
+        std::vector<Event> whole = path;
+        whole.push_back(event);
+        return Report(world->failure(), whole);
+      }
+      const auto id = static_cast<uint32_t>(states.size());
+      if (seen.emplace(world->Fingerprint(), id).second) states.push_back({state, event});
+    }
+    if (!goes_on && Play(path)->live() > 0) return Report("live requests and no way on", path);
+  }
+  std::printf("%zu states, %zu arrows, longest shortest path %zu: all invariants hold\n",
+              states.size(), arrows, longest);
+  return 0;
+}
+
+}  // namespace
+}  // namespace tokenspeed
+
+int main() { return tokenspeed::Explore(); }
