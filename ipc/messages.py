@@ -254,7 +254,8 @@ class StepPlan(_Message, frozen=True, tag=30):
 
     Applied in field order: slots are removed, then added, then blocks appended, copies made,
     transfers started, rows run.  A store reads what earlier steps wrote; a row whose slot waits for
-    a load may run a layer once that layer is loaded, and its tokens are -1 if the load fails.
+    a load may run a layer once that layer is loaded; such rows sample nothing.  A step may have no
+    rows, only transfers.
     Travels as two frames: these bytes, then the 16-byte running digest
     `siphash128(key=previous digest, bytes)`; an epoch's first previous digest is the epoch number
     as 16 little-endian bytes.
@@ -365,6 +366,7 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     ageing_ms: int = 10_000  # a waiting request gains one priority level in this time
     record_path: str = ""  # the black box of events; empty: none
     record_bytes: int = 50 * 1024 * 1024  # its bound
+    transfer_ms: int = 10_000  # a copy to or from the host tier that takes longer has failed; 0: never
 
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired

@@ -18,10 +18,13 @@ class Scheduler:
         depth: int = 2,
         max_prefill_tokens: int = 0,
         prefix_caching: bool = True,
+        transfer_ms: int = 10_000,
         hash_key: bytes = ...,
         eviction: str = "reuse",
     ) -> None: ...
-    def begin_epoch(self, epoch: int, num_blocks: int, block_size: int) -> None: ...
+    def begin_epoch(
+        self, epoch: int, num_blocks: int, block_size: int, host_blocks: int = 0
+    ) -> None: ...
     def end_epoch(self) -> None: ...
     def submit(
         self,
@@ -60,6 +63,15 @@ class Scheduler:
         """The running digest after the last plan."""
 
     def advance(self, step: int, tokens: bytes, logprobs: bytes = b"") -> None: ...
+    def transferred(self, ticket: int, ok: bool) -> bool:
+        """A transfer has ended on all ranks; return whether somebody waited for this ticket."""
+
+    def prefetch(self, tokens: bytes, salt: bytes = b"") -> None:
+        """Load what the host tier has of these tokens into device blocks."""
+
+    def demote(self, tokens: bytes, salt: bytes = b"") -> None:
+        """Store the device blocks of these tokens in the host tier."""
+
     def take_events(self) -> list[tuple[int, int, int, float | None, int, int]]:
         """Return (client, request_id, token or -1, logprob, FinishReason, cached_tokens) rows."""
 

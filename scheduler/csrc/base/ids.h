@@ -15,7 +15,8 @@ struct StrongId {
   friend auto operator<=>(const StrongId&, const StrongId&) = default;
 };
 
-using BlockId = StrongId<struct BlockTag, int32_t>;    // 0 is the workers' scratch block
+using BlockId = StrongId<struct BlockTag, int32_t>;          // 0 is the workers' scratch block
+using HostBlockId = StrongId<struct HostBlockTag, int32_t>;  // block of the workers' host pool
 using SlotId = StrongId<struct SlotTag, int32_t>;      // place of a running request on the workers
 using StepId = StrongId<struct StepTag, int64_t>;      // counts from 1 in each epoch
 using Epoch = StrongId<struct EpochTag, int64_t>;      // life of one set of workers, from 1

@@ -48,6 +48,16 @@ SealedBlock::~SealedBlock() {
   if (pool_ != nullptr) pool_->Release(id_);
 }
 
+const ChainKey& SealedBlock::key() const {
+  TS_CHECK(pool_ != nullptr, "key of a moved-from block");
+  return pool_->node(id_).key;
+}
+
+std::span<const Token> SealedBlock::tokens() const {
+  TS_CHECK(pool_ != nullptr && pool_->findable(), "content of a block that keeps none");
+  return pool_->content(id_);
+}
+
 SealedBlock SealedBlock::Share() const {
   TS_CHECK(pool_ != nullptr, "share of a moved-from block");
   pool_->Share(id_);

@@ -80,6 +80,9 @@ class SealedBlock {
   ~SealedBlock();
 
   BlockId id() const { return id_; }
+  // REQUIRES: not moved from; `tokens` also that the pool has its prefix index.
+  const ChainKey& key() const;
+  std::span<const Token> tokens() const;
   // Another handle of the same block.
   // REQUIRES: not moved from.
   SealedBlock Share() const;

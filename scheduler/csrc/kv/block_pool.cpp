@@ -158,6 +158,13 @@ std::optional<SealedBlock> BlockPool::Find(const ChainKey& key, std::span<const 
   return SealedBlock(this, *id);
 }
 
+std::optional<SealedBlock> BlockPool::Hold(BlockId id, const Hash128& hash) {
+  const Node& n = node(id);
+  if (!n.indexed || n.key.hash != hash) return std::nullopt;
+  Share(id);
+  return SealedBlock(this, id);
+}
+
 BlockPool::Presence BlockPool::Peek(const ChainKey& key, std::span<const Token> tokens) const {
   const std::optional<BlockId> id = Lookup(key, tokens);
   if (!id) return Presence::kAbsent;

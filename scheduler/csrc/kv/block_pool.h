@@ -59,6 +59,8 @@ class BlockPool {
   // Find without taking: whether it is there, and whether it is held by anybody now.
   enum class Presence { kAbsent, kUnheld, kHeld };
   Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
+  // Block `id`, if it still is the one that is found by this hash.
+  std::optional<SealedBlock> Hold(BlockId id, const Hash128& hash);
   int holders(BlockId id) const { return node(id).holders; }
 
   // Who uses a block that is held, and whom it is kept for afterwards.

@@ -20,6 +20,8 @@ class BlockTable {
   int sealed() const { return static_cast<int>(sealed_.size()); }
   int open() const { return static_cast<int>(open_.size()); }
   BlockId at(int i) const;
+  // REQUIRES: i < sealed()
+  const SealedBlock& sealed_at(int i) const { return sealed_[static_cast<size_t>(i)]; }
 
   // REQUIRES: open() == 0
   void Append(SealedBlock block);

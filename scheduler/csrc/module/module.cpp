@@ -73,16 +73,17 @@ class Core {
   using RejectionTuple = std::tuple<int64_t, uint64_t, int, std::string>;
   std::vector<RejectionTuple> rejections;  // late ones, until they are taken
 
-  void BeginEpoch(int64_t epoch, int num_blocks, int block_size) {
+  void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
-    if (epoch <= epoch_.value || num_blocks < 2 || block_size < 1) {
+    if (epoch <= epoch_.value || num_blocks < 2 || block_size < 1 || host_blocks < 0) {
       throw SchedulerError("epoch " + std::to_string(epoch) + " with " +
                            std::to_string(num_blocks) + " blocks of " + std::to_string(block_size) +
-                           " tokens: epochs ascend, give 2 blocks and 1 token at least");
+                           " tokens and " + std::to_string(host_blocks) +
+                           " host blocks: epochs ascend, give 2 blocks and 1 token at least");
     }
     epoch_ = Epoch{epoch};
     digest_ = wire::FirstDigest(epoch_);
-    scheduler_->BeginEpoch(epoch_, num_blocks, block_size);
+    scheduler_->BeginEpoch(epoch_, num_blocks, block_size, host_blocks);
   }
 
   std::optional<py::bytes> Plan(int64_t time_ns) {
@@ -171,6 +172,13 @@ py::dict StatsOf(const plan::Scheduler& scheduler) {
   stats["shared_blocks"] = blocks.shared;
   stats["retiring_blocks"] = blocks.retiring;
   stats["cached_blocks"] = blocks.cached;
+  const kv::HostCounts host = scheduler.host_blocks();
+  stats["host_blocks"] = host.total;
+  stats["host_free_blocks"] = host.free;
+  stats["host_written_blocks"] = host.written;
+  stats["stored_blocks"] = counters.stored_blocks;
+  stats["loaded_blocks"] = counters.loaded_blocks;
+  stats["failed_transfers"] = counters.failed_transfers;
   stats["steps"] = counters.steps;
   stats["prompt_tokens"] = counters.prompt_tokens;
   stats["cached_tokens"] = counters.cached_tokens;
@@ -195,7 +203,8 @@ PYBIND11_MODULE(_scheduler, m) {
   py::class_<Core>(m, "Scheduler")
       .def(py::init([](int max_slots, int max_step_tokens, int max_model_len, int vocab_size,
                        int max_waiting, int depth, int max_prefill_tokens, bool prefix_caching,
-                       const std::string& hash_key, const std::string& eviction) {
+                       const std::string& hash_key, const std::string& eviction,
+                       int64_t transfer_ms) {
              plan::Limits limits;
              limits.hash_key = ReadHash(hash_key, "hash_key");
              limits.max_slots = max_slots;
@@ -207,15 +216,16 @@ PYBIND11_MODULE(_scheduler, m) {
              limits.max_prefill_tokens = max_prefill_tokens;
              limits.prefix_caching = prefix_caching;
              limits.evict_by_reuse = ReadEviction(eviction);
+             limits.transfer_ms = transfer_ms;
              return std::make_unique<Core>(limits);
            }),
            py::kw_only(), py::arg("max_slots"), py::arg("max_step_tokens"),
            py::arg("max_model_len"), py::arg("vocab_size"), py::arg("max_waiting") = 1024,
            py::arg("depth") = 2, py::arg("max_prefill_tokens") = 0,
            py::arg("prefix_caching") = true, py::arg("hash_key") = py::bytes(std::string(16, '\0')),
-           py::arg("eviction") = "reuse")
+           py::arg("eviction") = "reuse", py::arg("transfer_ms") = 10'000)
       .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
-           py::arg("block_size"))
+           py::arg("block_size"), py::arg("host_blocks") = 0)
       .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
       .def(
           "submit",
@@ -272,6 +282,24 @@ PYBIND11_MODULE(_scheduler, m) {
             Require(core.scheduler().Advance(StepId{step}, ids, values));
           },
           py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes())
+      .def(
+          "transferred",
+          [](Core& core, int32_t ticket, bool ok) {
+            return core.scheduler().Transferred(TicketId{ticket}, ok);
+          },
+          py::arg("ticket"), py::arg("ok"))
+      .def(
+          "prefetch",
+          [](Core& core, const std::string& tokens, const std::string& salt) {
+            core.scheduler().Prefetch(ReadColumn<Token>(tokens, "tokens"), salt);
+          },
+          py::arg("tokens"), py::arg("salt") = py::bytes())
+      .def(
+          "demote",
+          [](Core& core, const std::string& tokens, const std::string& salt) {
+            core.scheduler().Demote(ReadColumn<Token>(tokens, "tokens"), salt);
+          },
+          py::arg("tokens"), py::arg("salt") = py::bytes())
       .def("take_events", &TakeEvents)
       .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
       .def("stats", [](Core& core) { return StatsOf(core.scheduler()); })

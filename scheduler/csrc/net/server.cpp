@@ -192,6 +192,11 @@ class Server {
             .in_flight_steps = scheduler_.in_flight(),
             .oldest_step_age_ns = oldest ? now - *oldest : 0,
             .plan_time_ns = workers_.plan_time(),
+            .host_blocks = scheduler_.host_blocks().total,
+            .host_free_blocks = scheduler_.host_blocks().free,
+            .stored_blocks = counters.stored_blocks,
+            .loaded_blocks = counters.loaded_blocks,
+            .failed_transfers = counters.failed_transfers,
             .sessions = scheduler_.sessions(),
             .retained_blocks = scheduler_.retained_blocks()};
   }
@@ -258,6 +263,7 @@ Result<plan::Limits> LimitsOf(const wire::SchedulerConfig& config) {
   limits.vocab_size = narrow(config.vocab_size);
   limits.depth = narrow(config.depth);
   limits.max_prefill_tokens = narrow(config.max_prefill_tokens);
+  limits.transfer_ms = config.transfer_ms;
   if (Status valid = limits.Validate(); !valid.ok())
     return Error{"config: " + valid.error().message};
   return limits;

@@ -48,6 +48,8 @@ void WorkerGroup::Handle(const Router::Incoming& message) {
     TakeResult(*rank, std::move(*result));
   } else if (const auto* ack = std::get_if<wire::StepAck>(&any)) {
     TakeAck(*rank, *ack);
+  } else if (const auto* transfers = std::get_if<wire::Transfers>(&any)) {
+    TakeTransfers(*rank, *transfers);
   } else if (const auto* failed = std::get_if<wire::WorkerFailed>(&any)) {
     EndEpoch("rank " + std::to_string(*rank) + " failed in step " + std::to_string(failed->step) +
              ": " + failed->message);
@@ -71,6 +73,12 @@ std::optional<plan::Rejection> WorkerGroup::Misfit(const wire::Hello& hello) con
       hello.block_size > 65536 || hello.num_blocks * hello.block_size > kMost) {
     return plan::Rejection{RefusalCode::kShape,
                            std::to_string(hello.num_blocks) + " KV blocks of " +
+                               std::to_string(hello.block_size) + " tokens are out of range"};
+  }
+  if (hello.host_blocks < 0 || hello.host_blocks > kMost ||
+      hello.host_blocks * hello.block_size > kMost) {
+    return plan::Rejection{RefusalCode::kShape,
+                           std::to_string(hello.host_blocks) + " host blocks of " +
                                std::to_string(hello.block_size) + " tokens are out of range"};
   }
   for (const auto& other : workers_) {
@@ -108,8 +116,12 @@ void WorkerGroup::Greet(const Identity& from, const wire::Hello& hello) {
     Send(from, wire::Refused{static_cast<int64_t>(refusal->code), refusal->message});
     return;
   }
-  workers_[static_cast<size_t>(hello.rank)] =
-      Worker{from, hello.name, hello.num_blocks, hello.block_size, hello.program_hash.bytes};
+  workers_[static_cast<size_t>(hello.rank)] = Worker{from,
+                                                     hello.name,
+                                                     hello.num_blocks,
+                                                     hello.block_size,
+                                                     hello.program_hash.bytes,
+                                                     hello.host_blocks};
   Log("worker " + hello.name + " joined as rank " + std::to_string(hello.rank));
   if (std::ranges::all_of(workers_, [](const auto& worker) { return worker.has_value(); })) {
     BeginEpoch();
@@ -120,17 +132,22 @@ void WorkerGroup::Greet(const Identity& from, const wire::Hello& hello) {
 
 void WorkerGroup::BeginEpoch() {
   int64_t blocks = workers_.front()->num_blocks;
-  for (const auto& worker : workers_) blocks = std::min(blocks, worker->num_blocks);
+  int64_t host_blocks = workers_.front()->host_blocks;
+  for (const auto& worker : workers_) {
+    blocks = std::min(blocks, worker->num_blocks);
+    host_blocks = std::min(host_blocks, worker->host_blocks);
+  }
   num_blocks_ = static_cast<int>(blocks);
   block_size_ = static_cast<int>(workers_.front()->block_size);
   epoch_ = Epoch{epoch_.value + 1};
   retired_ = StepId{};
   digest_ = wire::FirstDigest(epoch_);
   quorum_.Reset(epoch_);
-  scheduler_.BeginEpoch(epoch_, num_blocks_, block_size_);
+  tickets_.Reset(epoch_);
+  scheduler_.BeginEpoch(epoch_, num_blocks_, block_size_, static_cast<int>(host_blocks));
   Log("epoch " + std::to_string(epoch_.value) + " begins with " + std::to_string(workers_.size()) +
       " ranks and " + std::to_string(num_blocks_ - 1) + " KV blocks of " +
-      std::to_string(block_size_) + " tokens");
+      std::to_string(block_size_) + " tokens, " + std::to_string(host_blocks) + " host blocks");
   for (const auto& worker : workers_) Send(worker->identity, MakeWelcome());
 }
 
@@ -142,6 +159,7 @@ void WorkerGroup::EndEpoch(const std::string& why) {
   }
   scheduler_.EndEpoch();
   quorum_.Reset(Epoch{});
+  tickets_.Reset(Epoch{});
   SendShutdown(why);
   for (auto& worker : workers_) {
     if (worker) router_.Forget(worker->identity);
@@ -194,6 +212,27 @@ void WorkerGroup::TakeAck(int rank, const wire::StepAck& ack) {
   RetireSteps();
 }
 
+void WorkerGroup::TakeTransfers(int rank, const wire::Transfers& transfers) {
+  if (transfers.tickets.size() != transfers.ok.size()) {
+    return session_.Drop("a malformed report of transfers from rank " + std::to_string(rank));
+  }
+  using Verdict = plan::TicketQuorum::Verdict;
+  for (size_t i = 0; i < transfers.tickets.size(); ++i) {
+    const int32_t ticket = transfers.tickets[i];
+    const Verdict verdict =
+        tickets_.Report(rank, Epoch{transfers.epoch}, ticket, transfers.ok[i] != 0);
+    if (verdict == Verdict::kIgnored) {
+      session_.Drop("a report of transfer " + std::to_string(ticket) + " of epoch " +
+                    std::to_string(transfers.epoch) + " that nobody waits for");
+    } else if (verdict != Verdict::kTaken) {
+      scheduler_.Transferred(TicketId{ticket}, verdict == Verdict::kDone);
+      if (verdict == Verdict::kFailed) {
+        Log("transfer " + std::to_string(ticket) + " failed; its blocks are computed again");
+      }
+    }
+  }
+}
+
 void WorkerGroup::RetireSteps() {
   const TimeNs start = Now();
   for (;;) {
@@ -218,6 +257,7 @@ void WorkerGroup::SendPlans() {
       digest_ = wire::NextDigest(digest_, wire::AsBytes(buffer_));
       scheduler_.Planned(digest_);
       quorum_.Planned(plan->step, digest_);
+      tickets_.Planned(*plan);
     }
     plan_time_ += Now() - start;
     if (plan == nullptr) return;

@@ -10,6 +10,7 @@
 #include "net/router.h"
 #include "net/session.h"
 #include "plan/step_quorum.h"
+#include "plan/ticket_quorum.h"
 #include "record/recorded_scheduler.h"
 
 namespace tokenspeed::net {
@@ -21,7 +22,8 @@ class WorkerGroup {
         scheduler_(scheduler),
         session_(session),
         workers_(static_cast<size_t>(num_ranks)),
-        quorum_(num_ranks) {}
+        quorum_(num_ranks),
+        tickets_(num_ranks) {}
 
   void Handle(const Router::Incoming& message);
   // Plans and sends steps until the pipeline is full or nothing is left to do.
@@ -43,6 +45,7 @@ class WorkerGroup {
     int64_t num_blocks = 0;
     int64_t block_size = 0;
     std::string program_hash;
+    int64_t host_blocks = 0;
   };
 
   template <class Message>
@@ -51,6 +54,7 @@ class WorkerGroup {
   std::optional<plan::Rejection> Misfit(const wire::Hello& hello) const;
   void TakeResult(int rank, wire::StepResult result);
   void TakeAck(int rank, const wire::StepAck& ack);
+  void TakeTransfers(int rank, const wire::Transfers& transfers);
   void RetireSteps();
   void BeginEpoch();
   // The group cannot go on: tells the others to exit and forgets everybody.
@@ -62,6 +66,7 @@ class WorkerGroup {
   Session& session_;
   std::vector<std::optional<Worker>> workers_;  // by rank
   plan::StepQuorum quorum_;
+  plan::TicketQuorum tickets_;
   Epoch epoch_;  // the current one, or the last
   StepId retired_;
   Hash128 digest_;

@@ -72,14 +72,14 @@ void Scheduler::PlanDecodes() {
   }
 }
 
-// Leaves as many slots due as the pool has blocks for: the latest arrivals wait for a step in
-// flight to give back blocks, or else go.
+// Leaves as many slots due as the pool has blocks for: the latest arrivals wait for a step or a
+// transfer in flight to give back blocks, or else go.
 void Scheduler::MakeRoomForDue() {
   const auto short_of = [this] { return static_cast<int>(due_.size()) > pool_->available(); };
   if (!short_of()) return;
   std::ranges::sort(due_, {}, [this](SlotId id) { return slot(id).request->arrival; });
   while (short_of()) {
-    if (pool_->counts().retiring == 0) {
+    if (pool_->counts().retiring == 0 && !(transfers_ && transfers_->due() > 0)) {
       Displace(*running_.back());
       std::erase_if(due_, [this](SlotId id) { return slot(id).request == nullptr; });
       continue;

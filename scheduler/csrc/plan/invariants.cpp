@@ -91,6 +91,9 @@ Status Scheduler::Verify() const {
   }
   if (counts.retiring > 0 && in_flight_.empty()) return Broken("blocks retire behind no step");
   if (Status pool = pool_->Verify(); !pool.ok()) return pool;
+  if (transfers_) {
+    if (Status transfers = transfers_->Verify(); !transfers.ok()) return transfers;
+  }
 
   const int width = pool_->block_size();
   std::vector<int> held(static_cast<size_t>(counts.total) + 1);
@@ -121,8 +124,15 @@ Status Scheduler::Verify() const {
     }
     if (prefilling && context >= request->known()) return Broken(name, " has nothing to prefill");
     if (context > table.size() * width) return Broken(name, " has tokens without a block");
-    // A decoding request seals when it needs the next block, or ends.
-    if (prefilling && std::min(context, request->known()) / width > table.sealed()) {
+    for (const TicketId ticket : request->loads) {
+      if (decoding || !transfers_->Loads(ticket)) {
+        return Broken(name, " waits for ticket ", ticket.value, ", which does not load for it");
+      }
+    }
+    // A decoding request seals when it needs the next block, or ends; one that waits for loads
+    // when they are done.
+    if (prefilling && request->loads.empty() &&
+        std::min(context, request->known()) / width > table.sealed()) {
       return Broken(name, " has a full block open");
     }
     for (int i = 0; i < table.size(); ++i) {
@@ -133,6 +143,9 @@ Status Scheduler::Verify() const {
         return Broken("open block ", block, " is held twice");
       }
     }
+  }
+  if (transfers_) {
+    transfers_->ForEachHeld([&](BlockId block) { ++held[static_cast<size_t>(block.value)]; });
   }
   if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");
   if (Status lists = VerifyLists(); !lists.ok()) return lists;
@@ -147,7 +160,7 @@ Status Scheduler::Verify() const {
     shared += holders > 0 && !open.contains(block);
   }
   if (static_cast<int>(open.size()) != counts.open || shared != counts.shared) {
-    return Broken(open.size(), " open and ", shared, " shared blocks in tables, counted ",
+    return Broken(open.size(), " open and ", shared, " shared blocks are held, counted ",
                   counts.open, " and ", counts.shared);
   }
   for (const Request* request : preempted_) {

@@ -19,7 +19,8 @@ struct Limits {
   int32_t depth = 2;               // plans in flight
   int32_t max_prefill_tokens = 0;  // longest chunk of one row; 0: max_step_tokens
   bool prefix_caching = true;
-  bool evict_by_reuse = true;  // rank cached blocks by expected reuse; else least recently used
+  bool evict_by_reuse = true;    // rank cached blocks by expected reuse; else least recently used
+  int64_t transfer_ms = 10'000;  // a copy between tiers that takes longer has failed; 0: never
 
   Status Validate() const;
 };

@@ -12,9 +12,11 @@ namespace tokenspeed::plan {
 
 const StepPlan* Scheduler::Plan(TimeNs now) {
   Passed(now);
+  if (transfers_) GiveUpTransfers(now);
   if (!pool_ || in_flight_.size() >= static_cast<size_t>(limits_.depth)) return nullptr;
   plan_.Clear();
   grown_.clear();
+  if (transfers_) transfers_->Begin(now);
   short_rows_.clear();
   long_rows_.clear();
 
@@ -27,7 +29,8 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
     if (i < prefilling_.size() && prefilling_[i] == request) ++i;
   }
   Admit(budget);
-  if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty()) return nullptr;
+  const bool copies = transfers_ && transfers_->ready();
+  if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) return nullptr;
 
   InFlightStep& step = in_flight_.emplace_back();
   if (!spare_slots_.empty()) {
@@ -40,6 +43,7 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   WriteDecodes(step);
   WriteRows(short_rows_, step);
   WriteRows(long_rows_, step);
+  if (copies) transfers_->Write(plan_);
   plan_.epoch = epoch_;
   plan_.step = last_step_;
   plan_.removed_slots.swap(removed_slots_);
@@ -55,7 +59,9 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
   const int width = pool_->block_size();
   const int before = state.context;
-  int length = std::min(request.known() - before, budget);
+  // Nothing is sampled over blocks that have not landed: the last token waits for them.
+  const int end = request.known() - (request.loads.empty() ? 0 : 1);
+  int length = std::min(end - before, budget);
   if (limits_.max_prefill_tokens > 0) length = std::min(length, limits_.max_prefill_tokens);
   // A chunk that is not the last ends with a block where it can, so that others find the block.
   if (before + length < request.known()) {
@@ -67,7 +73,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
     if (!std::holds_alternative<fsm::Prefilling>(request.state)) return;  // it made room itself
     length = state.table.size() * width - before;
   }
-  if (length == 0) return;
+  if (length <= 0) return;
   budget -= length;
   const SlotId id = state.slot;
   const bool last = before + length == request.known();
@@ -75,6 +81,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   const uint8_t flags = last ? kRowHasTokens | kRowSamples : kRowHasTokens;
   AddRow(request, id, before, length, flags);
   if (last) {
+    TS_CHECK(request.loads.empty(), "a token is sampled over loads under way");
     const Status moved = fsm::Apply(request.state, fsm::PromptPlanned{length, width});
     TS_CHECK(moved.ok(), "end of prefill of request " << request.arrival.value);
     std::erase(prefilling_, &request);
@@ -91,6 +98,8 @@ void Scheduler::FindPrefix(Request& request) {
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
   const int width = pool_->block_size();
   if (!pool_->findable() || state.context % width != 0 || state.table.open() > 0) return;
+  if (!request.loads.empty()) return;
+  if (transfers_) transfers_->BeginRun();
   const int before = state.context;
   // The last token is always computed, or there would be nothing to sample from.
   while (state.context + width < request.known()) {
@@ -98,9 +107,12 @@ void Scheduler::FindPrefix(Request& request) {
     const auto content =
         std::span<const Token>(request.tokens)
             .subspan(static_cast<size_t>(state.context), static_cast<size_t>(width));
-    auto hit = pool_->Find(request.chain->At(block, request.tokens), content);
-    if (!hit) break;
-    On(state, fsm::PrefixFound{std::move(*hit), width});
+    const kv::ChainKey key = request.chain->At(block, request.tokens);
+    if (auto hit = pool_->Find(key, content)) {
+      On(state, fsm::PrefixFound{std::move(*hit), width});
+    } else if (!transfers_ || !ExpectBlock(request, state, key, content)) {
+      break;
+    }
   }
   if (request.session == nullptr) Recognise(request, state.table);
   if (state.context == before) return;
@@ -121,7 +133,8 @@ bool Scheduler::Grow(Request& request) {
       TS_CHECK(grown.ok(), "growth of request " << request.arrival.value);
       return true;
     }
-    if (pool_->counts().retiring > 0) return false;  // some come back with the next result
+    if (pool_->counts().retiring > 0) return false;         // some come back with the next result
+    if (transfers_ && transfers_->due() > 0) return false;  // or with the next ticket
     Request& latest = *running_.back();
     Displace(latest);
     if (&latest == &request) return false;
@@ -129,11 +142,15 @@ bool Scheduler::Grow(Request& request) {
 }
 
 void Scheduler::Displace(Request& request) {
+  Withdraw(request);
+  request.restarted = true;
+  ++counters_.preemptions;
+}
+
+void Scheduler::Withdraw(Request& request) {
   LeaveSlot(request);
   const Status moved = fsm::Apply(request.state, fsm::Preempt{});
   TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
-  request.restarted = true;
-  ++counters_.preemptions;
   ++openings_;
   if (std::get_if<fsm::Preempted>(&request.state)->overlap.empty()) {
     Requeue(request);
@@ -190,11 +207,11 @@ void Scheduler::Admit(int& budget) {
     free_slots_.pop_back();
     const Status moved = fsm::Apply(head.state, fsm::Admit{id});
     TS_CHECK(moved.ok(), "admission of request " << head.arrival.value);
-    TS_CHECK(running_.empty() || running_.back()->arrival < head.arrival,
-             "request " << head.arrival.value << " is admitted after a later one");
     slot(id) = {.request = &head, .first = StepId{last_step_.value + 1}};
-    running_.push_back(&head);
-    prefilling_.push_back(&head);
+    // Before later ones where a load of its own had failed.
+    for (auto* list : {&running_, &prefilling_}) {
+      list->insert(std::ranges::upper_bound(*list, head.arrival, {}, &Request::arrival), &head);
+    }
     waiting_.erase(waiting_.begin());
     if (!head.admitted) counters_.prompt_tokens += head.prompt_tokens;
     head.admitted = true;
@@ -204,6 +221,7 @@ void Scheduler::Admit(int& budget) {
 }
 
 void Scheduler::SealReady(Request& request, kv::BlockTable& table, int context, SlotId id) {
+  if (!request.loads.empty()) return;  // the content hangs on theirs
   const int width = pool_->block_size();
   const int ready = std::min(context, request.known());
   while ((table.sealed() + 1) * width <= ready) {
@@ -239,6 +257,7 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
     place.announced = true;
     place.stale = false;
     place.announced_blocks = 0;
+    AnnounceLoads(request, id);
   }
   AnnounceBlocks(id, table);
 }

@@ -98,8 +98,10 @@ struct alignas(64) Request {
 
   fsm::State state;
   int32_t prompt_tokens = 0;
-  bool admitted = false;   // has been on a slot
-  bool restarted = false;  // has been preempted
+  int32_t host_tokens = 0;      // of cached_tokens: loaded from the host tier
+  std::vector<TicketId> loads;  // under way: its blocks hang on them
+  bool admitted = false;        // has been on a slot
+  bool restarted = false;       // has been preempted
   Arrival arrival;
   Tenancy former;  // of its last slot, while rows of it are in flight
   Sampling sampling;

@@ -92,6 +92,7 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
     auto* decoding = std::get_if<fsm::Decoding>(&request.state);
     if (decoding != nullptr) {
       LeaveBatch(request, *decoding);
+      ForgetStored(decoding->table);
       decoding->table.Forget();
     }
     End(request, FinishReason::kNumeric);

@@ -33,6 +33,9 @@ Status Limits::Validate() const {
   if (vocab_size < 1) return bad("vocab_size", vocab_size, "give the model's vocabulary size");
   if (depth < 1 || depth > 64) return bad("depth", depth, "give 1 to 64 plans in flight");
   if (max_prefill_tokens < 0) return bad("max_prefill_tokens", max_prefill_tokens, "0 is no bound");
+  if (transfer_ms < 0 || transfer_ms > 86'400'000) {
+    return bad("transfer_ms", transfer_ms, "give at most a day; 0 is no bound");
+  }
   return Ok{};
 }
 
@@ -175,13 +178,17 @@ void Scheduler::AbortIf(Matches matches) {
   for (Request* request : chosen) End(*request, FinishReason::kAbort);
 }
 
-void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
+void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks) {
   TS_CHECK(!pool_, "epoch " << epoch.value << " begins while " << epoch_.value << " runs");
   TS_CHECK(epoch > epoch_, "epoch " << epoch.value << " after " << epoch_.value);
   epoch_ = epoch;
   last_step_ = StepId{};
   pool_ = std::make_unique<kv::BlockPool>(num_blocks, block_size, limits_.prefix_caching,
                                           limits_.evict_by_reuse ? &retention_ : nullptr);
+  if (host_blocks > 0 && limits_.prefix_caching) {
+    transfers_ = std::make_unique<Transfers>(*pool_, num_blocks, host_blocks,
+                                             limits_.transfer_ms * TimeNs{1'000'000});
+  }
   groups_ = std::make_unique<PrefixGroups>(
       limits_.max_slots, num_blocks,
       [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
@@ -206,6 +213,7 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
 
 void Scheduler::EndEpoch() {
   if (!pool_) return;
+  transfers_.reset();
   std::vector<Request*> lost = running_;
   lost.insert(lost.end(), preempted_.begin(), preempted_.end());
   for (const auto& [arrival, request] : waiting_) {
@@ -235,13 +243,16 @@ void Scheduler::Requeue(Request& request) {
 }
 
 void Scheduler::LeaveSlot(Request& request) {
+  request.loads.clear();
   SlotId id;
   if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
     id = state->slot;
+    OfferStores(state->table);
     std::erase(prefilling_, &request);
   } else if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
     id = decoding->slot;
     LeaveBatch(request, *decoding);
+    OfferStores(decoding->table);
     std::erase(stalled_, id);
   } else {
     return;

@@ -5,6 +5,7 @@
 //   BeginEpoch         a full set of workers is there; nothing runs before
 //   Plan               the next step, at most `depth` ahead of Advance
 //   Advance            the oldest step in flight is done on every rank
+//   Transferred        a copy to or from the host tier has ended on every rank
 //   EndEpoch           the workers are gone
 //
 // It has no sockets, clock, threads or randomness: the same events give the same plans, bit for
@@ -13,7 +14,8 @@
 // Invariants (Verify checks all of them):
 //   - running_ is in order of arrival; a request there holds one slot, and its state the blocks;
 //   - preempted requests arrived before every waiting request that was never admitted;
-//   - blocks are conserved, and held exactly by the tables of running requests.
+//   - blocks are conserved, and held exactly by the tables of running requests and by transfers;
+//   - a request whose loads are under way prefills; it samples nothing and seals nothing.
 #pragma once
 
 #include <deque>
@@ -35,6 +37,7 @@
 #include "plan/request.h"
 #include "plan/session.h"
 #include "plan/step_plan.h"
+#include "plan/transfers.h"
 
 namespace tokenspeed::plan {
 
@@ -63,6 +66,9 @@ struct Counters {
   int64_t finished = 0;
   int64_t rejected = 0;
   int64_t overrun_tokens = 0;
+  int64_t stored_blocks = 0;     // to the host tier
+  int64_t loaded_blocks = 0;     // and back
+  int64_t failed_transfers = 0;  // tickets that failed or took too long
 };
 
 class Scheduler {
@@ -86,8 +92,9 @@ class Scheduler {
   // From now on every Submit is refused with kDraining.
   void Drain() { draining_ = true; }
 
-  // REQUIRES: no epoch runs; epochs ascend; num_blocks >= 2; block_size >= 1.
-  void BeginEpoch(Epoch epoch, int num_blocks, int block_size);
+  // `host_blocks` 0: no host tier; nor is there one without prefix caching.
+  // REQUIRES: no epoch runs; epochs ascend; num_blocks >= 2; block_size >= 1; host_blocks >= 0.
+  void BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks = 0);
   // Requests with progress end with kWorkerLost; the others stay queued.
   void EndEpoch();
   bool in_epoch() const { return pool_ != nullptr; }
@@ -99,6 +106,14 @@ class Scheduler {
   // were not finite; `logprobs` beside them, or empty if no row asked. An error (the workers broke
   // the contract, the epoch must end) changes nothing.
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs);
+
+  // A transfer of the running epoch has ended on all ranks. False: nobody waits for this ticket.
+  bool Transferred(TicketId ticket, bool ok);
+  // These tokens are about to be a prompt: loads what the host tier has of them into device blocks
+  // that can be spared, without a request that waits.
+  void Prefetch(std::span<const Token> tokens, const std::string& salt);
+  // These tokens will not be a prompt soon: stores their blocks in the host tier.
+  void Demote(std::span<const Token> tokens, const std::string& salt);
 
   // What happened since the last Clear.
   const std::vector<TokenEvent>& events() const { return events_; }
@@ -115,6 +130,7 @@ class Scheduler {
   int sessions() const { return sessions_.size(); }
   // Cached blocks that a hint asks to keep.
   int retained_blocks() const { return pool_ ? pool_->retained() : 0; }
+  kv::HostCounts host_blocks() const { return transfers_ ? transfers_->host() : kv::HostCounts{}; }
   const Counters& counters() const { return counters_; }
   const Limits& limits() const { return limits_; }
 
@@ -170,6 +186,8 @@ class Scheduler {
   void FindPrefix(Request& request);
   bool Grow(Request& request);
   void Displace(Request& request);
+  // Takes the request off its slot; it runs again later from what is known of it.
+  void Withdraw(Request& request);
   void Admit(int& budget);
   bool Fits(Request& head);
   kv::BlockPool::Presence PeekBlock(Request& request, int block) const;
@@ -187,6 +205,15 @@ class Scheduler {
   void Recognise(Request& request, const kv::BlockTable& table);
   void ClaimHits(Request& request, const kv::BlockTable& table);
   void Depart(Request& request);
+  // Transfers.
+  bool ExpectBlock(Request& request, fsm::Prefilling& state, const kv::ChainKey& key,
+                   std::span<const Token> content);
+  void AnnounceLoads(const Request& request, SlotId id);
+  void OfferStores(const kv::BlockTable& table);
+  void ForgetStored(const kv::BlockTable& table);
+  void GiveUpTransfers(TimeNs now);
+  void TransferEnded(const Transfers::Ended& ended);
+  void LoadFailed(Request& request);
 
   // Results and ends.
   template <class Matches>
@@ -218,7 +245,8 @@ class Scheduler {
   TimeNs now_ = 0;  // the latest time that an event told
   kv::Retention retention_;
   SessionTable sessions_;
-  std::unique_ptr<kv::BlockPool> pool_;  // null between epochs; outlives the requests' blocks
+  std::unique_ptr<kv::BlockPool> pool_;   // null between epochs; outlives the requests' blocks
+  std::unique_ptr<Transfers> transfers_;  // null without a host tier
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Arrival, Request*> waiting_;
   std::vector<Request*> running_;

@@ -25,17 +25,18 @@ void ForEachField(Event& event, Visit visit) {
     visit(session), visit(retain);
   } else if constexpr (std::is_same_v<T, plan::Limits>) {
     auto& [hash_key, max_slots, max_step_tokens, max_model_len, max_waiting, vocab_size, depth,
-           max_prefill_tokens, prefix_caching, evict_by_reuse] = event;
+           max_prefill_tokens, prefix_caching, evict_by_reuse, transfer_ms] = event;
     static_cast<void>(hash_key);
     visit(max_slots), visit(max_step_tokens), visit(max_model_len), visit(max_waiting);
     visit(vocab_size), visit(depth), visit(max_prefill_tokens), visit(prefix_caching);
-    visit(evict_by_reuse);
+    visit(evict_by_reuse), visit(transfer_ms);
   } else if constexpr (std::is_same_v<T, Abort>) {
     visit(event.name.client.value), visit(event.name.id), visit(event.kept);
   } else if constexpr (std::is_same_v<T, AbortClient>) {
     visit(event.client.value);
   } else if constexpr (std::is_same_v<T, BeginEpoch>) {
     visit(event.epoch.value), visit(event.num_blocks), visit(event.block_size);
+    visit(event.host_blocks);
   } else if constexpr (std::is_same_v<T, Plan>) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
@@ -43,6 +44,10 @@ void ForEachField(Event& event, Visit visit) {
   } else if constexpr (std::is_same_v<T, Hint>) {
     visit(event.salt), visit(event.session), visit(event.action), visit(event.now);
     visit(event.ttl);
+  } else if constexpr (std::is_same_v<T, Transferred>) {
+    visit(event.ticket.value), visit(event.ok);
+  } else if constexpr (std::is_same_v<T, Prefetch> || std::is_same_v<T, Demote>) {
+    visit(event.tokens), visit(event.salt);
   } else {
     static_assert(std::is_empty_v<T>, "an event whose fields are not visited");
   }
@@ -140,6 +145,7 @@ struct Narrator {
   void operator()(const BeginEpoch& event) {
     text << "begin epoch " << event.epoch.value << ": " << event.num_blocks << " blocks of "
          << event.block_size << " tokens";
+    if (event.host_blocks > 0) text << ", " << event.host_blocks << " host blocks";
   }
   void operator()(const Hint& event) {
     text << "hint " << event.action << " at " << event.now << " ns";
@@ -149,6 +155,13 @@ struct Narrator {
   void operator()(const Advance& event) {
     text << "advance step " << event.step.value << ": " << event.tokens.size() << " tokens";
   }
+  void operator()(const Transferred& event) {
+    text << "transfer " << event.ticket.value << (event.ok ? " done" : " failed");
+  }
+  void operator()(const Prefetch& event) {
+    text << "prefetch " << event.tokens.size() << " tokens";
+  }
+  void operator()(const Demote& event) { text << "demote " << event.tokens.size() << " tokens"; }
 
  private:
   static std::ostream& Name(std::ostream& out, const RequestName& name) {

@@ -31,6 +31,7 @@ struct BeginEpoch {
   Epoch epoch;
   int32_t num_blocks = 0;
   int32_t block_size = 0;
+  int32_t host_blocks = 0;
 };
 struct EndEpoch {};
 struct Plan {
@@ -41,7 +42,6 @@ struct Advance {
   std::vector<Token> tokens;
   std::vector<float> logprobs;
 };
-
 struct Hint {
   std::string salt;
   std::string session;
@@ -49,9 +49,21 @@ struct Hint {
   TimeNs now = 0;
   TimeNs ttl = 0;
 };
+struct Transferred {
+  TicketId ticket;
+  bool ok = false;
+};
+struct Prefetch {
+  std::vector<Token> tokens;
+  std::string salt;
+};
+struct Demote {
+  std::vector<Token> tokens;
+  std::string salt;
+};
 
 using Event = std::variant<Submit, Abort, AbortClient, AbortAll, Drain, BeginEpoch, EndEpoch, Plan,
-                           Advance, Hint>;
+                           Advance, Hint, Transferred, Prefetch, Demote>;
 
 // Replaces `out` by the event's fields, little-endian and back to back; its kind stands elsewhere.
 void EncodeEvent(const Event& event, std::string& out);

@@ -64,9 +64,9 @@ void RecordedScheduler::Drain() {
   Settle();
 }
 
-void RecordedScheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size) {
-  if (box_) box_->Write(record::BeginEpoch{epoch, num_blocks, block_size});
-  Scheduler::BeginEpoch(epoch, num_blocks, block_size);
+void RecordedScheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks) {
+  if (box_) box_->Write(record::BeginEpoch{epoch, num_blocks, block_size, host_blocks});
+  Scheduler::BeginEpoch(epoch, num_blocks, block_size, host_blocks);
   Settle();
 }
 
@@ -94,6 +94,25 @@ Status RecordedScheduler::Advance(StepId step, std::span<const Token> tokens,
   Status status = Scheduler::Advance(step, tokens, logprobs);
   Settle(OutcomeOf(status));
   return status;
+}
+
+bool RecordedScheduler::Transferred(TicketId ticket, bool ok) {
+  if (box_) box_->Write(record::Transferred{ticket, ok});
+  const bool taken = Scheduler::Transferred(ticket, ok);
+  Settle();
+  return taken;
+}
+
+void RecordedScheduler::Prefetch(std::span<const Token> tokens, const std::string& salt) {
+  if (box_) box_->Write(record::Prefetch{{tokens.begin(), tokens.end()}, salt});
+  Scheduler::Prefetch(tokens, salt);
+  Settle();
+}
+
+void RecordedScheduler::Demote(std::span<const Token> tokens, const std::string& salt) {
+  if (box_) box_->Write(record::Demote{{tokens.begin(), tokens.end()}, salt});
+  Scheduler::Demote(tokens, salt);
+  Settle();
 }
 
 }  // namespace tokenspeed::record

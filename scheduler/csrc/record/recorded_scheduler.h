@@ -21,6 +21,7 @@ class RecordedScheduler : private plan::Scheduler {
   using plan::Scheduler::ClearEvents;
   using plan::Scheduler::counters;
   using plan::Scheduler::events;
+  using plan::Scheduler::host_blocks;
   using plan::Scheduler::in_epoch;
   using plan::Scheduler::in_flight;
   using plan::Scheduler::late_rejections;
@@ -40,12 +41,15 @@ class RecordedScheduler : private plan::Scheduler {
   void Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
             TimeNs ttl);
   void Drain();
-  void BeginEpoch(Epoch epoch, int num_blocks, int block_size);
+  void BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks = 0);
   void EndEpoch();
   const plan::StepPlan* Plan(TimeNs now);
   // The running digest of the latest plan: its caller encodes it anyway.
   void Planned(const Hash128& digest);
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs);
+  bool Transferred(TicketId ticket, bool ok);
+  void Prefetch(std::span<const Token> tokens, const std::string& salt);
+  void Demote(std::span<const Token> tokens, const std::string& salt);
 
  private:
   void Settle(const Hash128& outcome = {});

@@ -21,6 +21,8 @@ std::string Summary(const plan::StepPlan& plan) {
   if (!plan.added_slots.empty()) text << ", " << plan.added_slots.size() << " slots added";
   if (!plan.removed_slots.empty()) text << ", " << plan.removed_slots.size() << " removed";
   if (!plan.block_ids.empty()) text << ", " << plan.block_ids.size() << " blocks";
+  if (!plan.store_sources.empty()) text << ", " << plan.store_sources.size() << " stored";
+  if (!plan.load_sources.empty()) text << ", " << plan.load_sources.size() << " loaded";
   return text.str();
 }
 
@@ -83,7 +85,8 @@ Result<std::optional<Played>> Replay::Next() {
   }
   at_ += RecordBytes(head);
   const auto* begin = std::get_if<record::BeginEpoch>(&event.value());
-  if (begin != nullptr && (core_->in_epoch() || begin->num_blocks < 2 || begin->block_size < 1)) {
+  if (begin != nullptr && (core_->in_epoch() || begin->num_blocks < 2 || begin->block_size < 1 ||
+                           begin->host_blocks < 0)) {
     return Error{"event " + std::to_string(head.index) + ": " + Describe(event.value()) +
                  " is not possible here"};
   }
@@ -125,11 +128,17 @@ Played Replay::Play(Event event, const RecordHead& head) {
     core.Drain();
   } else if (const auto* begin = std::get_if<record::BeginEpoch>(&event)) {
     digest_ = wire::FirstDigest(begin->epoch);
-    core.BeginEpoch(begin->epoch, begin->num_blocks, begin->block_size);
+    core.BeginEpoch(begin->epoch, begin->num_blocks, begin->block_size, begin->host_blocks);
   } else if (std::holds_alternative<record::EndEpoch>(event)) {
     core.EndEpoch();
   } else if (const auto* advance = std::get_if<record::Advance>(&event)) {
     tell(core.Advance(advance->step, advance->tokens, advance->logprobs));
+  } else if (const auto* transferred = std::get_if<record::Transferred>(&event)) {
+    core.Transferred(transferred->ticket, transferred->ok);
+  } else if (const auto* prefetch = std::get_if<record::Prefetch>(&event)) {
+    core.Prefetch(prefetch->tokens, prefetch->salt);
+  } else if (const auto* demote = std::get_if<record::Demote>(&event)) {
+    core.Demote(demote->tokens, demote->salt);
   } else if (const auto* planning = std::get_if<record::Plan>(&event)) {
     const plan::StepPlan* plan = core.Plan(planning->now);
     if (plan != nullptr) {

@@ -286,13 +286,14 @@ struct SchedulerConfig {
   int64_t ageing_ms = 10'000;
   std::string record_path;
   int64_t record_bytes = int64_t{50} * 1024 * 1024;
+  int64_t transfer_ms = 10'000;
   TS_FIELDS(visit(s.version); visit(s.token); visit(s.hash_key); visit(s.frontend_endpoint);
             visit(s.worker_endpoint); visit(s.num_ranks); visit(s.max_slots);
             visit(s.max_step_tokens); visit(s.max_model_len); visit(s.max_waiting);
             visit(s.vocab_size); visit(s.depth); visit(s.prefix_caching); visit(s.heartbeat_ms);
             visit(s.parent_pid); visit(s.max_prefill_tokens); visit(s.eviction);
             visit(s.decode_stretch); visit(s.ageing_ms); visit(s.record_path);
-            visit(s.record_bytes);)
+            visit(s.record_bytes); visit(s.transfer_ms);)
 };
 
 #undef TS_FIELDS

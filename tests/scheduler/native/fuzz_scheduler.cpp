@@ -19,7 +19,8 @@ constexpr uint64_t kRecordedTrials = 16;
 
 // Each trial draws how often a kind comes, never among some: rare mixes are met on purpose.
 std::vector<Event> RandomEvents(uint64_t seed) {
-  constexpr std::array<uint64_t, kKinds> kWeights = {200, 30, 8, 320, 0, 20, 20, 8, 4, 1, 30};
+  constexpr std::array<uint64_t, kKinds> kWeights = {200, 30, 8, 320, 0,   20, 20,
+                                                     8,   4,  1, 30,  100, 4,  4};
   Random random(seed ^ 0xABCDEF);
   const uint64_t ranks = 1 + random.Below(4);
   std::array<uint64_t, kKinds> weights = kWeights;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A worker without a model, as tests/scheduler/simulated_worker.py: cells keep the token that was
 // written, and a sampled token is a function of the history as read from the blocks. Requests of
-// different seeds must not read each other's cells: tests give each salt a seed of its own.
+// different seeds must not read each other's cells: tests give each salt a seed of its own. Copies
+// to and from the host tier move the cells, some when they start and some as late as they may.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <ostream>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "plan/step_plan.h"
@@ -26,17 +28,41 @@ inline Token SampleAfter(uint64_t hash, int vocab) {
 
 class ModelWorker {
  public:
-  ModelWorker(int num_blocks, int block_size, int vocab)
+  ModelWorker(int num_blocks, int block_size, int vocab, int host_blocks = 0)
       : width_(block_size),
         vocab_(vocab),
         cells_(static_cast<size_t>(num_blocks * block_size), -1),
-        writers_(cells_.size()) {}
+        writers_(cells_.size()),
+        host_(static_cast<size_t>(host_blocks * block_size), -1),
+        host_writers_(host_.size()) {}
 
   const std::string& error() const { return error_; }
   int max_step_tokens() const { return largest_; }
   // Blocks that the last step read or wrote, and those that it began to write.
   const std::set<int32_t>& touched() const { return touched_; }
   const std::set<int32_t>& begun() const { return begun_; }
+
+  // Tickets that were started and not ended, oldest first.
+  std::vector<int32_t> tickets() const {
+    std::vector<int32_t> open;
+    for (const auto& [ticket, copy] : copies_) open.push_back(ticket);
+    return open;
+  }
+
+  // The copy is over; a failed one leaves garbage.
+  // REQUIRES: the ticket is open.
+  void End(int32_t ticket, bool ok) {
+    Copy& copy = copies_.at(ticket);
+    if (ok) {
+      Move(copy);
+    } else {
+      std::vector<Token>& to = copy.is_load ? cells_ : host_;
+      for (const auto& [source, target] : copy.blocks) {
+        std::fill_n(to.begin() + target * width_, width_, -1);
+      }
+    }
+    copies_.erase(ticket);
+  }
 
   // Applies a plan and returns the sampled tokens; error() tells what the plan did wrong.
   std::vector<Token> Apply(const plan::StepPlan& plan) {
@@ -60,6 +86,12 @@ class ModelWorker {
       At(plan.prefix_slots[i]).group_blocks = static_cast<size_t>(plan.prefix_blocks[i]);
     }
     CheckGroups();
+    begun_.clear();
+    Start(plan.store_tickets, plan.store_sources, plan.store_targets, false);
+    Start(plan.load_tickets, plan.load_sources, plan.load_targets, true);
+    for (size_t i = 0; i < plan.wait_slots.size(); ++i) {
+      At(plan.wait_slots[i]).waits.push_back(plan.wait_tickets[i]);
+    }
     Write(plan);
     std::vector<Token> tokens;
     for (size_t i = 0; i < plan.rows.size(); ++i) {
@@ -90,7 +122,70 @@ class ModelWorker {
     Token last = -1;
     int32_t group = -1;
     size_t group_blocks = 0;
+    std::vector<int32_t> waits;
   };
+  struct Copy {
+    bool is_load = false;
+    bool moved = false;
+    std::vector<std::pair<int32_t, int32_t>> blocks;  // source, target
+  };
+
+  void Start(const std::vector<int32_t>& tickets, const std::vector<int32_t>& sources,
+             const std::vector<int32_t>& targets, bool is_load) {
+    const auto size = [&](bool host) {
+      return static_cast<int32_t>((host ? host_ : cells_).size()) / width_;
+    };
+    for (size_t i = 0; i < tickets.size(); ++i) {
+      if (sources[i] < !is_load || sources[i] >= size(is_load)) Fail("copy source", sources[i]);
+      if (targets[i] < is_load || targets[i] >= size(!is_load)) Fail("copy target", targets[i]);
+      if (!error_.empty()) return;
+      for (const auto& [ticket, copy] : copies_) {
+        for (const auto& [source, target] : copy.blocks) {
+          const bool same = copy.is_load == is_load;
+          if (targets[i] == (same ? target : source)) Fail("writes a block in transfer", ticket);
+          if (!same && sources[i] == target) Fail("reads a block in transfer", ticket);
+        }
+      }
+      const std::vector<Token>& from = is_load ? host_ : cells_;
+      for (int k = 0; k < width_; ++k) {
+        if (from[static_cast<size_t>(sources[i] * width_ + k)] < 0) {
+          Fail("copies a block that was never written", sources[i]);
+        }
+      }
+      copies_[tickets[i]].is_load = is_load;
+      copies_[tickets[i]].blocks.emplace_back(sources[i], targets[i]);
+      if (is_load) begun_.insert(targets[i]);
+    }
+    for (auto& [ticket, copy] : copies_) {
+      if (ticket % 2 == 1) Move(copy);
+    }
+  }
+
+  void Move(Copy& copy) {
+    if (std::exchange(copy.moved, true)) return;
+    const auto copy_all = [&](const auto& from, auto& to) {
+      for (const auto& [source, target] : copy.blocks) {
+        std::copy_n(from.begin() + source * width_, width_, to.begin() + target * width_);
+      }
+    };
+    if (copy.is_load) {
+      copy_all(host_, cells_);
+      copy_all(host_writers_, writers_);
+    } else {
+      copy_all(cells_, host_);
+      copy_all(writers_, host_writers_);
+    }
+  }
+
+  // Before a row runs, the loads that it waits for are there.
+  void Await(const Slot& slot, bool samples) {
+    for (const int32_t ticket : slot.waits) {
+      const auto copy = copies_.find(ticket);
+      if (copy == copies_.end()) continue;
+      if (samples) Fail("samples over a load that may fail", ticket);
+      Move(copy->second);
+    }
+  }
 
   void Fail(const char* what, int64_t value) {
     if (error_.empty()) error_ = std::string("plan: ") + what + " " + std::to_string(value);
@@ -135,7 +230,6 @@ class ModelWorker {
   void Write(const plan::StepPlan& plan) {
     std::set<const Token*> written;
     touched_.clear();
-    begun_.clear();
     std::set<int32_t> rows;
     size_t at = 0;
     int total = 0;
@@ -143,6 +237,7 @@ class ModelWorker {
     for (size_t i = 0; i < plan.rows.size(); ++i) {
       Slot& slot = At(plan.rows[i]);
       if (!rows.insert(plan.rows[i]).second) Fail("two rows of slot", plan.rows[i]);
+      Await(slot, plan.row_flags[i] & plan::kRowSamples);
       long_rows = long_rows || plan.row_tokens[i] > 1;
       if (long_rows && plan.row_tokens[i] == 1) Fail("a row of one token behind a long one", 1);
       for (int k = 0; k < plan.row_tokens[i]; ++k, ++slot.context) {
@@ -160,7 +255,9 @@ class ModelWorker {
     }
     if (at != plan.prompt_tokens.size())
       Fail("prompt tokens left over at", static_cast<int64_t>(at));
-    if (plan.rows.empty()) Fail("no rows in step", plan.step.value);
+    if (plan.rows.empty() && plan.store_tickets.empty() && plan.load_tickets.empty()) {
+      Fail("nothing to do in step", plan.step.value);
+    }
     largest_ = std::max(largest_, total);
   }
 
@@ -182,6 +279,9 @@ class ModelWorker {
   int vocab_;
   std::vector<Token> cells_;
   std::vector<uint64_t> writers_;  // seed of the request that wrote the cell
+  std::vector<Token> host_;
+  std::vector<uint64_t> host_writers_;
+  std::map<int32_t, Copy> copies_;
   std::map<int32_t, Slot> slots_;
   std::string error_;
   int largest_ = 0;

@@ -15,6 +15,7 @@
 #include "isolated.h"
 #include "model_worker.h"
 #include "plan/step_quorum.h"
+#include "plan/ticket_quorum.h"
 #include "record/recorded_scheduler.h"
 #include "wire/codec.h"
 
@@ -31,12 +32,15 @@ enum Kind : uint8_t {
   kNumeric,    // logits of the next sampled row are not finite
   kEpoch,      // the workers die and new ones come
   kDrain,
-  kHint,  // a frontend tells what it knows about a session, and time passes
+  kHint,         // a frontend tells what it knows about a session, and time passes
+  kTransfer,     // a copy to or from the host tier ends
+  kBadTransfer,  // a ticket that is not out ends
+  kPrefetch,     // or demote
   kKinds
 };
 inline constexpr std::array<const char*, kKinds> kNames = {
-    "submit",     "abort",   "abort client", "plan",  "report", "repeat",
-    "bad result", "numeric", "epoch",        "drain", "hint"};
+    "submit",  "abort", "abort client", "plan", "report",   "repeat",       "bad result",
+    "numeric", "epoch", "drain",        "hint", "transfer", "bad transfer", "prefetch"};
 
 struct Event {
   Kind kind;
@@ -51,7 +55,8 @@ class Trial {
         limits_(MakeLimits()),
         ranks_(1 + static_cast<int>(random_.Below(3))),
         scheduler_(limits_, OpenBox(box_path)),
-        quorum_(ranks_) {
+        quorum_(ranks_),
+        tickets_(ranks_) {
     BeginEpoch(static_cast<uint32_t>(random_.Next()));
   }
 
@@ -74,11 +79,15 @@ class Trial {
       while (Plan()) {
         if (!Check()) return false;
       }
-      if (!DeliverAll()) return Fail("live requests and nothing in flight");
+      const bool heard = DeliverAll();
+      if (!Transfer(0, true) && !heard) return Fail("live requests and nothing in flight");
       if (!Check()) return false;
-      if (scheduler_.counters().steps > bound) return Fail("requests are stuck");
+      if (scheduler_.counters().steps > bound + host_blocks_) return Fail("requests are stuck");
     }
-    DeliverAll();
+    // What is stored on the way out comes to its end, too.
+    while (DeliverAll() || Transfer(0, true) || Plan()) {
+      if (!Check()) return false;
+    }
     const kv::BlockCounts blocks = scheduler_.blocks();
     if (blocks.free + blocks.cached != blocks.total) return Fail("blocks are missing at rest");
     if (!asked_.empty()) return Fail("a request never ended");
@@ -117,6 +126,7 @@ class Trial {
     limits.max_prefill_tokens = random_.Below(2) ? static_cast<int32_t>(random_.Below(9)) : 0;
     limits.prefix_caching = random_.Below(5) != 0;
     limits.evict_by_reuse = random_.Below(4) != 0;
+    limits.transfer_ms = random_.Below(2) ? 10 : 0;
     return limits;
   }
 
@@ -131,12 +141,14 @@ class Trial {
     epoch_ = Epoch{epoch_.value + 1};
     const int width = 1 + static_cast<int>(shape % 5);
     const int blocks = 8 + static_cast<int>(shape / 8 % 40);
-    worker_ = std::make_unique<ModelWorker>(blocks, width, limits_.vocab_size);
+    host_blocks_ = shape / 512 % 3 == 0 ? 0 : 1 + static_cast<int>(shape / 2048 % 60);
+    worker_ = std::make_unique<ModelWorker>(blocks, width, limits_.vocab_size, host_blocks_);
     running_.clear();
     reports_.assign(static_cast<size_t>(ranks_), {});
     digest_ = wire::FirstDigest(epoch_);
     quorum_.Reset(epoch_);
-    scheduler_.BeginEpoch(epoch_, blocks, width);
+    tickets_.Reset(epoch_);
+    scheduler_.BeginEpoch(epoch_, blocks, width, host_blocks_);
   }
 
   void Dispatch(const Event& event) {
@@ -173,6 +185,14 @@ class Trial {
         // Actions 0 and 8 are unknown ones.
         return scheduler_.Hint(a % 5 == 0 ? "salt" : "", SessionName(c), a / 8 % 9, now_,
                                static_cast<TimeNs>(b % 3) * 20'000'000'000);
+      case kTransfer:
+        Transfer(a, b % 8 != 0);
+        return;
+      case kBadTransfer:
+        return BadTransfer(a, b, c);
+      case kPrefetch:
+        if (a % 4 == 0) return scheduler_.Demote(Prompt(b, c), "");
+        return scheduler_.Prefetch(Prompt(b, c), "");
       case kKinds:
         return;
     }
@@ -182,19 +202,27 @@ class Trial {
     return dice % 3 == 0 ? "" : "session" + std::to_string(dice % 5);
   }
 
+  // Few families of prompts, so that prefixes are shared at every depth.
+  std::vector<Token> Prompt(uint32_t b, uint32_t c) const {
+    std::vector<Token> prompt;
+    const size_t length = 1 + b / 16 % 40;
+    const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
+    for (size_t i = 0; i < length; ++i) {
+      const uint32_t family = i < 6 ? c % 2 : c % 7;
+      prompt.push_back(static_cast<Token>((family * 31 + i * i) % vocab));
+    }
+    return prompt;
+  }
+
   void Submit(uint32_t a, uint32_t b, uint32_t c) {
     plan::Submission submission;
     submission.name = {ClientId{1 + a % 3}, submitted_++};
     const bool again = b % 16 == 0 && !asked_.empty();
     if (again) submission.name = asked_.begin()->first;  // an id that is in use
     submission.time = now_;
-    // Few families of prompts, so that prefixes are shared at every depth.
-    const size_t length = 1 + b / 16 % 40;
+    submission.prompt = Prompt(b, c);
+    const size_t length = submission.prompt.size();
     const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
-    for (size_t i = 0; i < length; ++i) {
-      const uint32_t family = i < 6 ? c % 2 : c % 7;
-      submission.prompt.push_back(static_cast<Token>((family * 31 + i * i) % vocab));
-    }
     submission.max_tokens = 1 + a / 8 % 24;
     // The worker refuses to read what a request of another seed wrote.
     submission.sampling.seed = a % 5 == 0;
@@ -223,6 +251,7 @@ class Trial {
     digest_ = wire::NextDigest(digest_, wire::AsBytes(frame_));
     scheduler_.Planned(digest_);
     quorum_.Planned(plan->step, digest_);
+    tickets_.Planned(*plan);
     Report report{.rank = 0,
                   .is_result = true,
                   .epoch = epoch_,
@@ -292,6 +321,36 @@ class Trial {
     }
   }
 
+  // Ends one of the copies under way, also one that the core gave up; each rank reports it, twice.
+  bool Transfer(uint32_t which, bool ok) {
+    using Verdict = plan::TicketQuorum::Verdict;
+    const std::vector<int32_t> tickets = worker_->tickets();
+    if (tickets.empty()) return false;
+    const int32_t ticket = tickets[which % tickets.size()];
+    worker_->End(ticket, ok);
+    for (int rank = 0; rank < ranks_; ++rank) {
+      const bool last = rank + 1 == ranks_;
+      const Verdict end = ok ? Verdict::kDone : Verdict::kFailed;
+      const bool said = ok || static_cast<uint32_t>(rank) != which % static_cast<uint32_t>(ranks_);
+      if (tickets_.Report(rank, epoch_, ticket, said) != (last ? end : Verdict::kTaken)) {
+        Fail("the ranks' reports of a ticket do not add up");
+      }
+      if (tickets_.Report(rank, epoch_, ticket, true) != Verdict::kIgnored) {
+        Fail("a report of a ticket counts twice");
+      }
+    }
+    scheduler_.Transferred(TicketId{ticket}, ok);
+    if (scheduler_.Transferred(TicketId{ticket}, !ok)) Fail("a ticket ends twice");
+    return true;
+  }
+
+  void BadTransfer(uint32_t a, uint32_t b, uint32_t c) {
+    const int32_t ticket = static_cast<int32_t>(a % 64) - static_cast<int32_t>(b % 8);
+    const std::vector<int32_t> tickets = worker_->tickets();
+    if (std::ranges::find(tickets, ticket) != tickets.end()) return;
+    if (scheduler_.Transferred(TicketId{ticket}, c % 2)) Fail("a ticket that is not out ends");
+  }
+
   // Straight into the core: another step, another count, or tokens outside the vocabulary.
   void BadResult(uint32_t a, uint32_t b, uint32_t c) {
     std::vector<Token> tokens(a % 4, static_cast<Token>(b % 3) - 3);
@@ -357,6 +416,7 @@ class Trial {
   int ranks_;
   record::RecordedScheduler scheduler_;
   plan::StepQuorum quorum_;
+  plan::TicketQuorum tickets_;
   Epoch epoch_;
   Hash128 digest_;
   TimeNs now_ = 0;
@@ -367,6 +427,7 @@ class Trial {
   std::deque<Report> heard_;
   std::map<RequestName, Asked, NameOrder> asked_;
   std::optional<size_t> poisoned_row_;
+  int host_blocks_ = 0;
   int numeric_ = 0;  // poisoned rows that have not ended a request
   uint64_t submitted_ = 0;
   bool drained_ = false;

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// The scheduler's side of the host tier: what requests wait for, and what becomes of them.
+//
+// A request whose prefix goes on in the host tier is admitted with blocks that loads write. Its
+// chunks run behind them at once (the workers load layer by layer), but until all its tickets are
+// done no token is sampled and no block is sealed: whatever was computed over bytes that never came
+// is seen by nobody. A load that fails or is late withdraws the request, which starts over without
+// the blocks that failed. Blocks are stored when a request leaves its slot.
+#include <algorithm>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::plan {
+
+// The next block of the prefix comes from the host tier, if that has it.
+bool Scheduler::ExpectBlock(Request& request, fsm::Prefilling& state, const kv::ChainKey& key,
+                            std::span<const Token> content) {
+  auto expected = transfers_->Load(key, content, Transfers::Waiter{state.slot, request.arrival});
+  if (!expected) return false;
+  const int width = pool_->block_size();
+  On(state, fsm::PrefixFound{std::move(expected->block), width});
+  if (std::ranges::find(request.loads, expected->ticket) == request.loads.end()) {
+    request.loads.push_back(expected->ticket);
+  }
+  if (!request.restarted) request.host_tokens += width;
+  return true;
+}
+
+void Scheduler::AnnounceLoads(const Request& request, SlotId id) {
+  for (const TicketId ticket : request.loads) {
+    plan_.wait_slots.push_back(id.value);
+    plan_.wait_tickets.push_back(ticket.value);
+  }
+}
+
+// A request leaves its slot with this table: what it sealed and the host tier lacks is stored, tail
+// first, as its blocks are released.
+void Scheduler::OfferStores(const kv::BlockTable& table) {
+  if (!transfers_) return;
+  for (int i = table.sealed() - 1; i >= 0; --i) {
+    const kv::SealedBlock& block = table.sealed_at(i);
+    // What stands before a stored block was stored, too, when its own request left.
+    if (transfers_->Has(block.key().hash)) return transfers_->Touch(block.key().hash);
+    transfers_->Want(block);
+  }
+}
+
+void Scheduler::ForgetStored(const kv::BlockTable& table) {
+  if (!transfers_) return;
+  for (int i = 0; i < table.sealed(); ++i) transfers_->Forget(table.sealed_at(i).key().hash);
+}
+
+bool Scheduler::Transferred(TicketId ticket, bool ok) {
+  if (!transfers_) return false;
+  const std::optional<Transfers::Ended> ended = transfers_->End(ticket, ok);
+  if (!ended) return false;
+  TransferEnded(*ended);
+  return true;
+}
+
+void Scheduler::GiveUpTransfers(TimeNs now) {
+  for (const Transfers::Ended& ended : transfers_->GiveUp(now)) TransferEnded(ended);
+}
+
+void Scheduler::TransferEnded(const Transfers::Ended& ended) {
+  ++openings_;
+  if (!ended.ok) {
+    ++counters_.failed_transfers;
+  } else {
+    (ended.load ? counters_.loaded_blocks : counters_.stored_blocks) += ended.blocks;
+  }
+  for (const Transfers::Waiter& waiter : ended.waiters) {
+    Request* waiting = slot(waiter.slot).request;
+    if (waiting == nullptr || waiting->arrival != waiter.arrival) continue;  // it left meanwhile
+    Request& request = *waiting;
+    if (!ended.ok) {
+      LoadFailed(request);
+    } else if (std::erase(request.loads, ended.ticket) > 0 && request.loads.empty()) {
+      auto& state = *std::get_if<fsm::Prefilling>(&request.state);
+      SealReady(request, state.table, state.context, state.slot);
+    }
+  }
+}
+
+void Scheduler::LoadFailed(Request& request) {
+  if (!request.restarted) {  // it will look for its prefix anew
+    counters_.cached_tokens -= request.cached_tokens;
+    request.cached_tokens = 0;
+    request.host_tokens = 0;
+  }
+  Withdraw(request);
+}
+
+void Scheduler::Prefetch(std::span<const Token> tokens, const std::string& salt) {
+  if (!transfers_) return;
+  const int width = pool_->block_size();
+  kv::HashChain chain(limits_.hash_key, salt, width);
+  transfers_->BeginRun();
+  // Half of what could be handed out: running requests need the rest.
+  int spare = pool_->available() / 2 - running();
+  for (int i = 0; spare > 0 && (i + 1) * width <= static_cast<int>(tokens.size()); ++i) {
+    const auto content = tokens.subspan(static_cast<size_t>(i) * width, static_cast<size_t>(width));
+    const kv::ChainKey key = chain.At(i, tokens);
+    if (pool_->Peek(key, content) != kv::BlockPool::Presence::kAbsent) continue;
+    if (!transfers_->Load(key, content, std::nullopt)) return;
+    --spare;
+  }
+}
+
+void Scheduler::Demote(std::span<const Token> tokens, const std::string& salt) {
+  if (!transfers_) return;
+  const int width = pool_->block_size();
+  kv::HashChain chain(limits_.hash_key, salt, width);
+  for (int i = static_cast<int>(tokens.size()) / width - 1; i >= 0; --i) {
+    const auto content = tokens.subspan(static_cast<size_t>(i) * width, static_cast<size_t>(width));
+    const kv::ChainKey key = chain.At(i, tokens);
+    if (transfers_->Has(key.hash)) continue;
+    if (const auto block = pool_->Find(key, content)) transfers_->Want(*block);
+  }
+}
+
+}  // namespace tokenspeed::plan

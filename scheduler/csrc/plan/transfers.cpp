@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: MIT
+#include "plan/transfers.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace tokenspeed::plan {
+namespace {
+
+constexpr int kMostStores = 64;     // blocks in a step, so that the step stays short
+constexpr int kStoresUnderWay = 2;  // tickets: their blocks cannot be evicted
+constexpr int kLoadBlocks = 128;    // of a ticket: what one bad block costs
+
+}  // namespace
+
+Transfers::Transfers(kv::BlockPool& pool, int num_blocks, int host_blocks, TimeNs patience)
+    : pool_(pool),
+      host_(host_blocks, pool.block_size()),
+      patience_(patience),
+      most_(std::clamp(num_blocks / 16, 1, kMostStores)),
+      wanted_hash_(static_cast<size_t>(num_blocks)),
+      is_wanted_(static_cast<size_t>(num_blocks)),
+      places_(static_cast<size_t>(host_blocks)) {
+  TS_CHECK(pool.findable(), "a host tier behind a pool without an index");
+}
+
+Transfers::~Transfers() {
+  for (auto& [ticket, store] : stores_) Finish(store, *tickets_.Complete(ticket, false));
+  for (auto& [ticket, load] : loads_) Finish(load, *tickets_.Complete(ticket, false));
+}
+
+void Transfers::Want(const kv::SealedBlock& block) {
+  const auto id = static_cast<size_t>(block.id().value);
+  wanted_hash_[id] = block.key().hash;
+  if (is_wanted_[id]) return;
+  is_wanted_[id] = true;
+  wanted_.push_back(block.id());
+}
+
+TicketId Transfers::Issue() {
+  const TicketId ticket = tickets_.Issue();
+  starting_.push_back(ticket);
+  return ticket;
+}
+
+void Transfers::Begin(TimeNs now) {
+  now_ = now;
+  run_ = TicketId{};
+  if (!wanted_.empty() && stores_due_ < kStoresUnderWay) Choose();
+}
+
+void Transfers::Choose() {
+  TicketId ticket;
+  StoreBatch batch;
+  while (!wanted_.empty() && static_cast<int>(batch.blocks.size()) < most_) {
+    const BlockId id = wanted_.front();
+    const auto block = pool_.Hold(id, wanted_hash_[static_cast<size_t>(id.value)]);
+    if (block) {
+      auto source = block->Retire(pool_.retired());
+      if (!source) break;  // its step is still in flight; so are those behind it
+      if (auto target = host_.Allocate(block->key(), block->tokens())) {
+        if (batch.blocks.empty()) ticket = Issue();
+        batch.blocks.push_back({std::move(*source).Lend(ticket), std::move(*target)});
+      }
+    }
+    wanted_.pop_front();
+    is_wanted_[static_cast<size_t>(id.value)] = false;
+  }
+  if (batch.blocks.empty()) return;
+  due_ += static_cast<int>(batch.blocks.size());
+  ++stores_due_;
+  stores_.emplace(ticket, std::move(batch));
+}
+
+std::optional<Transfers::Expected> Transfers::Load(const kv::ChainKey& key,
+                                                   std::span<const Token> tokens,
+                                                   const std::optional<Waiter>& waiter) {
+  auto source = host_.Find(key, tokens);
+  if (!source) return std::nullopt;
+  Place& at = place(source->id());
+  if (at.ticket == TicketId{}) {
+    auto target = pool_.Allocate();
+    if (!target) return std::nullopt;
+    if (run_ == TicketId{} || static_cast<int>(loads_[run_].blocks.size()) == kLoadBlocks) {
+      run_ = Issue();
+    }
+    LoadBatch& load = loads_[run_];
+    at = {run_, static_cast<int>(load.blocks.size())};
+    kv::Delivery delivery = std::move(*target).Receive(run_, key, tokens);
+    load.blocks.push_back(
+        {std::move(*source), std::move(delivery.block), std::move(delivery.transfer)});
+    ++due_;
+  }
+  LoadBatch& load = loads_.at(at.ticket);
+  if (waiter && (load.waiters.empty() || load.waiters.back() != *waiter)) {
+    load.waiters.push_back(*waiter);
+  }
+  return Expected{load.blocks[static_cast<size_t>(at.index)].block.Share(), at.ticket};
+}
+
+void Transfers::Write(StepPlan& plan) {
+  for (const TicketId ticket : starting_) {
+    if (patience_ > 0) deadlines_.push_back({now_ + patience_, ticket});
+    if (const auto store = stores_.find(ticket); store != stores_.end()) {
+      for (const Storing& block : store->second.blocks) {
+        plan.store_tickets.push_back(ticket.value);
+        plan.store_groups.push_back(0);
+        plan.store_sources.push_back(block.source.id().value);
+        plan.store_targets.push_back(block.target.id().value);
+      }
+    } else {
+      for (const Loading& block : loads_.at(ticket).blocks) {
+        plan.load_tickets.push_back(ticket.value);
+        plan.load_groups.push_back(0);
+        plan.load_sources.push_back(block.source.id().value);
+        plan.load_targets.push_back(block.target.id().value);
+      }
+    }
+  }
+  starting_.clear();
+}
+
+void Transfers::Finish(StoreBatch& store, const kv::Completion& completion) {
+  // They are in order from the tail of their chain: its head is released last, to be evicted last.
+  for (Storing& block : store.blocks) {
+    std::move(block.source).Finish(completion);
+    if (completion.ok() && !store.given_up) std::move(block.target).Seal();
+  }
+}
+
+void Transfers::Finish(LoadBatch& load, const kv::Completion& completion) {
+  for (Loading& block : load.blocks) std::move(block.target).Finish(completion);
+  while (!load.blocks.empty()) load.blocks.pop_back();
+}
+
+Transfers::Ended Transfers::GiveUp(TicketId ticket, StoreBatch& store) {
+  store.given_up = true;
+  --stores_due_;
+  due_ -= static_cast<int>(store.blocks.size());
+  return {.ticket = ticket, .blocks = static_cast<int>(store.blocks.size()), .waiters = {}};
+}
+
+Transfers::Ended Transfers::GiveUp(TicketId ticket, LoadBatch& load) {
+  load.given_up = true;
+  for (Loading& block : load.blocks) {
+    place(block.source.id()) = {};
+    block.source.Forget();
+  }
+  due_ -= static_cast<int>(load.blocks.size());
+  return {.ticket = ticket,
+          .load = true,
+          .blocks = static_cast<int>(load.blocks.size()),
+          .waiters = std::exchange(load.waiters, {})};
+}
+
+std::optional<Transfers::Ended> Transfers::End(TicketId ticket, bool ok) {
+  if (std::ranges::find(starting_, ticket) != starting_.end()) return std::nullopt;
+  const std::optional<kv::Completion> completion = tickets_.Complete(ticket, ok);
+  if (!completion) return std::nullopt;
+  std::optional<Ended> ended;
+  if (auto found = stores_.find(ticket); found != stores_.end()) {
+    auto node = stores_.extract(found);
+    StoreBatch& store = node.mapped();
+    Finish(store, *completion);
+    if (!store.given_up) ended = GiveUp(ticket, store);
+  } else {
+    auto load = loads_.extract(ticket);
+    TS_CHECK(!load.empty(), "ticket " << ticket.value << " is open and names no copy");
+    if (!load.mapped().given_up && ok) {
+      ended.emplace(Ended{.ticket = ticket,
+                          .load = true,
+                          .blocks = static_cast<int>(load.mapped().blocks.size()),
+                          .waiters = std::move(load.mapped().waiters)});
+      due_ -= ended->blocks;
+      for (const Loading& block : load.mapped().blocks) place(block.source.id()) = {};
+    } else if (!load.mapped().given_up) {
+      ended = GiveUp(ticket, load.mapped());
+    }
+    Finish(load.mapped(), *completion);
+  }
+  if (ended) ended->ok = ok;
+  return ended;
+}
+
+std::vector<Transfers::Ended> Transfers::GiveUp(TimeNs now) {
+  std::vector<Ended> ended;
+  for (; !deadlines_.empty() && deadlines_.front().time < now; deadlines_.pop_front()) {
+    const TicketId ticket = deadlines_.front().ticket;
+    if (const auto store = stores_.find(ticket); store != stores_.end()) {
+      ended.push_back(GiveUp(ticket, store->second));
+    } else if (const auto load = loads_.find(ticket); load != loads_.end()) {
+      ended.push_back(GiveUp(ticket, load->second));
+    }
+  }
+  return ended;
+}
+
+void Transfers::ForEachHeld(const std::function<void(BlockId)>& visit) const {
+  for (const auto& [ticket, store] : stores_) {
+    for (const Storing& block : store.blocks) visit(block.source.id());
+  }
+  for (const auto& [ticket, load] : loads_) {
+    for (const Loading& block : load.blocks) {
+      visit(block.block.id());
+      visit(block.target.id());
+    }
+  }
+}
+
+bool Transfers::Loads(TicketId ticket) const {
+  const auto load = loads_.find(ticket);
+  return load != loads_.end() && !load->second.given_up;
+}
+
+Status Transfers::Verify() const {
+  int due = 0;
+  int stores = 0;
+  for (const auto& [ticket, store] : stores_) {
+    if (store.blocks.empty()) return Error{"a store moves nothing"};
+    if (store.given_up) continue;
+    ++stores;
+    due += static_cast<int>(store.blocks.size());
+  }
+  size_t reading = 0;
+  for (const auto& [ticket, load] : loads_) {
+    if (load.blocks.empty()) return Error{"a load moves nothing"};
+    if (load.given_up) continue;
+    due += static_cast<int>(load.blocks.size());
+    for (size_t i = 0; i < load.blocks.size(); ++i, ++reading) {
+      const Place& at = places_[static_cast<size_t>(load.blocks[i].source.id().value)];
+      if (at.ticket != ticket || at.index != static_cast<int>(i)) {
+        return Error{"a load is not where its host block says"};
+      }
+      if (load.blocks[i].block.id() != load.blocks[i].target.id()) {
+        return Error{"a load is waited for in one block and writes another"};
+      }
+    }
+  }
+  const auto busy =
+      std::ranges::count_if(places_, [](const Place& at) { return at.ticket != TicketId{}; });
+  if (static_cast<size_t>(busy) != reading) return Error{"host blocks name loads that have ended"};
+  if (static_cast<size_t>(tickets_.open()) != stores_.size() + loads_.size()) {
+    return Error{"tickets are not conserved"};
+  }
+  if (due != due_ || stores != stores_due_) {
+    return Error{std::to_string(due) + " blocks are due in " + std::to_string(stores) +
+                 " stores and the loads, counted " + std::to_string(due_) + " and " +
+                 std::to_string(stores_due_)};
+  }
+  return host_.Verify();
+}
+
+}  // namespace tokenspeed::plan
