@@ -48,7 +48,8 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   plan_.step = last_step_;
   plan_.removed_slots.swap(removed_slots_);
   removed_slots_.clear();
-  groups_->Write(plan_, [this](SlotId id) { return slot(id).announced; });
+  groups_->Write(plan_,
+                 [this](SlotId id) { return slot(id).announced && !slot(id).stale; });
   pool_->Planned(last_step_);
   return &plan_;
 }
