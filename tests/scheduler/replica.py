@@ -26,7 +26,12 @@ class Replica:
     """Requests in, tokens out; `plan` and `retire` let a test choose the overlap."""
 
     def __init__(
-        self, num_blocks: int = 64, block_size: int = 4, vocab_size: int = 50, **limits: Any
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        vocab_size: int = 50,
+        host_blocks: int = 0,
+        **limits: Any,
     ) -> None:
         values: dict[str, Any] = {
             "max_slots": 8,
@@ -41,6 +46,8 @@ class Replica:
         self.max_model_len = values["max_model_len"]
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.host_blocks = host_blocks
+        self.time_ns = 0
         self.epoch = 0
         self.asked: dict[int, Asked] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -51,8 +58,10 @@ class Replica:
     def begin_epoch(self) -> None:
         self.epoch += 1
         self.in_flight: deque[Report] = deque()
-        self.worker = SimulatedWorker(self.epoch, self.num_blocks, self.block_size, self.vocab_size)
-        self.core.begin_epoch(self.epoch, self.num_blocks, self.block_size)
+        self.worker = SimulatedWorker(
+            self.epoch, self.num_blocks, self.block_size, self.vocab_size, self.host_blocks
+        )
+        self.core.begin_epoch(self.epoch, self.num_blocks, self.block_size, self.host_blocks)
         self.collect()
 
     def end_epoch(self) -> None:
@@ -90,7 +99,7 @@ class Replica:
 
     def plan(self) -> bool:
         """Plan a step and let the worker run it; whether there was one."""
-        frame = self.core.plan()
+        frame = self.core.plan(self.time_ns)
         if frame is None:
             return False
         self.in_flight.append(self.worker.apply(frame, self.core.digest))
@@ -106,13 +115,24 @@ class Replica:
         self.collect()
         return True
 
-    def run(self, check: bool = True) -> None:
+    def transfer(self, ok: bool = True) -> bool:
+        """End the oldest transfer; whether there was one."""
+        if not self.worker.copies:
+            return False
+        ticket = next(iter(self.worker.copies))
+        self.worker.end(ticket, ok)
+        self.core.transferred(ticket, ok)
+        self.collect()
+        return True
+
+    def run(self, check: bool = True, transfers_ok: bool = True) -> None:
         """Run at full depth until nothing is left."""
         while True:
             while self.plan():
                 if check:
                     self.core.check()
-            if not self.retire():
+            retired = self.retire()
+            if not self.transfer(transfers_ok) and not retired:
                 break
             if check:
                 self.core.check()

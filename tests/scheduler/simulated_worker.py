@@ -54,6 +54,16 @@ class Slot:
     last_token: int | None = None
     group: int = -1
     group_blocks: int = 0
+    waits: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Copy:
+    """A transfer under way; a failed one leaves garbage."""
+
+    is_load: bool
+    blocks: list[tuple[int, int]] = field(default_factory=list)  # source, target
+    moved: bool = False
 
 
 class Report(NamedTuple):
@@ -64,13 +74,17 @@ class Report(NamedTuple):
 class SimulatedWorker:
     """State of one rank in one epoch."""
 
-    def __init__(self, epoch: int, num_blocks: int, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, epoch: int, num_blocks: int, block_size: int, vocab_size: int, host_blocks: int = 0
+    ) -> None:
         self.epoch = epoch
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.digest = epoch.to_bytes(16, "little")
         self.step = 0
         self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.host: list[list[int | None]] = [[None] * block_size for _ in range(host_blocks)]
+        self.copies: dict[int, Copy] = {}  # by ticket, oldest first
         self.slots: dict[int, Slot] = {}
         self.computed_tokens = 0
         self.largest_step = 0
@@ -87,6 +101,7 @@ class SimulatedWorker:
         self._remove_and_add(plan)
         self._append_blocks(plan)
         self._share(plan)
+        self._start_copies(plan)
         tokens, logprobs, asked = self._run(plan)
         result = StepResult(
             plan.epoch,
@@ -97,6 +112,45 @@ class SimulatedWorker:
         )
         ack = StepAck(plan.epoch, plan.step, digest, siphash128(digest, result.tokens))
         return Report(result, ack)
+
+    def end(self, ticket: int, ok: bool = True) -> None:
+        """End a transfer: its content is there, or garbage is."""
+        copy = self.copies.pop(ticket)
+        if ok:
+            self._move(copy)
+        else:
+            to = self.cells if copy.is_load else self.host
+            for _, target in copy.blocks:
+                to[target] = [None] * self.block_size
+
+    def _start_copies(self, plan: StepPlan) -> None:
+        for is_load, columns in (
+            (False, (plan.store_tickets, plan.store_sources, plan.store_targets)),
+            (True, (plan.load_tickets, plan.load_sources, plan.load_targets)),
+        ):
+            origin = self.host if is_load else self.cells
+            for ticket, source, target in zip(
+                *(read_column("i", column) for column in columns), strict=True
+            ):
+                assert None not in origin[source], f"ticket {ticket} copies what was never written"
+                for other in self.copies.values():
+                    for used_source, used_target in other.blocks:
+                        same = other.is_load == is_load
+                        assert target != (used_target if same else used_source)
+                        assert same or source != used_target
+                copy = self.copies.setdefault(ticket, Copy(is_load))
+                copy.blocks.append((source, target))
+        for slot, ticket in zip(
+            read_column("i", plan.wait_slots), read_column("i", plan.wait_tickets), strict=True
+        ):
+            self.slots[slot].waits.append(ticket)
+
+    def _move(self, copy: Copy) -> None:
+        if not copy.moved:
+            origin, to = (self.host, self.cells) if copy.is_load else (self.cells, self.host)
+            for source, target in copy.blocks:
+                to[target] = list(origin[source])
+        copy.moved = True
 
     def _remove_and_add(self, plan: StepPlan) -> None:
         for slot in read_column("i", plan.removed_slots):
@@ -154,7 +208,7 @@ class SimulatedWorker:
                 strict=True,
             )
         )
-        assert rows, "an empty step"
+        assert rows or plan.store_tickets or plan.load_tickets, "an empty step"
         lengths = [length for _, length, _ in rows]
         assert lengths == sorted(lengths, key=lambda length: length > 1), "long rows come last"
         assert len({slot for slot, _, _ in rows}) == len(rows), "a slot has two rows"
@@ -165,6 +219,9 @@ class SimulatedWorker:
         at = 0
         for slot, length, flags in rows:
             place = self.slots[slot]
+            for copy in (self.copies[t] for t in place.waits if t in self.copies):
+                assert not flags & ROW_SAMPLES, "a token over a load that may fail"
+                self._move(copy)
             if flags & ROW_HAS_TOKENS:
                 inputs = list(prompt[at : at + length])
                 at += length

@@ -35,6 +35,7 @@ class Schedule(RuleBasedStateMachine):
         depth=st.integers(1, 3),
         chunk=st.sampled_from([0, 0, 1, 3, 7]),
         caching=st.booleans(),
+        host_blocks=st.sampled_from([0, 3, 30]),
     )
     def begin(self, max_slots: int, budget: int, chunk: int, caching: bool, **shape: int) -> None:
         depth = shape.pop("depth")
@@ -77,6 +78,15 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def retire(self) -> None:
         self.replica.retire()
+
+    @rule(ok=st.booleans())
+    def transfer(self, ok: bool) -> None:
+        self.replica.transfer(ok)
+
+    @rule(family=st.integers(0, 2), length=st.integers(1, 40), demote=st.booleans())
+    def hint(self, family: int, length: int, demote: bool) -> None:
+        tokens = int32_column(FAMILIES[family][:length])
+        (self.replica.core.demote if demote else self.replica.core.prefetch)(tokens)
 
     @rule(steps=st.integers(2, 6))
     def run_on(self, steps: int) -> None:

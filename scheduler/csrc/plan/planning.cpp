@@ -48,8 +48,11 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   plan_.step = last_step_;
   plan_.removed_slots.swap(removed_slots_);
   removed_slots_.clear();
-  groups_->Write(plan_,
-                 [this](SlotId id) { return slot(id).announced && !slot(id).stale; });
+  groups_->Write(plan_, [this](SlotId id) {
+    using Known = PrefixGroups::Known;
+    if (!slot(id).announced) return Known::kNot;
+    return slot(id).stale ? Known::kBehind : Known::kWhole;
+  });
   pool_->Planned(last_step_);
   return &plan_;
 }

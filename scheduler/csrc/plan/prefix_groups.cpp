@@ -103,11 +103,12 @@ void PrefixGroups::Join(SlotId slot, const kv::BlockPool& pool) {
   for (int i = 0; i < table.sealed(); ++i) Wrote(slot, table.at(i));
 }
 
-void PrefixGroups::Write(StepPlan& plan, const std::function<bool(SlotId)>& announced) {
+void PrefixGroups::Write(StepPlan& plan, const std::function<Known(SlotId)>& known) {
   if (changed_.empty()) return;
   std::erase_if(changed_, [&](SlotId slot) {
-    if (!announced(slot)) return false;
-    const int32_t group = place(slot).group;
+    const Known table = known(slot);
+    if (table == Known::kNot) return false;
+    const int32_t group = table == Known::kWhole ? place(slot).group : kNone;
     plan.prefix_slots.push_back(slot.value);
     plan.prefix_groups.push_back(group);
     plan.prefix_blocks.push_back(group == kNone ? 0 : groups_[static_cast<size_t>(group)].blocks);

@@ -32,8 +32,11 @@ class PrefixGroups {
   void Leave(SlotId slot);
   // The workers forgot what they knew of the slot's group: say it again.
   void Repeat(SlotId slot);
-  // Writes the changes of slots that the workers know.
-  void Write(StepPlan& plan, const std::function<bool(SlotId)>& announced);
+  // What the workers know of a slot: nothing, a table that is behind, or its table.
+  enum class Known { kNot, kBehind, kWhole };
+  // Writes the changes of slots that the workers know. One that is behind shares nothing until it
+  // is repeated.
+  void Write(StepPlan& plan, const std::function<Known(SlotId)>& known);
 
   Status Verify() const;
 
