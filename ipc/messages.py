@@ -366,7 +366,7 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     ageing_ms: int = 10_000  # a waiting request gains one priority level in this time
     record_path: str = ""  # the black box of events; empty: none
     record_bytes: int = 50 * 1024 * 1024  # its bound
-    transfer_ms: int = 10_000  # a copy to or from the host tier that takes longer has failed; 0: never
+    transfer_ms: int = 10_000  # a copy between tiers that takes longer has failed; 0: never
 
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired
