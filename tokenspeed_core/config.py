@@ -115,6 +115,14 @@ class EngineConfig:
     )
     num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
     prefix_caching: bool = _option(True, "cache", "reuse blocks between prompts that begin alike")
+    host_kv: int = _option(
+        0,
+        "cache",
+        "host memory of a rank for evicted keys and values, such as 8GiB; 0: none",
+        low=0,
+        metavar="SIZE",
+        converter=_bytes,
+    )
 
     record: str = _option(
         "",
@@ -135,6 +143,11 @@ class EngineConfig:
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.host_kv and not self.prefix_caching:
+            raise ConfigError(
+                f"host_kv = {self.host_kv} keeps blocks that are found by their prefix; set "
+                f"prefix_caching, or host_kv = 0"
+            )
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"max_step_tokens = {self.max_step_tokens} is less than max_running = "

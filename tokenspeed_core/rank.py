@@ -50,6 +50,7 @@ def load_rank(
         block_size=spec.block_size,
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
+        host_blocks=_host_blocks(engine, plan),
     )
 
 
@@ -71,6 +72,23 @@ def _num_blocks(engine: EngineConfig, spec: ModelSpec, plan: Plan) -> int:
             f"which one is scratch; give --kv-cache-bytes at least {2 * size}, or free memory"
         )
     return blocks
+
+
+def _host_blocks(engine: EngineConfig, plan: Plan) -> int:
+    """Return the blocks of this rank's host tier."""
+    size = block_bytes(plan)
+    if engine.host_kv and engine.host_kv < size:
+        raise CacheSizeError(
+            f"host_kv = {engine.host_kv} bytes holds no block of {engine.block_size} tokens "
+            f"({size} bytes); give --host-kv more, or 0 for no host tier"
+        )
+    free = _free_memory()
+    if engine.host_kv * engine.tp > free:
+        raise CacheSizeError(
+            f"host_kv = {engine.host_kv} bytes for each of {engine.tp} ranks is more than the "
+            f"{free} bytes that are free; give --host-kv less"
+        )
+    return engine.host_kv // size
 
 
 def _free_memory() -> int:

@@ -25,6 +25,7 @@ class Step:
     sampling: SamplingRows
     sampling_slots: Int32  # [m]
     copies: tuple[Int32, Int32]  # source and target blocks of group 0
+    loads: tuple[int, ...] = ()  # tickets that its rows wait for
 
     @property
     def num_tokens(self) -> int:
@@ -53,6 +54,7 @@ class Slots:
         self._top_p = np.zeros(num_slots, np.float32)
         self._seed = np.zeros(num_slots, np.uint64)
         self._logprobs = np.zeros(num_slots, np.bool_)
+        self._waits: dict[int, list[int]] = {}  # tickets, until a row of the slot runs
 
     def prepare(self, plan: StepPlan) -> Step:
         """Apply the plan's deltas and return the step it describes.
@@ -64,6 +66,7 @@ class Slots:
         self._remove(plan)
         self._add(plan)
         self._append_blocks(plan)
+        self._await(plan)
         rows, counts = _int32(plan.rows), _int32(plan.row_tokens)
         flags = np.frombuffer(plan.row_flags, np.uint8)
         if not len(rows) == len(counts) == len(flags):
@@ -93,6 +96,15 @@ class Slots:
         self._check_slots(slots, plan, "removed slot")
         self._occupied[slots] = False
         self._blocks_used[slots] = 0
+        if self._waits:
+            for slot in slots.tolist():
+                self._waits.pop(slot, None)
+
+    def _await(self, plan: StepPlan) -> None:
+        slots = _int32(plan.wait_slots)
+        self._check_slots(slots, plan, "waiting slot")
+        for slot, ticket in zip(slots.tolist(), _int32(plan.wait_tickets).tolist(), strict=True):
+            self._waits.setdefault(slot, []).append(ticket)
 
     def _add(self, plan: StepPlan) -> None:
         slots = _int32(plan.added_slots)
@@ -180,7 +192,11 @@ class Slots:
             logprobs=self._logprobs[sampling_slots],
         )
         copies = (_int32(plan.copy_sources), _int32(plan.copy_targets))
-        return Step(batch, sampling, sampling_slots, copies)
+        # Steps run in order: the first row of a slot waits for all that come behind it.
+        loads = (
+            [t for row in rows.tolist() for t in self._waits.pop(row, ())] if self._waits else []
+        )
+        return Step(batch, sampling, sampling_slots, copies, tuple(dict.fromkeys(loads)))
 
     def _check_slots(self, slots: Int32, plan: StepPlan, what: str) -> None:
         if len(slots) and (slots.min() < 0 or slots.max() >= self._num_slots):

@@ -10,6 +10,7 @@ import argparse
 import gc
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import zmq
 
 from .config import read_config
-from .ipc.codec import Decoder, WireError, encode
+from .ipc.codec import Decoder, WireError, encode, int32_column
 from .ipc.messages import (
     MAX_ERROR_CHARS,
     WIRE_VERSION,
@@ -34,11 +35,15 @@ from .ipc.messages import (
     Welcome,
     WorkerFailed,
 )
+from .ipc.messages import (
+    Transfers as TransfersReport,
+)
 from .ipc.run_directory import RunDirectory
 from .rank import load_rank
 from .runner import Runner
 from .scheduler._scheduler import siphash128
 from .slots import Slots
+from .transfers import Transfers
 from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
 
 HEARTBEAT_MS = 250
@@ -61,6 +66,8 @@ class Worker:
         self._runner = runner
         self._decoder: Decoder[ToWorker] = Decoder(ToWorker)  # type: ignore[arg-type]
         self._slots: Slots | None = None
+        self._transfers: Transfers | None = None
+        self._wake = -1  # readable when a transfer has ended
         self._epoch = 0
         self._step = 0
         self._digest = b""
@@ -78,6 +85,8 @@ class Worker:
         socket.linger = 1000
         socket.sndhwm = socket.rcvhwm = 10_000
         socket.connect(self._run.worker_endpoint)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._transfers = self._runner.new_transfers(lambda: os.eventfd_write(self._wake, 1))
         try:
             self._say_hello(socket)
             return self._loop(socket)
@@ -86,13 +95,24 @@ class Worker:
             socket.send(encode(WorkerFailed(self._rank, self._epoch, self._step, message)))
             raise
         finally:
+            if self._transfers is not None:
+                self._transfers.close()
+            os.close(self._wake)
             socket.close()
             context.term()
 
     def _loop(self, socket: "zmq.Socket[bytes]") -> str:
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
         while True:
-            if not socket.poll(HEARTBEAT_MS):
-                socket.send(encode(Heartbeat(time.monotonic_ns())))
+            ready = dict(poller.poll(HEARTBEAT_MS))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+                self._report_transfers(socket)
+            if socket not in ready:
+                if not ready:
+                    socket.send(encode(Heartbeat(time.monotonic_ns())))
                 continue
             frames = socket.recv_multipart()
             message = self._decoder.decode(frames[0])
@@ -130,6 +150,7 @@ class Worker:
             self._runner.num_blocks,
             self._runner.block_size,
             self._runner.program_hash,
+            host_blocks=self._runner.host_blocks,
         )
 
     def _begin_epoch(self, welcome: Welcome) -> None:
@@ -139,6 +160,8 @@ class Worker:
         self._step = 0
         self._digest = welcome.epoch.to_bytes(16, "little")
         self._slots = self._runner.new_slots()
+        if self._transfers is not None:
+            self._transfers.begin_epoch(welcome.epoch)
 
     def _execute(self, socket: "zmq.Socket[bytes]", plan: StepPlan, frames: list[bytes]) -> None:
         if len(frames) != 2:
@@ -153,14 +176,24 @@ class Worker:
             )
         self._step, self._digest = plan.step, digest
         step = self._slots.prepare(plan)
-        tokens, logprobs = self._runner.run(step)
+        if self._transfers is not None:
+            self._transfers.start(plan)
+        tokens, logprobs = self._runner.run(step, self._transfers)
         self._slots.record(step, tokens)
         column = tokens.tobytes()
         if self._rank == 0:
             asked = logprobs.tobytes() if step.sampling.logprobs.any() else b""
             socket.send(encode(StepResult(plan.epoch, plan.step, digest, column, asked)))
+        self._report_transfers(socket)
         token_hash = siphash128(digest, column)
         socket.send(encode(StepAck(plan.epoch, plan.step, digest, token_hash)))
+
+    def _report_transfers(self, socket: "zmq.Socket[bytes]") -> None:
+        ended = self._transfers.ended() if self._transfers is not None else []
+        if ended:
+            tickets = int32_column([each.ticket for each in ended])
+            ok = bytes(each.ok for each in ended)
+            socket.send(encode(TransfersReport(self._rank, self._epoch, tickets, ok)))
 
 
 def _tell(event: WorkerEvent) -> None:

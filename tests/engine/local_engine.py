@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The scheduler's core and one rank's runner in one thread, without processes or sockets."""
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from tokenspeed_core.host_pool import HostPool
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason, StepPlan
 from tokenspeed_core.kernels.sampling import sample
@@ -54,6 +56,7 @@ class LocalEngine:
         max_slots: int = 0,
         prefix_caching: bool = True,
         vocab_size: int = 2**31 - 1,
+        host_pool: type[HostPool] = HostPool,
     ) -> None:
         self.runner = runner
         self.scheduler = Scheduler(
@@ -64,8 +67,13 @@ class LocalEngine:
             depth=depth,
             prefix_caching=prefix_caching,
         )
-        self.scheduler.begin_epoch(1, num_blocks or runner.num_blocks, runner.block_size)
+        self.scheduler.begin_epoch(
+            1, num_blocks or runner.num_blocks, runner.block_size, runner.host_blocks
+        )
         self._slots = runner.new_slots()
+        self._copied = threading.Event()
+        self._transfers = runner.new_transfers(self._copied.set, host_pool)
+        self._copying: set[int] = set()  # tickets under way
         self._in_flight: deque[tuple[int, bytes, bytes]] = deque()
         self._outcomes: dict[int, Outcome] = {}
         self._next_id = 0
@@ -96,23 +104,42 @@ class LocalEngine:
             while (frame := self.scheduler.plan()) is not None:
                 plan = _plan_decoder.decode(frame)
                 step = self._slots.prepare(plan)
+                self._start_copies(plan)
                 self.computed_tokens += step.num_tokens
                 # Executed at once and in order, as a worker would; reported when the pipe is full.
                 self._in_flight.append((plan.step, *self._execute(step)))
-            if not self._in_flight:
+            if self._in_flight:
+                self.scheduler.advance(*self._in_flight.popleft())
+                self._collect()
+            elif not self._copying:
                 break
-            self.scheduler.advance(*self._in_flight.popleft())
-            self._collect()
+            else:
+                self._copied.wait()
+            self._report_copies()
         self.scheduler.check()
 
+    def _start_copies(self, plan: StepPlan) -> None:
+        if self._transfers is not None:
+            self._transfers.start(plan)
+            for column in (plan.store_tickets, plan.load_tickets):
+                self._copying.update(np.frombuffer(column, np.int32).tolist())
+
+    def _report_copies(self) -> None:
+        self._copied.clear()
+        for ended in self._transfers.ended() if self._transfers is not None else []:
+            self._copying.remove(ended.ticket)
+            self.scheduler.transferred(ended.ticket, ended.ok)
+
     def _execute(self, step: Step) -> tuple[bytes, bytes]:
+        if step.num_tokens == 0:
+            return b"", b""
         tokens, logprobs = sample(self._logits(step), step.sampling)
         self._slots.record(step, tokens)
         asked = bool(step.sampling.logprobs.any())
         return np.asarray(tokens, np.int32).tobytes(), logprobs.tobytes() if asked else b""
 
     def _logits(self, step: Step) -> Tensor:
-        return self.runner.logits(step)
+        return self.runner.logits(step, self._transfers)
 
     def _collect(self) -> None:
         for _, request_id, token, logprob, finish, cached in self.scheduler.take_events():
