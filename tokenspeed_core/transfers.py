@@ -51,7 +51,9 @@ class Transfers:
     def __init__(self, pool: HostPool, device: torch.device, notify: Callable[[], None]) -> None:
         self._pool = pool
         self._notify = notify
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._jobs: queue.Queue[_Copy | None] = queue.Queue()
         self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         self._loads: dict[int, _Copy] = {}  # of this epoch, by ticket, until a step has waited

@@ -22,6 +22,8 @@ _GAUGES = {
     "kv_blocks_free": ("free_blocks", "KV blocks that hold nothing."),
     "kv_blocks_cached": ("cached_blocks", "KV blocks kept for reuse and evictable."),
     "kv_blocks_active": ("active_blocks", "KV blocks held by requests."),
+    "host_blocks_total": ("host_blocks", "KV blocks of the host tier."),
+    "host_blocks_free": ("host_free_blocks", "KV blocks of the host tier that hold nothing."),
     "in_flight_steps": ("in_flight_steps", "Steps planned and not yet retired."),
     "engine_epoch": ("epoch", "Worker group generation; grows when workers restart."),
 }
@@ -31,6 +33,9 @@ _COUNTERS = {
     "prefix_cache_hits": ("cached_tokens", "Prompt tokens served from the prefix cache."),
     "engine_generation_tokens": ("generated_tokens", "Tokens generated for all frontends."),
     "num_preemptions": ("preemptions", "Requests that lost their blocks to others."),
+    "stored_blocks": ("stored_blocks", "KV blocks moved to the host tier."),
+    "loaded_blocks": ("loaded_blocks", "KV blocks moved back from the host tier."),
+    "failed_transfers": ("failed_transfers", "Copies that failed or took too long."),
     "engine_requests_finished": ("finished", "Requests finished for all frontends."),
     "engine_requests_rejected": ("rejected", "Requests not admitted, for all frontends."),
     "dropped_frames": ("dropped_frames", "Malformed, late or foreign frames dropped."),
