@@ -21,6 +21,7 @@ from tests.conftest import save_tiny_llama
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.engine_watch import WatchLimits
 from tokenspeed_core.launch import Engine, EngineError
+from tokenspeed_core.scheduler._scheduler import Replay
 from tokenspeed_core.sdk import Client, EngineLostError, RequestStream
 from tokenspeed_core.served_model import PortInUseError
 from tokenspeed_core.worker_event import Loading, Ready, WorkerEvent
@@ -132,6 +133,28 @@ def test_killed_workers_and_schedulers_come_back_alone(model: Path, parent: Path
     assert any(event.done_bytes == event.total_bytes > 0 for event in done)
     assert not processes_of(parent)
     assert not list(parent.iterdir())
+
+
+def test_a_killed_scheduler_leaves_its_black_box(model: Path, parent: Path, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+
+    async def scenario(engine: Engine) -> None:
+        async with Client(engine.run) as client:
+            await answer(client)
+            await lose_while_streaming(engine, client, "scheduler")
+            await answer_when_ready(client)
+
+    with Engine.start(config(model, parent, record=str(box), record_bytes=2**20)) as engine:
+        engine.wait_ready(PATIENCE_S)
+        asyncio.run(scenario(engine))
+    for path, closed in ((Path(f"{box}.1"), False), (box, True)):
+        replay = Replay(str(path))
+        plans = 0
+        while (played := replay.next()) is not None:
+            assert played.same, (played.index, played.event, played.outcome)
+            plans += played.step > 0
+        assert plans > 0
+        assert replay.closed == closed
 
 
 def test_an_engine_belongs_to_no_thread_and_stops_twice(model: Path, parent: Path) -> None:

@@ -20,12 +20,16 @@ from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.scheduler._scheduler import SchedulerError
 
 VOCAB = 12
+SECOND = 1_000_000_000
+SESSIONS = ["", "one", "two"]
 # Prompts of one family share their beginnings at every length.
 FAMILIES = [[(family * 5 + i * i) % VOCAB for i in range(60)] for family in range(3)]
 
 
 class Schedule(RuleBasedStateMachine):
     """Events in any order; `Replica` compares every token with the request alone."""
+
+    time_ns = 0
 
     @initialize(
         block_size=st.integers(1, 5),
@@ -58,6 +62,9 @@ class Schedule(RuleBasedStateMachine):
         max_tokens=st.integers(1, 20),
         stop=st.lists(st.integers(0, VOCAB - 1), max_size=1),
         seed=st.integers(0, 1),
+        salt=st.sampled_from([b"", b"one"]),
+        session=st.sampled_from(SESSIONS),
+        retain_ns=st.sampled_from([0, 5 * SECOND]),
     )
     def submit(self, family: int, length: int, tail: list[int], **fields: Any) -> None:
         prompt = FAMILIES[family][:length] + tail
@@ -69,7 +76,20 @@ class Schedule(RuleBasedStateMachine):
         if refused is None:  # it would be taken: take it back, and submit it under its own name
             self.replica.core.abort(2, request)
             self.replica.core.take_events()
-            self.replica.submit(prompt, stop_ids=stop, **fields)
+            self.replica.submit(prompt, stop_ids=stop, time_ns=self.time_ns, **fields)
+
+    @rule(
+        session=st.sampled_from(SESSIONS),
+        action=st.integers(0, 8),  # the first and the last are unknown ones
+        ttl_ns=st.sampled_from([0, 3 * SECOND]),
+        salt=st.sampled_from([b"", b"one"]),
+    )
+    def hint(self, session: str, action: int, ttl_ns: int, salt: bytes) -> None:
+        self.replica.core.hint(session, action, time_ns=self.time_ns, ttl_ns=ttl_ns, salt=salt)
+
+    @rule(seconds=st.integers(0, 100))
+    def wait(self, seconds: int) -> None:
+        self.time_ns += seconds * SECOND
 
     @rule()
     def plan(self) -> None:
