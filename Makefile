@@ -61,7 +61,7 @@ FUZZ_COUNT ?= 100000
 FUZZ_EVENTS ?= 10000000
 SANITIZED_EVENTS ?= 1000000
 
-.PHONY: test-cpp build-sanitize build-fuzz mutants
+.PHONY: test-cpp build-sanitize build-fuzz mutants tsan
 
 build-sanitize:
 	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
@@ -84,7 +84,17 @@ mutants: $(STAMP) ## ten seeded mistakes in the core: the fuzzer must find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz
 	$(BIN)/python tests/scheduler/mutants.py $(FUZZ)
 
+# The process has one thread of ours; libzmq brings its own.
+tsan: $(STAMP) ## the process's tests with the scheduler under the thread sanitizer
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S scheduler -B build/tsan -DTOKENSPEED_SANITIZE=ON \
+	  -DTOKENSPEED_SANITIZERS=thread -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tsan --target tokenspeed-scheduler
+	TSAN_OPTIONS="suppressions=$(CURDIR)/tests/scheduler/native/thread_sanitizer.supp exitcode=66" \
+	  $(BIN)/pytest tests/scheduler/test_process.py tests/scheduler/test_faults.py \
+	  tests/scheduler/test_replay.py --scheduler build/tsan/tokenspeed-scheduler
+
 soak: ## the same with 10^7 sanitized and 10^9 fast events, the mutants, the long Python tests
 	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 FUZZ_EVENTS=1000000000
-	$(MAKE) mutants
+	$(MAKE) mutants tsan
 	$(BIN)/pytest -m soak

@@ -180,3 +180,13 @@ def test_a_difference_is_named(
     box.write_bytes(damaged)
     assert main(["scheduler", "replay", str(box)]) == 1
     assert f"event {plans[3]} (plan at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("style", "start"), [("mermaid", "stateDiagram"), ("dot", "digraph")])
+def test_the_diagram_is_printed(style: str, start: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scheduler", "--diagram", style]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(start)
+    for state in ("Waiting", "Prefilling", "Decoding", "Preempted", "Finished"):
+        assert state in printed
+    assert main(["scheduler"]) == 2

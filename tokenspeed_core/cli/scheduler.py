@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""`tokenspeed scheduler`: look into the scheduler: its black box, event by event."""
+"""`tokenspeed scheduler`: look into the scheduler: its states, and its black box event by event."""
 
 import argparse
 import sys
 
-from ..scheduler._scheduler import Played, Replay, SchedulerError
+from ..scheduler._scheduler import Played, Replay, SchedulerError, diagram
 
-HELP = "replay a scheduler's black box"
+HELP = "replay a scheduler's black box, print its state diagram"
 DESCRIPTION = (
     "Look into the scheduler. `tokenspeed serve --record FILE` keeps a black box of its events; "
     "`tokenspeed scheduler replay FILE` plays them again into the same core and compares every "
@@ -21,7 +21,14 @@ class ReplayDifferenceError(RuntimeError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their flags."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    parser.add_argument(
+        "--diagram",
+        nargs="?",
+        const="mermaid",
+        choices=("mermaid", "dot"),
+        help="print the states of a request and every legal arrow; default: mermaid",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     replay = actions.add_parser("replay", help="play a black box again")
     replay.add_argument("file", help="the black box")
     replay.add_argument("--until", type=int, metavar="STEP", help="stop behind this step's plan")
@@ -33,7 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay; 1 at the first difference."""
+    """Print what was asked for; 2 if that is nothing."""
+    if arguments.diagram is not None:
+        print(diagram(arguments.diagram), end="")
+    elif arguments.action == "replay":
+        _replay(arguments)
+    else:
+        print("tokenspeed scheduler: give --diagram or replay FILE; try --help", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> None:
     replay = Replay(arguments.file)
     plans = events = shown = 0
     last: Played | None = None
@@ -62,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"the process ended inside event {last.index}: {last.event}")
     elif not replay.closed:
         print("the process did not end by itself")
-    return 0
 
 
 def _show(played: Played, replay: Replay, *, wait: bool) -> None:
