@@ -21,6 +21,8 @@ class Scheduler:
         transfer_ms: int = 10_000,
         hash_key: bytes = ...,
         eviction: str = "reuse",
+        decode_stretch: float = 1.5,
+        ageing_ns: int = 10_000_000_000,
     ) -> None: ...
     def begin_epoch(
         self, epoch: int, num_blocks: int, block_size: int, host_blocks: int = 0
@@ -44,6 +46,7 @@ class Scheduler:
         time_ns: int = 0,
         session: str = "",
         retain_ns: int = 0,
+        deadline_ns: int = 0,
     ) -> tuple[int, str] | None:
         """Return None, or the RefusalCode and why."""
 
@@ -62,7 +65,9 @@ class Scheduler:
     def digest(self) -> bytes:
         """The running digest after the last plan."""
 
-    def advance(self, step: int, tokens: bytes, logprobs: bytes = b"") -> None: ...
+    def advance(
+        self, step: int, tokens: bytes, logprobs: bytes = b"", time_ns: int = 0
+    ) -> None: ...
     def transferred(self, ticket: int, ok: bool) -> bool:
         """A transfer has ended on all ranks; return whether somebody waited for this ticket."""
 
@@ -79,6 +84,13 @@ class Scheduler:
         """Return (client, request_id, RefusalCode, why) of queued requests that never fit.
 
         They are known after `begin_epoch` and the `take_events` behind it.
+        """
+
+    def take_reports(self) -> list[tuple[int, int, int, int, int, int, int, bool]]:
+        """Return (client, request_id, new, evicted, salted, diverged, diverged_at, volatile) rows.
+
+        There is one for each first token that `take_events` returned before: prompt tokens that
+        were computed, by reason.
         """
 
     def stats(self) -> dict[str, int]: ...

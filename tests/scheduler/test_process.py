@@ -188,7 +188,7 @@ def test_bad_requests_are_rejected_by_name(run: Run, workers: list[Any]) -> None
     frontend.submit(1, [1] * 300, 90)  # queued: nobody knows the pool yet
     frontend.submit(2, [], 1)
     frontend.submit(3, [VOCAB], 1)
-    frontend.submit(4, [1], 1, priority=3)
+    frontend.submit(4, [1], 1, priority=101)
     frontend.submit(5, [1], 1, stop_ids=bytes(4 * 5000))
     workers.append(start_worker(run, num_blocks=40))
     frontend.until(lambda: len(frontend.rejections) == 5)

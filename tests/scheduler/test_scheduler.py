@@ -250,7 +250,7 @@ def test_what_never_fits_is_refused_at_once_or_when_workers_come() -> None:
         ({"top_k": -1}, RefusalCode.PARAMETER),
         ({"top_k": 2**31}, RefusalCode.PARAMETER),
         ({"top_p": 0.0}, RefusalCode.PARAMETER),
-        ({"priority": 1}, RefusalCode.PARAMETER),
+        ({"priority": 101}, RefusalCode.PARAMETER),
     ],
 )
 def test_bad_requests_are_refused(fields: dict[str, Any], code: int) -> None:

@@ -15,7 +15,8 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* r
       findable_(findable),
       nodes_(static_cast<size_t>(num_blocks) + kLists),
       contents_(findable ? static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size) : 0),
-      index_(findable ? num_blocks : 0) {
+      index_(findable ? num_blocks : 0),
+      evicted_(findable ? 4 * num_blocks : 0) {
   TS_CHECK(num_blocks >= 2 && block_size >= 1, num_blocks << " blocks of " << block_size);
   for (int list = 0; list < kLists; ++list) {
     const BlockId end = sentinel(static_cast<List>(list));
@@ -102,6 +103,7 @@ std::optional<OpenBlock> BlockPool::Allocate() {
     id = node(sentinel(kCachedList)).next;
     if (id == sentinel(kCachedList)) return std::nullopt;
     if (eviction_) id = eviction_->Victim().value_or(id);
+    evicted_.Insert(node(id).key.hash);
     Unindex(id);
   }
   Unlink(id);

@@ -20,6 +20,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block.h"
+#include "kv/evicted_hashes.h"
 #include "kv/eviction_queue.h"
 #include "kv/prefix_index.h"
 
@@ -61,6 +62,12 @@ class BlockPool {
   Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
   // Block `id`, if it still is the one that is found by this hash.
   std::optional<SealedBlock> Hold(BlockId id, const Hash128& hash);
+  // Find and seals of this key will be soon.
+  void Prefetch(const ChainKey& key) const {
+    if (findable_) index_.Prefetch(key.hash);
+  }
+  // A block of this key was evicted, as far as the pool remembers.
+  bool WasEvicted(const ChainKey& key) const { return evicted_.Holds(key.hash); }
   int holders(BlockId id) const { return node(id).holders; }
 
   // Who uses a block that is held, and whom it is kept for afterwards.
@@ -140,6 +147,7 @@ class BlockPool {
   std::vector<Node> nodes_;
   std::vector<Token> contents_;
   PrefixIndex index_;
+  EvictedHashes evicted_;
   std::optional<EvictionQueue> eviction_;
   BlockCounts counts_;
   uint64_t releases_ = 0;

@@ -17,6 +17,8 @@ class PrefixIndex {
   explicit PrefixIndex(int max_blocks);
 
   std::optional<BlockId> Find(const Hash128& hash) const;
+  // Asks the processor for the memory that the other calls will read.
+  void Prefetch(const Hash128& hash) const { __builtin_prefetch(&entries_[Home(hash)]); }
   // Returns false, and changes nothing, if the hash is there already.
   bool Insert(const Hash128& hash, BlockId block);
   // REQUIRES: the hash is there.

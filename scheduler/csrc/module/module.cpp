@@ -72,6 +72,8 @@ class Core {
 
   using RejectionTuple = std::tuple<int64_t, uint64_t, int, std::string>;
   std::vector<RejectionTuple> rejections;  // late ones, until they are taken
+  using ReportTuple = std::tuple<int64_t, uint64_t, int, int, int, int, int, bool>;
+  std::vector<ReportTuple> reports;  // likewise
 
   void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
@@ -155,6 +157,11 @@ std::vector<EventTuple> TakeEvents(Core& core) {
                         event.has_logprob ? std::optional(event.logprob) : std::nullopt,
                         static_cast<int>(event.reason), event.cached_tokens);
   }
+  for (const plan::MissReport& report : core.scheduler().reports()) {
+    core.reports.emplace_back(report.name.client.value, report.name.id, report.fresh,
+                              report.evicted, report.salted, report.diverged, report.diverged_at,
+                              report.volatile_prefix);
+  }
   core.scheduler().ClearEvents();
   return events;
 }
@@ -183,7 +190,12 @@ py::dict StatsOf(const plan::Scheduler& scheduler) {
   stats["prompt_tokens"] = counters.prompt_tokens;
   stats["cached_tokens"] = counters.cached_tokens;
   stats["generated_tokens"] = counters.generated_tokens;
+  stats["missed_new"] = counters.missed_new;
+  stats["missed_evicted"] = counters.missed_evicted;
+  stats["missed_salted"] = counters.missed_salted;
+  stats["missed_diverged"] = counters.missed_diverged;
   stats["preemptions"] = counters.preemptions;
+  stats["recomputed_tokens"] = counters.recomputed_tokens;
   stats["finished"] = counters.finished;
   stats["rejected"] = counters.rejected;
   stats["overrun_tokens"] = counters.overrun_tokens;
@@ -204,7 +216,7 @@ PYBIND11_MODULE(_scheduler, m) {
       .def(py::init([](int max_slots, int max_step_tokens, int max_model_len, int vocab_size,
                        int max_waiting, int depth, int max_prefill_tokens, bool prefix_caching,
                        const std::string& hash_key, const std::string& eviction,
-                       int64_t transfer_ms) {
+                       int64_t transfer_ms, double decode_stretch, int64_t ageing_ns) {
              plan::Limits limits;
              limits.hash_key = ReadHash(hash_key, "hash_key");
              limits.max_slots = max_slots;
@@ -217,13 +229,16 @@ PYBIND11_MODULE(_scheduler, m) {
              limits.prefix_caching = prefix_caching;
              limits.evict_by_reuse = ReadEviction(eviction);
              limits.transfer_ms = transfer_ms;
+             limits.decode_stretch = decode_stretch;
+             limits.ageing = ageing_ns;
              return std::make_unique<Core>(limits);
            }),
            py::kw_only(), py::arg("max_slots"), py::arg("max_step_tokens"),
            py::arg("max_model_len"), py::arg("vocab_size"), py::arg("max_waiting") = 1024,
            py::arg("depth") = 2, py::arg("max_prefill_tokens") = 0,
            py::arg("prefix_caching") = true, py::arg("hash_key") = py::bytes(std::string(16, '\0')),
-           py::arg("eviction") = "reuse", py::arg("transfer_ms") = 10'000)
+           py::arg("eviction") = "reuse", py::arg("transfer_ms") = 10'000,
+           py::arg("decode_stretch") = 1.5, py::arg("ageing_ns") = 10'000'000'000)
       .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
            py::arg("block_size"), py::arg("host_blocks") = 0)
       .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
@@ -232,8 +247,8 @@ PYBIND11_MODULE(_scheduler, m) {
           [](Core& core, int64_t client, uint64_t request_id, const std::string& prompt,
              int64_t max_tokens, float temperature, int64_t top_k, float top_p, uint64_t seed,
              bool logprobs, const std::string& stop_ids, int64_t priority, const std::string& salt,
-             int64_t time_ns, const std::string& session,
-             int64_t retain_ns) -> std::optional<std::tuple<int, std::string>> {
+             int64_t time_ns, const std::string& session, int64_t retain_ns,
+             int64_t deadline_ns) -> std::optional<std::tuple<int, std::string>> {
             StatusOr<plan::Rejection> taken =
                 core.scheduler().Submit({.name = {ClientId{client}, request_id},
                                          .time = time_ns,
@@ -244,7 +259,8 @@ PYBIND11_MODULE(_scheduler, m) {
                                          .priority = priority,
                                          .salt = salt,
                                          .session = session,
-                                         .retain = retain_ns});
+                                         .retain = retain_ns,
+                                         .deadline = deadline_ns});
             if (taken.ok()) return std::nullopt;
             return std::tuple(static_cast<int>(taken.error().code), taken.error().message);
           },
@@ -252,7 +268,8 @@ PYBIND11_MODULE(_scheduler, m) {
           py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0,
           py::arg("top_p") = 1.0f, py::arg("seed") = 0, py::arg("logprobs") = false,
           py::arg("stop_ids") = py::bytes(), py::arg("priority") = 0, py::arg("salt") = py::bytes(),
-          py::arg("time_ns") = 0, py::arg("session") = "", py::arg("retain_ns") = 0)
+          py::arg("time_ns") = 0, py::arg("session") = "", py::arg("retain_ns") = 0,
+          py::arg("deadline_ns") = 0)
       .def(
           "hint",
           [](Core& core, const std::string& session, int64_t action, int64_t time_ns,
@@ -276,12 +293,14 @@ PYBIND11_MODULE(_scheduler, m) {
       .def_property_readonly("digest", &Core::digest)
       .def(
           "advance",
-          [](Core& core, int64_t step, const std::string& tokens, const std::string& logprobs) {
+          [](Core& core, int64_t step, const std::string& tokens, const std::string& logprobs,
+             int64_t time_ns) {
             const auto ids = ReadColumn<Token>(tokens, "tokens");
             const auto values = ReadColumn<float>(logprobs, "logprobs");
-            Require(core.scheduler().Advance(StepId{step}, ids, values));
+            Require(core.scheduler().Advance(StepId{step}, ids, values, time_ns));
           },
-          py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes())
+          py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes(),
+          py::arg("time_ns") = 0)
       .def(
           "transferred",
           [](Core& core, int32_t ticket, bool ok) {
@@ -302,6 +321,7 @@ PYBIND11_MODULE(_scheduler, m) {
           py::arg("tokens"), py::arg("salt") = py::bytes())
       .def("take_events", &TakeEvents)
       .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
+      .def("take_reports", [](Core& core) { return std::exchange(core.reports, {}); })
       .def("stats", [](Core& core) { return StatsOf(core.scheduler()); })
       .def("check", [](Core& core) { Require(core.scheduler().Verify()); })
       .def("time_steps", &Core::TimeSteps, py::arg("steps"), py::arg("token") = 0);
@@ -329,6 +349,7 @@ PYBIND11_MODULE(_scheduler, m) {
              return std::move(played).value();
            })
       .def_property_readonly("closed", &record::Replay::closed)
+      .def("take_reports", [](Core& core) { return std::exchange(core.reports, {}); })
       .def("stats", [](const record::Replay& replay) { return StatsOf(replay.core()); })
       .def("check", [](const record::Replay& replay) { Require(replay.core().Verify()); });
 

@@ -80,6 +80,9 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
       .salt = std::move(submit.salt.bytes),
       .session = std::move(submit.session),
       .retain = std::clamp<int64_t>(submit.retain_ms, 0, kMaxHoldMs) * kMillisecond};
+  if (submit.deadline_ms > 0) {
+    submission.deadline = submission.time + std::min(submit.deadline_ms, kMaxHoldMs) * kMillisecond;
+  }
   const size_t stops = submission.stop_ids.size();
   StatusOr<plan::Rejection> taken =
       stops <= kMaxStopIds
@@ -118,6 +121,19 @@ void FrontendDesk::SendEvents(StepId step) {
     }
     deltas.finish_reasons.push_back(static_cast<uint8_t>(event.reason));
     deltas.cached_tokens.push_back(event.cached_tokens);
+  }
+  for (const plan::MissReport& report : scheduler_.reports()) {
+    const auto identity = identities_.find(report.name.client);
+    if (identity == identities_.end()) continue;
+    wire::TokenDeltas& deltas = frontends_.at(identity->second).deltas;
+    deltas.report_ids.push_back(report.name.id);
+    deltas.report_host.push_back(report.host);
+    deltas.report_new.push_back(report.fresh);
+    deltas.report_evicted.push_back(report.evicted);
+    deltas.report_salted.push_back(report.salted);
+    deltas.report_diverged.push_back(report.diverged);
+    deltas.report_diverged_at.push_back(report.diverged_at);
+    deltas.report_volatile.push_back(report.volatile_prefix ? 1 : 0);
   }
   scheduler_.ClearEvents();
   if (last == ClientId{}) return;

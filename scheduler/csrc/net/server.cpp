@@ -198,7 +198,11 @@ class Server {
             .loaded_blocks = counters.loaded_blocks,
             .failed_transfers = counters.failed_transfers,
             .sessions = scheduler_.sessions(),
-            .retained_blocks = scheduler_.retained_blocks()};
+            .retained_blocks = scheduler_.retained_blocks(),
+            .missed_new = counters.missed_new,
+            .missed_evicted = counters.missed_evicted,
+            .missed_salted = counters.missed_salted,
+            .missed_diverged = counters.missed_diverged};
   }
 
   int Goodbye() {
@@ -264,6 +268,11 @@ Result<plan::Limits> LimitsOf(const wire::SchedulerConfig& config) {
   limits.depth = narrow(config.depth);
   limits.max_prefill_tokens = narrow(config.max_prefill_tokens);
   limits.transfer_ms = config.transfer_ms;
+  limits.decode_stretch = config.decode_stretch;
+  if (config.ageing_ms < 1 || config.ageing_ms > INT32_MAX) {
+    return bad("ageing_ms", config.ageing_ms, "give 1 to 2147483647");
+  }
+  limits.ageing = config.ageing_ms * kMillisecond;
   if (Status valid = limits.Validate(); !valid.ok())
     return Error{"config: " + valid.error().message};
   return limits;

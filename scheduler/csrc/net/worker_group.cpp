@@ -240,7 +240,7 @@ void WorkerGroup::RetireSteps() {
     if (!popped.ok()) return EndEpoch(popped.error().message);
     const std::optional<plan::CompleteStep>& step = popped.value();
     if (!step) break;
-    const Status advanced = scheduler_.Advance(step->step, step->tokens, step->logprobs);
+    const Status advanced = scheduler_.Advance(step->step, step->tokens, step->logprobs, start);
     if (!advanced.ok()) return EndEpoch(advanced.error().message);
     retired_ = step->step;
   }

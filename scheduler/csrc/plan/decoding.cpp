@@ -52,7 +52,12 @@ void Scheduler::PlanDecodes() {
     auto& state = *std::get_if<fsm::Decoding>(&request.state);
     Settle(request, state);
     const bool over = state.context >= request.limit - 1;
-    if (over) LeaveBatch(request, state);
+    if (over) {
+      LeaveBatch(request, state);
+    } else if (SealsNext(request, state.table, state.context) && pool_->findable()) {
+      // All hashes first: the index's memory comes in while the next one is computed.
+      pool_->Prefetch(request.chain->At(state.table.sealed(), request.tokens));
+    }
     return over;
   });
   MakeRoomForDue();
@@ -72,15 +77,18 @@ void Scheduler::PlanDecodes() {
   }
 }
 
-// Leaves as many slots due as the pool has blocks for: the latest arrivals wait for a step or a
-// transfer in flight to give back blocks, or else go.
+// Leaves as many slots due as the pool has blocks for: if a step or a transfer in flight gives back
+// blocks the last in rank wait for it, else a victim goes.
 void Scheduler::MakeRoomForDue() {
   const auto short_of = [this] { return static_cast<int>(due_.size()) > pool_->available(); };
   if (!short_of()) return;
-  std::ranges::sort(due_, {}, [this](SlotId id) { return slot(id).request->arrival; });
+  std::ranges::sort(due_, {}, [this](SlotId id) { return slot(id).request->rank; });
   while (short_of()) {
     if (pool_->counts().retiring == 0 && !(transfers_ && transfers_->due() > 0)) {
-      Displace(*running_.back());
+      Request* victim = VictimFor(*running_.front());
+      TS_CHECK(victim != nullptr, due_.size() << " blocks are due, " << pool_->available()
+                                              << " are there and nobody can go");
+      Displace(*victim);
       std::erase_if(due_, [this](SlotId id) { return slot(id).request == nullptr; });
       continue;
     }

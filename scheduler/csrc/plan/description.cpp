@@ -17,7 +17,8 @@ void Scheduler::DescribeRequest(std::ostream& out, const Request& request) const
   };
   out << "request " << request.name.client.value << '.' << request.name.id << " known "
       << request.known() << " limit " << request.limit << " admitted " << request.admitted
-      << " restarted " << request.restarted << " cached " << request.cached_tokens << ' ';
+      << " preempted " << std::min(request.preemptions, kWorn) << " guest " << request.guest
+      << " cached " << request.cached_tokens << ' ';
   std::visit(
       [&]<class S>(const S& state) {
         out << S::kName;
@@ -72,8 +73,9 @@ void Scheduler::Describe(std::ostream& out) const {
     for (const int32_t slot : step.slots) out << ' ' << slot;
   }
   const auto head = waiting_.begin();
-  const bool tried = head != waiting_.end() && blocked_.head == head->first;
-  out << "\nblocked " << (tried ? blocked_.hits : -1) << ' '
+  const bool tried = head != waiting_.end() && blocked_.head == head->second->arrival;
+  out << "\nblocked " << (tried ? blocked_.hits : -1) << ' ' << (tried ? blocked_.short_by : 0)
+      << ' ' << (tried && blocked_.passed) << ' '
       << (tried && blocked_.openings == openings_ + pool_->releases()) << '\n';
   pool_->Describe(out);
 }

@@ -69,14 +69,11 @@ Status Scheduler::Verify() const {
     return Broken(requests_.size(), " requests, ", waiting_.size(), " waiting, ", running_.size(),
                   " running, ", preempted_.size(), " preempted");
   }
-  Arrival last;
-  bool fresh = false;
-  for (const auto& [arrival, request] : waiting_) {
-    if (!std::holds_alternative<fsm::Waiting>(request->state) || request->arrival != arrival) {
-      return Broken("request ", arrival.value, " is queued in another state");
+  for (const auto& [rank, request] : waiting_) {
+    if (!std::holds_alternative<fsm::Waiting>(request->state) || request->rank != rank ||
+        rank.arrival != request->arrival || request->guest) {
+      return Broken("request ", request->arrival.value, " is queued in another state");
     }
-    if (request->admitted && fresh) return Broken("request ", arrival.value, " was passed");
-    fresh = fresh || !request->admitted;
   }
   if (!pool_) {
     if (!running_.empty() || !preempted_.empty() || !ending_.empty() || !in_flight_.empty()) {
@@ -99,10 +96,13 @@ Status Scheduler::Verify() const {
   std::vector<int> held(static_cast<size_t>(counts.total) + 1);
   std::set<int> open;
   std::set<int> slots;
+  const Request* last = nullptr;
+  int guests = 0;
   for (const Request* request : running_) {
     const std::string name = "request " + std::to_string(request->arrival.value);
-    if (request->arrival <= last) return Broken(name, " runs out of order");
-    last = request->arrival;
+    if (last != nullptr && request->rank <= last->rank) return Broken(name, " runs out of order");
+    last = request;
+    guests += request->guest;
     const auto* prefilling = std::get_if<fsm::Prefilling>(&request->state);
     const auto* decoding = std::get_if<fsm::Decoding>(&request->state);
     if (!prefilling && !decoding) return Broken(name, " runs in another state");
@@ -147,7 +147,9 @@ Status Scheduler::Verify() const {
   if (transfers_) {
     transfers_->ForEachHeld([&](BlockId block) { ++held[static_cast<size_t>(block.value)]; });
   }
+  if (guests != guests_) return Broken(guests, " guests run, counted ", guests_);
   if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");
+  if (Status history = history_.Verify(); !history.ok()) return history;
   if (Status lists = VerifyLists(); !lists.ok()) return lists;
   int shared = 0;
   for (int block = 1; block <= counts.total; ++block) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "base/ids.h"
 #include "base/result.h"
 #include "base/siphash.h"
 
@@ -19,8 +20,10 @@ struct Limits {
   int32_t depth = 2;               // plans in flight
   int32_t max_prefill_tokens = 0;  // longest chunk of one row; 0: max_step_tokens
   bool prefix_caching = true;
-  bool evict_by_reuse = true;    // rank cached blocks by expected reuse; else least recently used
-  int64_t transfer_ms = 10'000;  // a copy between tiers that takes longer has failed; 0: never
+  bool evict_by_reuse = true;      // rank cached blocks by expected reuse; else least recently used
+  int64_t transfer_ms = 10'000;    // a copy between tiers that takes longer has failed; 0: never
+  double decode_stretch = 1.5;     // longest step with prefill, in steps without; 0: any
+  TimeNs ageing = 10'000'000'000;  // a waiting request gains a level of priority each
 
   Status Validate() const;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Scheduler::Plan. Decoding requests take one token each. What they leave of the budget goes to the
-// prefilling ones, in order of arrival, a chunk each. Then the head of the queue is admitted while
-// budget, slots and blocks last; nobody passes it.
+// Scheduler::Plan. Decoding requests take one token each. What they leave of the budget, and what
+// their cadence allows, goes to the prefilling ones in order of rank, a chunk each. Then the queue
+// is admitted (admission.cpp).
 #include <algorithm>
 
 #include "base/check.h"
@@ -21,14 +21,13 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   long_rows_.clear();
 
   PlanDecodes();
-  int budget = limits_.max_step_tokens - batch_.size();
-  // Making room takes requests off the end of running_, never one that has a chunk already.
+  int budget = std::min(limits_.max_step_tokens - batch_.size(), PrefillBudget());
   for (size_t i = 0; i < prefilling_.size();) {
     Request* request = prefilling_[i];
     PlanChunk(*request, budget);
     if (i < prefilling_.size() && prefilling_[i] == request) ++i;
   }
-  Admit(budget);
+  Admit(now, budget);
   const bool copies = transfers_ && transfers_->ready();
   if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) return nullptr;
 
@@ -40,6 +39,7 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   last_step_ = StepId{last_step_.value + 1};
   step.step = last_step_;
   step.planned = now;
+  step.work.decode_rows = batch_.size();
   WriteDecodes(step);
   WriteRows(short_rows_, step);
   WriteRows(long_rows_, step);
@@ -74,12 +74,15 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   }
   while (state.table.size() * width < before + length) {
     if (Grow(request)) continue;
-    if (!std::holds_alternative<fsm::Prefilling>(request.state)) return;  // it made room itself
     length = state.table.size() * width - before;
   }
   if (length <= 0) return;
   budget -= length;
   const SlotId id = state.slot;
+  slot(id).chunked = StepId{last_step_.value + 1};
+  if (before < request.lost) {
+    counters_.recomputed_tokens += std::min(before + length, request.lost) - before;
+  }
   const bool last = before + length == request.known();
   AnnounceSlot(request, id, state.table, before);
   const uint8_t flags = last ? kRowHasTokens | kRowSamples : kRowHasTokens;
@@ -123,44 +126,9 @@ void Scheduler::FindPrefix(Request& request) {
   ClaimHits(request, state.table);
   slot(state.slot).stale = true;
   groups_->Join(state.slot, *pool_);
-  if (request.restarted) return;
+  if (request.restarted()) return;
   request.cached_tokens += state.context - before;
   counters_.cached_tokens += state.context - before;
-}
-
-// Gives the request one more block, if need be by taking the latest arrivals off their slots.
-// False: no block now; the request may be the one that went.
-bool Scheduler::Grow(Request& request) {
-  for (;;) {
-    if (std::optional<kv::OpenBlock> block = pool_->Allocate()) {
-      const Status grown = fsm::Apply(request.state, fsm::BlockGranted{std::move(*block)});
-      TS_CHECK(grown.ok(), "growth of request " << request.arrival.value);
-      return true;
-    }
-    if (pool_->counts().retiring > 0) return false;         // some come back with the next result
-    if (transfers_ && transfers_->due() > 0) return false;  // or with the next ticket
-    Request& latest = *running_.back();
-    Displace(latest);
-    if (&latest == &request) return false;
-  }
-}
-
-void Scheduler::Displace(Request& request) {
-  Withdraw(request);
-  request.restarted = true;
-  ++counters_.preemptions;
-}
-
-void Scheduler::Withdraw(Request& request) {
-  LeaveSlot(request);
-  const Status moved = fsm::Apply(request.state, fsm::Preempt{});
-  TS_CHECK(moved.ok(), "preemption of request " << request.arrival.value);
-  ++openings_;
-  if (std::get_if<fsm::Preempted>(&request.state)->overlap.empty()) {
-    Requeue(request);
-  } else {
-    preempted_.push_back(&request);
-  }
 }
 
 kv::BlockPool::Presence Scheduler::PeekBlock(Request& request, int block) const {
@@ -173,68 +141,23 @@ kv::BlockPool::Presence Scheduler::PeekBlock(Request& request, int block) const 
   return pool_->Peek(request.chain->At(block, request.tokens), content);
 }
 
-bool Scheduler::Fits(Request& head) {
-  using Presence = kv::BlockPool::Presence;
-  const uint64_t openings = openings_ + pool_->releases();
-  const bool again = blocked_.head == head.arrival;
-  if (again && blocked_.openings == openings) return false;
-  // What running prefills still need is theirs, and a block for each running request's next token.
-  int room = pool_->available() - static_cast<int>(running_.size());
-  for (const Request* request : prefilling_) {
-    const auto* state = std::get_if<fsm::Prefilling>(&request->state);
-    room -= std::max(0, BlocksNeeded(*request) - state->table.size());
-  }
-  const int needed = BlocksNeeded(head);
-  // More hits than last time would begin with the block that was missing then.
-  int hits = 0;
-  if (again && needed - blocked_.hits > room &&
-      PeekBlock(head, blocked_.hits) == Presence::kAbsent) {
-    hits = blocked_.hits;
-  } else {
-    int unheld = 0;  // of the hits: they would leave the pool's available blocks
-    for (Presence block; (block = PeekBlock(head, hits)) != Presence::kAbsent; ++hits) {
-      unheld += block == Presence::kUnheld;
-    }
-    if (needed - hits + unheld <= room) return true;
-  }
-  blocked_ = {.head = head.arrival, .openings = openings, .hits = hits};
-  return false;
-}
-
-void Scheduler::Admit(int& budget) {
-  // After a preemption the victims come back first, once their tokens are in.
-  while (budget > 0 && preempted_.empty() && !waiting_.empty() && !free_slots_.empty()) {
-    Request& head = *waiting_.begin()->second;
-    if (!head.chain) head.chain.emplace(limits_.hash_key, head.salt, pool_->block_size());
-    if (!Fits(head)) return;
-    const SlotId id = free_slots_.back();
-    free_slots_.pop_back();
-    const Status moved = fsm::Apply(head.state, fsm::Admit{id});
-    TS_CHECK(moved.ok(), "admission of request " << head.arrival.value);
-    slot(id) = {.request = &head, .first = StepId{last_step_.value + 1}};
-    // Before later ones where a load of its own had failed.
-    for (auto* list : {&running_, &prefilling_}) {
-      list->insert(std::ranges::upper_bound(*list, head.arrival, {}, &Request::arrival), &head);
-    }
-    waiting_.erase(waiting_.begin());
-    if (!head.admitted) counters_.prompt_tokens += head.prompt_tokens;
-    head.admitted = true;
-    head.tokens.reserve(static_cast<size_t>(head.limit));  // growing it later would cost a step
-    PlanChunk(head, budget);
-  }
+bool Scheduler::SealsNext(const Request& request, const kv::BlockTable& table, int context) const {
+  return (table.sealed() + 1) * pool_->block_size() <= std::min(context, request.known());
 }
 
 void Scheduler::SealReady(Request& request, kv::BlockTable& table, int context, SlotId id) {
   if (!request.loads.empty()) return;  // the content hangs on theirs
   const int width = pool_->block_size();
-  const int ready = std::min(context, request.known());
-  while ((table.sealed() + 1) * width <= ready) {
+  while (SealsNext(request, table, context)) {
     const int block = table.sealed();
     const auto content =
         std::span<const Token>(request.tokens)
             .subspan(static_cast<size_t>(block) * width, static_cast<size_t>(width));
     if (pool_->findable()) {
-      table.Seal(request.chain->At(block, request.tokens), content);
+      const kv::ChainKey key = request.chain->At(block, request.tokens);
+      const bool prompt = !request.restarted() && (block + 1) * width <= request.prompt_tokens;
+      if (prompt && pool_->WasEvicted(key)) request.evicted_tokens += width;
+      table.Seal(key, content);
       groups_->Wrote(id, table.at(block));
       if (request.session != nullptr) pool_->Claim(table.at(block), request.session->owner);
     } else {
@@ -290,6 +213,8 @@ void Scheduler::WriteRows(const std::vector<Row>& rows, InFlightStep& step) {
     plan_.row_tokens.push_back(row.length);
     plan_.row_flags.push_back(row.flags);
     if (row.flags & kRowHasTokens) {
+      step.work.prefill_tokens += row.length;
+      step.work.prefill_pairs += row.length * (row.begin + row.length / 2.0);
       const auto begin = row.request->tokens.begin() + row.begin;
       plan_.prompt_tokens.insert(plan_.prompt_tokens.end(), begin, begin + row.length);
     }

@@ -32,6 +32,11 @@ class PrefixGroups {
   void Leave(SlotId slot);
   // The workers forgot what they knew of the slot's group: say it again.
   void Repeat(SlotId slot);
+  // Leading blocks of the slot that another running slot holds too, as far as a group knows.
+  int32_t Shared(SlotId slot) const {
+    const int32_t group = places_[static_cast<size_t>(slot.value)].group;
+    return group == kNone ? 0 : groups_[static_cast<size_t>(group)].blocks;
+  }
   // What the workers know of a slot: nothing, a table that is behind, or its table.
   enum class Known { kNot, kBehind, kWhole };
   // Writes the changes of slots that the workers know. One that is behind shares nothing until it

@@ -11,6 +11,7 @@
 #include "base/ids.h"
 #include "fsm/states.h"
 #include "kv/hash_chain.h"
+#include "plan/rank.h"
 
 namespace tokenspeed::plan {
 
@@ -58,6 +59,7 @@ struct Submission {
   std::string salt;
   std::string session;  // a name within the salt; empty: told by the prefix
   TimeNs retain = 0;    // keep its blocks if possible for this long after it ends
+  TimeNs deadline = 0;  // of the first token, on the clock of `time`; 0: none
 };
 
 // The steps in which a request held a slot.
@@ -101,16 +103,23 @@ struct alignas(64) Request {
   int32_t host_tokens = 0;      // of cached_tokens: loaded from the host tier
   std::vector<TicketId> loads;  // under way: its blocks hang on them
   bool admitted = false;        // has been on a slot
-  bool restarted = false;       // has been preempted
+  bool guest = false;           // runs ahead of a head of the queue that does not fit
+  int32_t evicted_tokens = 0;   // of the prompt: computed, though they had been here before
+  int32_t preemptions = 0;
+  int32_t lost = 0;  // tokens it had computed when it was preempted
+  int32_t priority = 0;
+  Rank rank;  // changes only off the queue and off the slots
   Arrival arrival;
   Tenancy former;  // of its last slot, while rows of it are in flight
   Sampling sampling;
   TimeNs submitted = 0;
   TimeNs retain = 0;  // its blocks are wanted for this long after it ends
   std::string salt;
+  std::string session_name;
   std::optional<kv::HashChain> chain;
   Session* session = nullptr;  // from submission if it has a name, else from admission
 
+  bool restarted() const { return preemptions > 0; }
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }
 };
 

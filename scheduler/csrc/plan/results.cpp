@@ -11,7 +11,7 @@ namespace tokenspeed::plan {
 using fsm::FinishReason;
 
 Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
-                          std::span<const float> logprobs) {
+                          std::span<const float> logprobs, TimeNs now) {
   if (in_flight_.empty() || in_flight_.front().step != step) {
     return Error{"a result of step " + std::to_string(step.value) +
                  ", which is not the oldest in flight"};
@@ -32,11 +32,16 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
                  std::to_string(token) + " outside the vocabulary of " +
                  std::to_string(limits_.vocab_size)};
   }
+  // The workers run one step after the other.
+  if (now > 0) cadence_.Observe(done.work, now - std::max(done.planned, last_done_));
+  last_done_ = now;
   std::vector<int32_t> slots = std::move(done.slots);
   in_flight_.pop_front();
   pool_->Retired(step);
   ++counters_.steps;
+  constexpr size_t kAhead = 8;  // rows whose requests are on their way from memory
   for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i + kAhead < tokens.size()) __builtin_prefetch(slot(SlotId{slots[i + kAhead]}).request);
     Request& request = TenantOf(SlotId{slots[i]}, step);
     if (std::holds_alternative<fsm::Ending>(request.state)) {
       ThrowAway(request);
@@ -47,6 +52,19 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   slots.clear();
   spare_slots_.push_back(std::move(slots));
   return Ok{};
+}
+
+void Scheduler::Explain(const Request& request) {
+  MissReport report =
+      history_.Explain(request.name.client, request.session_name, request.salt, request.tokens,
+                       request.cached_tokens, request.evicted_tokens);
+  report.name = request.name;
+  report.host = request.host_tokens;
+  counters_.missed_new += report.fresh;
+  counters_.missed_evicted += report.evicted;
+  counters_.missed_salted += report.salted;
+  counters_.missed_diverged += report.diverged;
+  reports_.push_back(report);
 }
 
 Request& Scheduler::TenantOf(SlotId id, StepId step) const {
@@ -100,6 +118,7 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
     if (decoding != nullptr) RetireRow(request);
     return;
   }
+  if (request.known() == request.prompt_tokens) Explain(request);
   request.tokens.push_back(token);
   ++counters_.generated_tokens;
   TokenEvent& event = AddEvent(request);

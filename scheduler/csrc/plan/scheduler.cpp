@@ -36,6 +36,11 @@ Status Limits::Validate() const {
   if (transfer_ms < 0 || transfer_ms > 86'400'000) {
     return bad("transfer_ms", transfer_ms, "give at most a day; 0 is no bound");
   }
+  if (!std::isfinite(decode_stretch) || (decode_stretch != 0 && decode_stretch < 1)) {
+    return Error{"decode_stretch is " + std::to_string(decode_stretch) +
+                 "; give at least 1, or 0 for no bound"};
+  }
+  if (ageing < 1) return bad("ageing", ageing, "give at least 1 ns");
   return Ok{};
 }
 
@@ -91,8 +96,10 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
                                              " fit the model");
   }
   for (const auto* tokens : {&s.prompt, &s.stop_ids}) {
+    uint32_t largest = 0;  // negative ids are the largest of all; this loop has no branches
+    for (const Token token : *tokens) largest = std::max(largest, static_cast<uint32_t>(token));
+    if (largest < static_cast<uint32_t>(limits_.vocab_size)) continue;
     const auto bad = std::ranges::find_if(*tokens, outside);
-    if (bad == tokens->end()) continue;
     return refuse(RefusalCode::kTokenId, "token id " + std::to_string(*bad) +
                                              " is outside the vocabulary of " +
                                              std::to_string(limits_.vocab_size));
@@ -112,7 +119,10 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
     return parameter("top_p", sampling.top_p, "over 0 and at most 1");
   }
-  if (s.priority != 0) return parameter("priority", s.priority, "0 in this wire version");
+  if (s.priority < -kMostPriority || s.priority > kMostPriority) {
+    return parameter("priority", s.priority, "-100 to 100");
+  }
+  if (s.deadline < 0) return parameter("deadline", s.deadline, "not negative");
   if (waiting_.size() >= static_cast<size_t>(limits_.max_waiting)) {
     return refuse(RefusalCode::kQueueFull, std::to_string(waiting_.size()) +
                                                " requests are waiting, which is the limit; "
@@ -146,7 +156,11 @@ StatusOr<Rejection> Scheduler::Submit(Submission s) {
   request->retain = s.retain;
   Passed(s.time);
   if (!s.session.empty()) Enter(*request, sessions_.Named(request->salt, s.session));
-  waiting_.emplace(request->arrival, request.get());
+  request->session_name = std::move(s.session);
+  request->priority = static_cast<int32_t>(s.priority);
+  request->rank = RankOf(std::max<TimeNs>(s.time, 0), request->priority, limits_.ageing,
+                         s.deadline > 0 ? s.deadline : kNoDeadline, request->arrival);
+  waiting_.emplace(request->rank, request.get());
   requests_.emplace(s.name, std::move(request));
   return Ok{};
 }
@@ -197,15 +211,17 @@ void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host
   for (int id = limits_.max_slots - 1; id >= 0; --id) free_slots_.push_back(SlotId{id});
   removed_slots_.clear();
   batch_ = DecodeBatch(limits_.max_slots);
+  cadence_ = {};
+  last_done_ = 0;
   blocked_ = {};
   std::vector<Request*> impossible;
-  for (const auto& [arrival, request] : waiting_) {
+  for (const auto& [rank, request] : waiting_) {
     if (NeverFits(request->limit)) impossible.push_back(request);
   }
   for (Request* request : impossible) {
     late_rejections_.push_back({request->name, *NeverFits(request->limit)});
     ++counters_.rejected;
-    waiting_.erase(request->arrival);
+    waiting_.erase(request->rank);
     Depart(*request);
     requests_.erase(RequestName(request->name));
   }
@@ -216,7 +232,7 @@ void Scheduler::EndEpoch() {
   transfers_.reset();
   std::vector<Request*> lost = running_;
   lost.insert(lost.end(), preempted_.begin(), preempted_.end());
-  for (const auto& [arrival, request] : waiting_) {
+  for (const auto& [rank, request] : waiting_) {
     if (request->admitted) lost.push_back(request);
     request->chain.reset();
   }
@@ -239,7 +255,7 @@ std::optional<TimeNs> Scheduler::oldest_planned() const {
 void Scheduler::Requeue(Request& request) {
   const Status moved = fsm::Apply(request.state, fsm::Requeue{});
   TS_CHECK(moved.ok(), "requeue of request " << request.arrival.value);
-  waiting_.emplace(request.arrival, &request);
+  waiting_.emplace(request.rank, &request);
 }
 
 void Scheduler::LeaveSlot(Request& request) {
@@ -262,7 +278,9 @@ void Scheduler::LeaveSlot(Request& request) {
   if (slot(id).announced) removed_slots_.push_back(id.value);
   slot(id) = Slot{};
   free_slots_.push_back(id);
-  running_.erase(std::ranges::lower_bound(running_, request.arrival, {}, &Request::arrival));
+  running_.erase(std::ranges::lower_bound(running_, request.rank, {}, &Request::rank));
+  guests_ -= request.guest;
+  request.guest = false;
 }
 
 void Scheduler::End(Request& request, FinishReason reason) {
@@ -273,12 +291,16 @@ void Scheduler::End(Request& request, FinishReason reason) {
 void Scheduler::Remove(Request& request, FinishReason reason) {
   LeaveSlot(request);
   Depart(request);
-  if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.arrival);
+  if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.rank);
   if (std::holds_alternative<fsm::Preempted>(request.state)) std::erase(preempted_, &request);
   const Status moved = fsm::Apply(request.state, fsm::Finish{reason});
   TS_CHECK(moved.ok(), "end of request " << request.arrival.value);
   ++counters_.finished;
   ++openings_;
+  if (request.admitted) {
+    history_.Remember(request.name.client, request.session_name, request.salt,
+                      std::move(request.tokens));
+  }
   auto gone = requests_.extract(request.name);
   auto* ending = std::get_if<fsm::Ending>(&request.state);
   if (ending == nullptr) return;
@@ -293,6 +315,7 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
 void Scheduler::ClearEvents() {
   events_.clear();
   late_rejections_.clear();
+  reports_.clear();
 }
 
 }  // namespace tokenspeed::plan

@@ -12,8 +12,7 @@
 // bit. Time comes in with the events. A step costs O(rows + what changed), whatever the length of
 // the contexts and the size of the pool.
 // Invariants (Verify checks all of them):
-//   - running_ is in order of arrival; a request there holds one slot, and its state the blocks;
-//   - preempted requests arrived before every waiting request that was never admitted;
+//   - running_ is in order of rank; a request there holds one slot, and its state the blocks;
 //   - blocks are conserved, and held exactly by the tables of running requests and by transfers;
 //   - a request whose loads are under way prefills; it samples nothing and seals nothing.
 #pragma once
@@ -31,8 +30,10 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block_pool.h"
+#include "plan/cadence.h"
 #include "plan/decode_batch.h"
 #include "plan/limits.h"
+#include "plan/miss.h"
 #include "plan/prefix_groups.h"
 #include "plan/request.h"
 #include "plan/session.h"
@@ -63,12 +64,17 @@ struct Counters {
   int64_t cached_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t preemptions = 0;
+  int64_t recomputed_tokens = 0;  // of preempted requests
   int64_t finished = 0;
   int64_t rejected = 0;
   int64_t overrun_tokens = 0;
   int64_t stored_blocks = 0;     // to the host tier
   int64_t loaded_blocks = 0;     // and back
   int64_t failed_transfers = 0;  // tickets that failed or took too long
+  int64_t missed_new = 0;        // prompt tokens by MissReport's reasons
+  int64_t missed_evicted = 0;
+  int64_t missed_salted = 0;
+  int64_t missed_diverged = 0;
 };
 
 class Scheduler {
@@ -104,8 +110,10 @@ class Scheduler {
 
   // The oldest step in flight is done. `tokens`: one for each sampling row, -1 for logits that
   // were not finite; `logprobs` beside them, or empty if no row asked. An error (the workers broke
-  // the contract, the epoch must end) changes nothing.
-  Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs);
+  // the contract, the epoch must end) changes nothing. `now`: when the step was done, on the clock
+  // of Plan; 0 if nobody knows.
+  Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
+                 TimeNs now = 0);
 
   // A transfer of the running epoch has ended on all ranks. False: nobody waits for this ticket.
   bool Transferred(TicketId ticket, bool ok);
@@ -118,6 +126,8 @@ class Scheduler {
   // What happened since the last Clear.
   const std::vector<TokenEvent>& events() const { return events_; }
   const std::vector<LateRejection>& late_rejections() const { return late_rejections_; }
+  // One for each request whose first token is among the events.
+  const std::vector<MissReport>& reports() const { return reports_; }
   void ClearEvents();
 
   int running() const { return static_cast<int>(running_.size()); }
@@ -140,10 +150,12 @@ class Scheduler {
   void Describe(std::ostream& out) const;
 
  private:
+  static constexpr int kWorn = 3;  // preemptions behind which a request is spared
   static constexpr StepId kNever{std::numeric_limits<int64_t>::max()};
   struct Slot {
     Request* request = nullptr;
     StepId first = kNever;     // that can have a row of `request`
+    StepId chunked;            // the last with a chunk of its history
     bool announced = false;    // the workers know the slot ...
     bool stale = false;        // ... but with a context that is behind: add it again
     int announced_blocks = 0;  // of its table
@@ -152,6 +164,7 @@ class Scheduler {
     StepId step;
     TimeNs planned = 0;
     bool wants_logprobs = false;
+    StepWork work;
     std::vector<int32_t> slots;  // of the rows that sample, in their order
   };
   // A row of the plan that is being made: tokens of the known history.
@@ -184,13 +197,39 @@ class Scheduler {
   // Planning.
   void PlanChunk(Request& request, int& budget);
   void FindPrefix(Request& request);
+  // Gives the request one more block, if need be a victim's. False: no block now.
   bool Grow(Request& request);
   void Displace(Request& request);
   // Takes the request off its slot; it runs again later from what is known of it.
   void Withdraw(Request& request);
-  void Admit(int& budget);
+  // Tokens that the cadence of those who decode leaves for prefill.
+  int PrefillBudget() const;
+
+  // Admission and preemption.
+  void Admit(TimeNs now, int& budget);
+  // The first of the queue; a deadline that cannot be met any more no longer counts.
+  Request& Head(TimeNs now);
   bool Fits(Request& head);
+  // Blocks that nobody who runs will need soon.
+  int Room() const;
+  // Takes a request from the queue to a slot.
+  void Enter(Request& request, int& budget);
+  // The head does not fit: displaces guests if their blocks are what it lacks.
+  bool ReclaimFromGuests();
+  // ... or lets some pass it.
+  void PassHead(int& budget);
+  // Blocks that are left when everybody who runs has given its longest answer.
+  int RoomInTheEnd() const;
+  // Whoever costs least to compute again, behind `request` in rank; null: nobody can go.
+  Request* VictimFor(const Request& request);
+  int Recomputation(const Request& request) const;
+  // REQUIRES of these three: the request runs.
+  SlotId SlotOf(const Request& request) const;
+  int ContextOf(const Request& request) const;
+  bool HasChunk(const Request& request) const;  // in the plan that is being made
   kv::BlockPool::Presence PeekBlock(Request& request, int block) const;
+  // The first block that is not sealed is full and its tokens are known.
+  bool SealsNext(const Request& request, const kv::BlockTable& table, int context) const;
   void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
   void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
   void AnnounceBlocks(SlotId id, const kv::BlockTable& table);
@@ -231,6 +270,7 @@ class Scheduler {
   void ThrowAway(Request& request);
   void RetireRow(Request& request);
   TokenEvent& AddEvent(const Request& request);
+  void Explain(const Request& request);
 
   Status VerifyDecoding(const Request& request, const fsm::Decoding& state, int context) const;
   Status VerifyLists() const;
@@ -248,7 +288,7 @@ class Scheduler {
   std::unique_ptr<kv::BlockPool> pool_;   // null between epochs; outlives the requests' blocks
   std::unique_ptr<Transfers> transfers_;  // null without a host tier
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
-  std::map<Arrival, Request*> waiting_;
+  std::map<Rank, Request*> waiting_;
   std::vector<Request*> running_;
   std::vector<Request*> prefilling_;  // of running_, in its order
   DecodeBatch batch_;                 // of running_, those that get a token in each step
@@ -269,9 +309,15 @@ class Scheduler {
     Arrival head;
     uint64_t openings = 0;  // when it did not fit
     int hits = 0;           // blocks that it found in the pool then
+    int short_by = 0;       // blocks
+    bool passed = false;    // everybody who may pass it has been tried
   };
   uint64_t openings_ = 0;  // grows with whatever could help; so does BlockPool::releases
   Blocked blocked_;
+  int guests_ = 0;  // of running_
+
+  Cadence cadence_;
+  TimeNs last_done_ = 0;
 
   StepPlan plan_;
   std::vector<SlotId> due_;      // rows of the batch to look at in this step
@@ -280,6 +326,8 @@ class Scheduler {
   std::vector<Row> long_rows_;
   std::vector<TokenEvent> events_;
   std::vector<LateRejection> late_rejections_;
+  PromptHistory history_;
+  std::vector<MissReport> reports_;
   Counters counters_;
 };
 

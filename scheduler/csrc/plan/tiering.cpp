@@ -24,7 +24,7 @@ bool Scheduler::ExpectBlock(Request& request, fsm::Prefilling& state, const kv::
   if (std::ranges::find(request.loads, expected->ticket) == request.loads.end()) {
     request.loads.push_back(expected->ticket);
   }
-  if (!request.restarted) request.host_tokens += width;
+  if (!request.restarted()) request.host_tokens += width;
   return true;
 }
 
@@ -85,7 +85,7 @@ void Scheduler::TransferEnded(const Transfers::Ended& ended) {
 }
 
 void Scheduler::LoadFailed(Request& request) {
-  if (!request.restarted) {  // it will look for its prefix anew
+  if (!request.restarted()) {  // it will look for its prefix anew
     counters_.cached_tokens -= request.cached_tokens;
     request.cached_tokens = 0;
     request.host_tokens = 0;

@@ -16,20 +16,21 @@ template <class Event, class Visit>
 void ForEachField(Event& event, Visit visit) {
   using T = std::remove_const_t<Event>;
   if constexpr (std::is_same_v<T, Submit>) {
-    auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt, session, retain] =
-        event.submission;
+    auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt, session, retain,
+           deadline] = event.submission;
     auto& [temperature, top_k, top_p, seed, logprobs] = sampling;
     visit(name.client.value), visit(name.id), visit(time), visit(prompt), visit(max_tokens);
     visit(temperature), visit(top_k), visit(top_p), visit(seed), visit(logprobs);
     visit(stop_ids), visit(priority), visit(salt);
-    visit(session), visit(retain);
+    visit(session), visit(retain), visit(deadline);
   } else if constexpr (std::is_same_v<T, plan::Limits>) {
     auto& [hash_key, max_slots, max_step_tokens, max_model_len, max_waiting, vocab_size, depth,
-           max_prefill_tokens, prefix_caching, evict_by_reuse, transfer_ms] = event;
+           max_prefill_tokens, prefix_caching, evict_by_reuse, transfer_ms, decode_stretch,
+           ageing] = event;
     static_cast<void>(hash_key);
     visit(max_slots), visit(max_step_tokens), visit(max_model_len), visit(max_waiting);
     visit(vocab_size), visit(depth), visit(max_prefill_tokens), visit(prefix_caching);
-    visit(evict_by_reuse), visit(transfer_ms);
+    visit(evict_by_reuse), visit(transfer_ms), visit(decode_stretch), visit(ageing);
   } else if constexpr (std::is_same_v<T, Abort>) {
     visit(event.name.client.value), visit(event.name.id), visit(event.kept);
   } else if constexpr (std::is_same_v<T, AbortClient>) {
@@ -40,7 +41,7 @@ void ForEachField(Event& event, Visit visit) {
   } else if constexpr (std::is_same_v<T, Plan>) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
-    visit(event.step.value), visit(event.tokens), visit(event.logprobs);
+    visit(event.step.value), visit(event.tokens), visit(event.logprobs), visit(event.now);
   } else if constexpr (std::is_same_v<T, Hint>) {
     visit(event.salt), visit(event.session), visit(event.action), visit(event.now);
     visit(event.ttl);

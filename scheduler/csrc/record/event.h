@@ -41,6 +41,7 @@ struct Advance {
   StepId step;
   std::vector<Token> tokens;
   std::vector<float> logprobs;
+  TimeNs now = 0;
 };
 struct Hint {
   std::string salt;

@@ -86,12 +86,12 @@ const plan::StepPlan* RecordedScheduler::Plan(TimeNs now) {
 void RecordedScheduler::Planned(const Hash128& digest) { Settle(digest); }
 
 Status RecordedScheduler::Advance(StepId step, std::span<const Token> tokens,
-                                  std::span<const float> logprobs) {
+                                  std::span<const float> logprobs, TimeNs now) {
   if (box_) {
-    box_->Write(
-        record::Advance{step, {tokens.begin(), tokens.end()}, {logprobs.begin(), logprobs.end()}});
+    box_->Write(record::Advance{
+        step, {tokens.begin(), tokens.end()}, {logprobs.begin(), logprobs.end()}, now});
   }
-  Status status = Scheduler::Advance(step, tokens, logprobs);
+  Status status = Scheduler::Advance(step, tokens, logprobs, now);
   Settle(OutcomeOf(status));
   return status;
 }

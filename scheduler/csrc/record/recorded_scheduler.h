@@ -28,6 +28,7 @@ class RecordedScheduler : private plan::Scheduler {
   using plan::Scheduler::limits;
   using plan::Scheduler::live;
   using plan::Scheduler::oldest_planned;
+  using plan::Scheduler::reports;
   using plan::Scheduler::retained_blocks;
   using plan::Scheduler::running;
   using plan::Scheduler::sessions;
@@ -46,7 +47,8 @@ class RecordedScheduler : private plan::Scheduler {
   const plan::StepPlan* Plan(TimeNs now);
   // The running digest of the latest plan: its caller encodes it anyway.
   void Planned(const Hash128& digest);
-  Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs);
+  Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
+                 TimeNs now = 0);
   bool Transferred(TicketId ticket, bool ok);
   void Prefetch(std::span<const Token> tokens, const std::string& salt);
   void Demote(std::span<const Token> tokens, const std::string& salt);

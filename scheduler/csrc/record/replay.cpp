@@ -132,7 +132,7 @@ Played Replay::Play(Event event, const RecordHead& head) {
   } else if (std::holds_alternative<record::EndEpoch>(event)) {
     core.EndEpoch();
   } else if (const auto* advance = std::get_if<record::Advance>(&event)) {
-    tell(core.Advance(advance->step, advance->tokens, advance->logprobs));
+    tell(core.Advance(advance->step, advance->tokens, advance->logprobs, advance->now));
   } else if (const auto* transferred = std::get_if<record::Transferred>(&event)) {
     core.Transferred(transferred->ticket, transferred->ok);
   } else if (const auto* prefetch = std::get_if<record::Prefetch>(&event)) {

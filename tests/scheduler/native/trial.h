@@ -124,6 +124,7 @@ class Trial {
     limits.vocab_size = static_cast<int32_t>(2 + random_.Below(20));
     limits.depth = static_cast<int32_t>(1 + random_.Below(3));
     limits.max_prefill_tokens = random_.Below(2) ? static_cast<int32_t>(random_.Below(9)) : 0;
+    limits.ageing = static_cast<TimeNs>(1000 + random_.Below(5'000'000));
     limits.prefix_caching = random_.Below(5) != 0;
     limits.evict_by_reuse = random_.Below(4) != 0;
     limits.transfer_ms = random_.Below(2) ? 10 : 0;
@@ -220,6 +221,8 @@ class Trial {
     const bool again = b % 16 == 0 && !asked_.empty();
     if (again) submission.name = asked_.begin()->first;  // an id that is in use
     submission.time = now_;
+    submission.priority = b % 3 == 0 ? static_cast<int64_t>(b / 3 % 5) - 2 : 0;
+    if (c % 4 == 0) submission.deadline = now_ + 1 + static_cast<TimeNs>(a % 64) * 10'000;
     submission.prompt = Prompt(b, c);
     const size_t length = submission.prompt.size();
     const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
@@ -294,7 +297,8 @@ class Trial {
     } else if (complete.value()) {
       const plan::CompleteStep& step = *complete.value();
       running_.pop_front();
-      if (!scheduler_.Advance(step.step, step.tokens, {}).ok()) Fail("a true result is refused");
+      if (!scheduler_.Advance(step.step, step.tokens, {}, now_).ok())
+        Fail("a true result is refused");
     }
     return true;
   }

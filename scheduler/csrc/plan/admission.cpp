@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+// From the queue to a slot, in order of rank. A prefill is finished before the next of its level
+// begins; a higher level may begin beside it.
+//
+// A head that does not fit waits, and smaller requests may pass it as its guests: few at a time,
+// each with room for its whole answer beside those of all who run. A guest never delays the head,
+// since it leaves at once when its blocks are what the head lacks.
+#include <algorithm>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::plan {
+namespace {
+
+constexpr int kMostGuests = 8;  // running at a time, and looked at behind a head
+
+}  // namespace
+
+int Scheduler::PrefillBudget() const {
+  int context = 0;
+  if (!prefilling_.empty()) {
+    context = std::get_if<fsm::Prefilling>(&prefilling_.front()->state)->context;
+  }
+  return cadence_.PrefillBudget(batch_.size(), context, limits_.decode_stretch);
+}
+
+Request& Scheduler::Head(TimeNs now) {
+  for (;;) {
+    Request& head = *waiting_.begin()->second;
+    if (head.rank.deadline == kNoDeadline) return head;
+    if (now + cadence_.PrefillTime(head.known()) <= head.rank.deadline) return head;
+    auto node = waiting_.extract(waiting_.begin());
+    node.key().deadline = head.rank.deadline = kNoDeadline;
+    waiting_.insert(std::move(node));
+  }
+}
+
+int Scheduler::Room() const {
+  // What running prefills still need is theirs, and a block for each running request's next token.
+  int room = pool_->available() - static_cast<int>(running_.size());
+  for (const Request* request : prefilling_) {
+    const auto* state = std::get_if<fsm::Prefilling>(&request->state);
+    room -= std::max(0, BlocksNeeded(*request) - state->table.size());
+  }
+  return room;
+}
+
+bool Scheduler::Fits(Request& head) {
+  using Presence = kv::BlockPool::Presence;
+  const uint64_t openings = openings_ + pool_->releases();
+  const bool again = blocked_.head == head.arrival;
+  if (again && blocked_.openings == openings) return false;
+  const int room = Room();
+  // Who was preempted over and over comes back when there is room for all of it.
+  const int needed = head.preemptions < kWorn ? BlocksNeeded(head) : BlocksFor(head.limit - 1);
+  // More hits than last time would begin with the block that was missing then.
+  int hits = 0;
+  int unheld = 0;  // of the hits: they would leave the pool's available blocks
+  if (again && needed - blocked_.hits > room &&
+      PeekBlock(head, blocked_.hits) == Presence::kAbsent) {
+    hits = blocked_.hits;
+  } else {
+    for (Presence block; (block = PeekBlock(head, hits)) != Presence::kAbsent; ++hits) {
+      unheld += block == Presence::kUnheld;
+    }
+    if (needed - hits + unheld <= room) return true;
+  }
+  blocked_ = {.head = head.arrival,
+              .openings = openings,
+              .hits = hits,
+              .short_by = needed - hits + unheld - room};
+  return false;
+}
+
+void Scheduler::Admit(TimeNs now, int& budget) {
+  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
+    Request& head = Head(now);
+    // Victims ahead of it come back first, once their tokens are in.
+    for (const Request* victim : preempted_) {
+      if (victim->rank < head.rank) return;
+    }
+    for (const Request* unfinished : prefilling_) {
+      if (unfinished->priority >= head.priority) return;
+    }
+    if (!head.chain) head.chain.emplace(limits_.hash_key, head.salt, pool_->block_size());
+    if (Fits(head)) {
+      Enter(head, budget);
+    } else if (!ReclaimFromGuests()) {
+      return PassHead(budget);
+    }
+  }
+}
+
+void Scheduler::Enter(Request& request, int& budget) {
+  const SlotId id = free_slots_.back();
+  free_slots_.pop_back();
+  const Status moved = fsm::Apply(request.state, fsm::Admit{id});
+  TS_CHECK(moved.ok(), "admission of request " << request.arrival.value);
+  slot(id) = {.request = &request, .first = StepId{last_step_.value + 1}};
+  for (std::vector<Request*>* list : {&running_, &prefilling_}) {
+    list->insert(std::ranges::lower_bound(*list, request.rank, {}, &Request::rank), &request);
+  }
+  waiting_.erase(request.rank);
+  if (!request.admitted) counters_.prompt_tokens += request.prompt_tokens;
+  request.admitted = true;
+  request.tokens.reserve(static_cast<size_t>(request.limit));  // growing it later costs a step
+  PlanChunk(request, budget);
+}
+
+bool Scheduler::ReclaimFromGuests() {
+  // What comes back with the next result may be enough.
+  const int retiring = pool_->counts().retiring;
+  if (guests_ == 0 || blocked_.short_by <= retiring) return false;
+  std::vector<Request*> guests;
+  int held = 0;
+  for (Request* request : running_) {
+    if (!request->guest || HasChunk(*request)) continue;
+    guests.push_back(request);
+    held += TableOf(SlotOf(*request)).size();
+  }
+  if (held == 0 || blocked_.short_by > retiring + held) return false;
+  for (Request* guest : guests) Displace(*guest);
+  return true;
+}
+
+int Scheduler::RoomInTheEnd() const {
+  int room = pool_->available();
+  for (const Request* request : running_) {
+    room -= BlocksFor(request->limit - 1) - TableOf(SlotOf(*request)).size();
+  }
+  return room;
+}
+
+void Scheduler::PassHead(int& budget) {
+  if (blocked_.passed || blocked_.short_by <= pool_->counts().retiring) return;
+  auto next = std::next(waiting_.begin());
+  for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
+    if (budget <= 0 || guests_ >= kMostGuests || free_slots_.empty()) return;
+    Request& request = *(next++)->second;
+    for (const Request* unfinished : prefilling_) {
+      if (unfinished->priority >= request.priority) return;
+    }
+    if (BlocksFor(request.limit - 1) > RoomInTheEnd()) continue;
+    if (!request.chain) {
+      request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
+    }
+    request.guest = true;
+    ++guests_;
+    Enter(request, budget);
+  }
+  blocked_.passed = true;
+}
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+#include "plan/miss.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace tokenspeed::plan {
+namespace {
+
+constexpr size_t kEarly = 4096;  // where system prompts have their nonces and timestamps
+constexpr size_t kNonce = 48;    // their longest, in tokens
+constexpr size_t kShift = 8;     // by which the text behind may have moved
+constexpr size_t kSame = 32;     // equal tokens that tell that it goes on the same
+constexpr int kAgain = 2;
+
+size_t CommonPrefix(std::span<const Token> a, std::span<const Token> b) {
+  return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+// Whether both go on the same some tokens behind the first difference.
+bool GoesOnTheSame(std::span<const Token> now, std::span<const Token> then) {
+  for (size_t skip = 1; skip <= kNonce; ++skip) {
+    if (skip + kSame > now.size()) return false;
+    const auto here = now.subspan(skip, kSame);
+    for (size_t other = skip > kShift ? skip - kShift : 0; other <= skip + kShift; ++other) {
+      if (other + kSame > then.size()) break;
+      if (std::ranges::equal(here, then.subspan(other, kSame))) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string PromptHistory::NameOf(ClientId client, std::string_view session) {
+  // A name that no session can have: it begins with a zero.
+  if (session.empty()) return std::string(1, '\0') + std::to_string(client.value);
+  return std::string(session);
+}
+
+MissReport PromptHistory::Explain(ClientId client, std::string_view session, std::string_view salt,
+                                  std::span<const Token> prompt, int cached, int evicted) {
+  MissReport report;
+  int left = static_cast<int>(prompt.size()) - cached;
+  const auto take = [&left](int64_t tokens) {
+    const int taken = static_cast<int>(std::clamp<int64_t>(tokens, 0, left));
+    left -= taken;
+    return taken;
+  };
+  report.evicted = take(evicted);
+  const Key key{NameOf(client, session), std::string(salt)};
+  if (const auto found = index_.find(key); found != index_.end()) {
+    Entry& entry = *found->second;
+    const std::span<const Token> then(entry.tokens);
+    const size_t same = CommonPrefix(prompt, then);
+    const bool differs = same < prompt.size() && same < then.size();
+    const bool nonce =
+        differs && same < kEarly && GoesOnTheSame(prompt.subspan(same), then.subspan(same));
+    if (nonce) {
+      ++entry.nonces;
+    } else if (differs) {
+      entry.nonces = 0;
+    }
+    // Without a name it may just be another conversation.
+    if (differs && (nonce || !session.empty())) {
+      const size_t from = std::max(same, static_cast<size_t>(cached));
+      report.diverged = take(static_cast<int64_t>(std::min(prompt.size(), then.size())) -
+                             static_cast<int64_t>(from));
+      report.diverged_at = static_cast<int32_t>(same);
+      report.volatile_prefix = nonce && entry.nonces >= kAgain;
+    }
+  } else if (!session.empty()) {
+    for (auto other = index_.lower_bound(Key{key.name, {}});
+         other != index_.end() && other->first.name == key.name; ++other) {
+      const std::span<const Token> then(other->second->tokens);
+      if (CommonPrefix(prompt, then) < then.size()) continue;
+      report.salted = take(static_cast<int64_t>(then.size()) - cached);
+      break;
+    }
+  }
+  report.fresh = left;
+  return report;
+}
+
+void PromptHistory::Remember(ClientId client, std::string_view session, std::string_view salt,
+                             std::vector<Token> tokens) {
+  Key key{NameOf(client, session), std::string(salt)};
+  const auto found = index_.find(key);
+  if (found == index_.end()) {
+    entries_.push_front({.key = key, .tokens = {}});
+    index_.emplace(std::move(key), entries_.begin());
+  } else {
+    entries_.splice(entries_.begin(), entries_, found->second);
+  }
+  Entry& entry = entries_.front();
+  tokens_ -= entry.tokens.size();
+  entry.tokens = std::move(tokens);
+  tokens_ += entry.tokens.size();
+  while (tokens_ > most_tokens_ || entries_.size() > kMostEntries) {
+    tokens_ -= entries_.back().tokens.size();
+    index_.erase(entries_.back().key);
+    entries_.pop_back();
+  }
+}
+
+Status PromptHistory::Verify() const {
+  size_t tokens = 0;
+  for (const Entry& entry : entries_) tokens += entry.tokens.size();
+  if (tokens != tokens_ || tokens > most_tokens_ || index_.size() != entries_.size()) {
+    return Error{"the prompt history holds " + std::to_string(tokens) + " tokens in " +
+                 std::to_string(entries_.size()) + " entries, counted " + std::to_string(tokens_) +
+                 " in " + std::to_string(index_.size())};
+  }
+  return Ok{};
+}
+
+}  // namespace tokenspeed::plan

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+// Why prompt tokens were computed and not found: a report a request, told with its first token.
+//
+// What a prompt is compared with is the history of the same session under the same salt (of the
+// same client, if it names no session). Another salt is looked at for one thing only: whether the
+// prompt continues the session's whole history there. Who knows that text learns nothing; who does
+// not is told nothing.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+
+namespace tokenspeed::plan {
+
+// Invariant: cached + fresh + evicted + salted + diverged tokens are the prompt.
+struct MissReport {
+  RequestName name;
+  int32_t host = 0;              // of the cached ones: loaded from the host tier
+  int32_t fresh = 0;             // never seen here
+  int32_t evicted = 0;           // seen, and evicted since
+  int32_t salted = 0;            // the session has them under another salt
+  int32_t diverged = 0;          // behind a token that differs from the session's history
+  int32_t diverged_at = -1;      // that token; -1: none
+  bool volatile_prefix = false;  // the session diverges early and goes on the same, again
+};
+
+// What sessions said last; bounded, the longest unused forgotten first.
+class PromptHistory {
+ public:
+  static constexpr size_t kMostTokens = size_t{4} << 20;
+  static constexpr size_t kMostEntries = 4096;
+
+  explicit PromptHistory(size_t most_tokens = kMostTokens) : most_tokens_(most_tokens) {}
+
+  // Splits the tokens of `prompt` behind the first `cached`; `evicted` of them were seen to be.
+  // `session` may be empty: then `client` stands for it.
+  MissReport Explain(ClientId client, std::string_view session, std::string_view salt,
+                     std::span<const Token> prompt, int cached, int evicted);
+  // The session's history is `tokens` from now on.
+  void Remember(ClientId client, std::string_view session, std::string_view salt,
+                std::vector<Token> tokens);
+
+  Status Verify() const;
+
+ private:
+  struct Key {
+    std::string name;
+    std::string salt;
+    friend auto operator<=>(const Key&, const Key&) = default;
+  };
+  struct Entry {
+    Key key;
+    std::vector<Token> tokens;
+    int nonces = 0;  // requests that differed early and went on the same
+  };
+  using Place = std::list<Entry>::iterator;
+
+  static std::string NameOf(ClientId client, std::string_view session);
+
+  const size_t most_tokens_;
+  size_t tokens_ = 0;         // of all entries
+  std::list<Entry> entries_;  // most recently used first
+  std::map<Key, Place> index_;
+};
+
+}  // namespace tokenspeed::plan
