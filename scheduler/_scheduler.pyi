@@ -133,6 +133,37 @@ class Replay:
 def diagram(format: str) -> str:
     """Return the state diagram of a request as "mermaid" or "dot" text."""
 
+class Trace:
+    """Conversations of which sizes, times and equal blocks are known."""
+
+    def __init__(self, block_tokens: int) -> None: ...
+    def add(
+        self,
+        *,
+        tool_key: int,
+        system_key: int,
+        tool_blocks: int,
+        shared_blocks: int,
+        rows: list[tuple[int, int, int, int, float, float, int]],
+    ) -> None:
+        """Add a conversation.
+
+        A row is (input tokens, output tokens, leading blocks kept, blocks, seconds of service,
+        seconds of pause before, stop: 0 unknown, 1 tool call, 2 end of turn).
+        """
+
+def replay_cache(
+    trace: Trace,
+    *,
+    sessions: int,
+    pool_blocks: int,
+    longest_pause_s: float,
+    policy: str,
+    names: bool = True,
+    hints: bool = True,
+) -> tuple[int, int, int, int, int, int]:
+    """Return (requests, prompt, hit, ideal hit, output tokens, long recomputes) of a closed loop."""
+
 def siphash128(key: bytes, data: bytes) -> bytes:
     """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""
 

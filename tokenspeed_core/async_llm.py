@@ -13,10 +13,11 @@ from .chat_template import MAX_RENDERED_CHARS, ChatTemplate, ChatTemplateError, 
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
-from .ipc.messages import Sampling
+from .ipc.messages import Sampling, SessionAction
 from .model_source import resolve
 from .sampling_params import SamplingError, SamplingParams
 from .sdk import Client, RequestStream
+from .session import Session
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -161,17 +162,25 @@ class AsyncLLM:
             await asyncio.to_thread(self._engine.stop, 0.0)
             self._engine = None
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        session: Session | None = None,
+    ) -> Completion:
         """Return the completion of one prompt: a text, or token ids.
 
         Raises:
             PromptError: the prompt is empty, too long or holds unknown ids.
             EngineLostError, RejectedError, RequestFailedError: see `tokenspeed_core.sdk`.
         """
-        return joined([delta async for delta in self.stream(prompt, params)])
+        return joined([delta async for delta in self.stream(prompt, params, session)])
 
     async def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        session: Session | None = None,
     ) -> Completion:
         """Return the assistant's answer to a conversation.
 
@@ -179,10 +188,17 @@ class AsyncLLM:
             ChatTemplateError: the messages do not fit the model's template.
             PromptError, EngineLostError, RejectedError, RequestFailedError: as `generate`.
         """
-        return await self.generate(await self.codec.chat_prompt(messages), params)
+        return await self.generate(await self.codec.chat_prompt(messages), params, session)
+
+    def hint(self, session: Session, action: SessionAction, ttl_ms: int = 0) -> None:
+        """Tell the engine what is known about a session's future; see `Client.hint`."""
+        self.client.hint(session, action, ttl_ms)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        session: Session | None = None,
     ) -> AsyncIterator[TextDelta]:
         """Yield text as it becomes final; leaving early aborts the request.  Raises as `generate`.
 
@@ -190,7 +206,7 @@ class AsyncLLM:
         """
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
-        request = self.submit(ids, params)
+        request = self.submit(ids, params, session)
         text = CompletionText(self.codec.table, params.stop, len(ids), logprobs=params.logprobs)
         try:
             async for delta in request:
@@ -201,7 +217,9 @@ class AsyncLLM:
         finally:
             request.abort(text.kept)
 
-    def submit(self, ids: Sequence[int], params: SamplingParams) -> RequestStream:
+    def submit(
+        self, ids: Sequence[int], params: SamplingParams, session: Session | None = None
+    ) -> RequestStream:
         """Send a request of token ids and return its stream of token deltas.
 
         Raises:
@@ -228,6 +246,7 @@ class AsyncLLM:
                 params.logprobs,
             ),
             stop_ids=(*ends, *params.stop_token_ids),
+            session=session,
         )
 
     def _check(

@@ -10,6 +10,11 @@ from types import TracebackType
 import attrs
 import msgspec
 
+from .engine_errors import EngineLostError as EngineLostError
+from .engine_errors import RefusedError as RefusedError
+from .engine_errors import RejectedError as RejectedError
+from .engine_errors import RequestFailedError as RequestFailedError
+from .engine_errors import StalledReaderError as StalledReaderError
 from .ipc.channels import FrontendChannel
 from .ipc.codec import int32_column, read_column
 from .ipc.messages import (
@@ -21,48 +26,18 @@ from .ipc.messages import (
     Refused,
     Rejected,
     Sampling,
+    SessionAction,
+    SessionHint,
     Stats,
     Submit,
     TokenDeltas,
     Welcome,
 )
 from .ipc.run_directory import RunDirectory
+from .session import Hint, Session
 
 MAX_UNREAD_TOKENS = 4096
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
-
-
-class EngineLostError(RuntimeError):
-    """The engine or the way to it went away under a request; the request may be sent again."""
-
-
-class RefusedError(RuntimeError):
-    """The scheduler turned the connection away; `code` says why."""
-
-    def __init__(self, code: RefusalCode, message: str) -> None:
-        super().__init__(f"the scheduler refused the connection ({code.name}): {message}")
-        self.code = code
-
-
-class RejectedError(ValueError):
-    """The scheduler did not admit a request; `code` says why."""
-
-    def __init__(self, code: RefusalCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    @property
-    def retryable(self) -> bool:
-        """The same request may be admitted later."""
-        return self.code in (RefusalCode.QUEUE_FULL, RefusalCode.DRAINING)
-
-
-class RequestFailedError(RuntimeError):
-    """One request failed inside the engine; the others run on."""
-
-
-class StalledReaderError(RuntimeError):
-    """A request was aborted because nobody read the tokens that it produced."""
 
 
 @attrs.frozen
@@ -249,6 +224,7 @@ class Client:
         max_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
+        session: Session | None = None,
     ) -> RequestStream:
         """Send a request and return its stream; the caller reads it to the end or aborts it.
 
@@ -266,6 +242,7 @@ class Client:
                 f"a prompt of {len(prompt)} tokens does not fit one message; "
                 f"at most {MAX_PROMPT_TOKENS} do",
             )
+        session = session or Session()
         try:
             message = Submit(
                 request_id=self._next_id,
@@ -273,6 +250,9 @@ class Client:
                 max_tokens=max_tokens,
                 sampling=sampling or Sampling(),
                 stop_ids=int32_column(stop_ids),
+                salt=session.salt.encode(),
+                session=session.name,
+                retain_ms=session.retain_ms,
             )
         except OverflowError as error:
             raise RejectedError(
@@ -285,7 +265,20 @@ class Client:
         stream = RequestStream(self._next_id, self._take_back)
         self._requests[self._next_id] = stream
         self._next_id += 1
+        for hint in session.hints:
+            self.hint(session, hint.action, hint.ttl_ms)
         return stream
+
+    def hint(self, session: Session, action: SessionAction, ttl_ms: int = 0) -> None:
+        """Tell what is known about a named session's future; it may be lost, like any hint.
+
+        Raises:
+            SessionError: `ttl_ms` is negative.
+        """
+        hint = Hint(action, ttl_ms)
+        if session.name and self._is_connected:
+            salt = session.salt.encode()
+            self._channel.send(SessionHint(session.name, hint.action, hint.ttl_ms, salt))
 
     async def generate(
         self,
@@ -294,9 +287,12 @@ class Client:
         max_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
+        session: Session | None = None,
     ) -> AsyncIterator[Delta]:
         """Yield the deltas of one request; leaving early aborts it.  Raises what `submit` does."""
-        stream = self.submit(prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids)
+        stream = self.submit(
+            prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids, session=session
+        )
         try:
             async for delta in stream:
                 yield delta

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -103,7 +104,9 @@ async def test_every_numeric_field_refuses_every_bad_value(
         ("logit_bias", {"5": 1}),
         ("presence_penalty", 0.1),
         ("frequency_penalty", -1),
-        ("cache_salt", "x"),
+        ("cache_salt", "x" * 1000),
+        ("session_id", "x" * 1000),
+        ("kv_hints", {"message_id": "no version"}),
         ("store", True),
     ],
 )
@@ -343,8 +346,8 @@ async def test_every_route_but_the_probes_wants_the_key(
         httpx.AsyncClient(base_url=http.url) as client,
     ):
         everywhere = [route for route in routes(http.service) if isinstance(route, Route)]
-        assert len(everywhere) == 8
-        paths = [route.path.replace("{name:path}", "x") for route in everywhere]
+        assert len(everywhere) == 9
+        paths = [re.sub("{.*}", "x", route.path) for route in everywhere]
         tricks = ["//health", "/health/", "/./health", "/%2e/health", "/HEALTH", "/health%00"]
         tricks += ["/nothing", "/health/../v1/models", "/ready;x", "/docs", "/openapi.json"]
         keys = [

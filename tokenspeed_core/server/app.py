@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..async_llm import AsyncLLM
+from ..ipc.messages import SessionAction
+from ..session import Session, SessionError
 from .chat import ChatEndpoint
 from .completions import CompletionEndpoint
 from .endpoint import Service
@@ -66,6 +68,15 @@ def routes(service: Service) -> list[Route]:
     async def version(_: Request) -> Response:
         return _json({"version": __version__})
 
+    async def delete_session(request: Request) -> Response:
+        name = request.path_params["name"]
+        try:
+            session = Session(name, request.query_params.get("cache_salt", ""))
+        except SessionError as error:
+            return ApiError(400, str(error), param=error.field).response()
+        service.llm.hint(session, SessionAction.END)
+        return _json({"id": name, "object": "session", "deleted": True})
+
     chat, completions = ChatEndpoint(service), CompletionEndpoint(service)
 
     async def post_chat(request: Request) -> Response:
@@ -77,6 +88,7 @@ def routes(service: Service) -> list[Route]:
     return [
         Route("/v1/chat/completions", post_chat, methods=["POST"]),
         Route("/v1/completions", post_completions, methods=["POST"]),
+        Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
         Route("/health", probe_health, methods=["GET"]),

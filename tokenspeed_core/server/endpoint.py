@@ -93,10 +93,10 @@ class Endpoint(ABC, Generic[Fields]):
 
     async def _answer(self, fields: Fields) -> Response:
         started = time.perf_counter()
-        params = fields.sampling_params()
+        params, session = fields.sampling_params(), fields.session()
         ids = await self.prompt(fields)
         deltas = self._counted(
-            self.service.metrics.observed(self.service.llm.stream(ids, params), started)
+            self.service.metrics.observed(self.service.llm.stream(ids, params, session), started)
         )
         if not fields.stream:
             async with contextlib.aclosing(deltas):

@@ -15,6 +15,7 @@ from ..sdk import (
     RequestFailedError,
     StalledReaderError,
 )
+from ..session import SessionError
 
 RETRY_AFTER_S = 1
 
@@ -83,6 +84,8 @@ def api_error(error: Exception, prompt_field: str) -> ApiError | None:
         return error
     if isinstance(error, SamplingError):
         return ApiError(400, str(error), param=error.parameter, code="invalid_parameter")
+    if isinstance(error, SessionError):
+        return ApiError(400, str(error), param=error.field, code="invalid_parameter")
     if isinstance(error, PromptError):
         return ApiError(400, str(error), param=prompt_field, code=error.code)
     if isinstance(error, ChatTemplateError):

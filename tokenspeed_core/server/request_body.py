@@ -10,11 +10,14 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from ..sampling_params import SamplingParams
+from ..session import Session
 from .failure import ApiError
+from .kv_hints import KvHints
 
 BODY_TIMEOUT_S = 30.0
 
-_PLACE = re.compile(r"(?:field `(\w+)`|at `\$\.(\w+))")
+_PLACE = re.compile(r"at `\$\.(\w+)")
+_FIELD = re.compile(r"field `(\w+)`")
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -37,6 +40,9 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
+    session_id: str = ""
+    cache_salt: str = ""
+    kv_hints: KvHints | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -47,6 +53,15 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     def includes_usage(self) -> bool:
         """A streamed answer ends in a chunk with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def session(self) -> Session:
+        """Return the conversation that the request belongs to.
+
+        Raises:
+            SessionError: a name is too long, or a time to live is no number.
+        """
+        hints = self.kv_hints.hints() if self.kv_hints is not None else ()
+        return Session(self.session_id, self.cache_salt, hints=hints)
 
     def sampling_params(self) -> SamplingParams:
         """Return the request's sampling.
@@ -143,7 +158,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "cache_salt": (),
     "priority": (0,),
     "store": (False,),
     "stop_regex": (),
@@ -163,7 +177,6 @@ HARMLESS = frozenset(
         "verbosity",
         "request_id",
         "rid",
-        "session_id",
     }
 )
 
@@ -220,8 +233,8 @@ def parse(body: bytes, fields: type[Fields], ignored: Callable[[str], None]) -> 
     try:
         return msgspec.convert(asked, fields)
     except msgspec.ValidationError as error:
-        place = _PLACE.search(str(error))
-        param = (place[1] or place[2]) if place else None
+        place = _PLACE.search(str(error)) or _FIELD.search(str(error))
+        param = place[1] if place else None
         raise ApiError(400, str(error), param=param, code="invalid_type") from None
 
 

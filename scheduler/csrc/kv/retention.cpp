@@ -13,8 +13,8 @@ namespace {
 constexpr double kSecond = 1e9;
 constexpr uint8_t kNoGap = kSignLevels - 1;
 constexpr float kGapWeight = 0.4f;       // of the newest gap in the usual one
-constexpr double kHitMemory = 0.998;     // a request's weight in the comparison, per later request
-constexpr double kWorthMargin = 1.01;    // by which last use must lead to take over
+constexpr double kHitMemory = 0.999;     // a request's weight in the comparison, per later request
+constexpr double kWorthMargin = 1.05;    // by which last use must lead to take over
 constexpr size_t kRefreshedAtOnce = 64;  // owners, for each request
 
 double Seconds(TimeNs time) { return static_cast<double>(std::max<TimeNs>(time, 0)) / kSecond; }
@@ -139,6 +139,14 @@ void Retention::Retain(OwnerId id, TimeNs until) {
   owner->retained_until = until;
   Schedule(id.slot);
   Rerank(id.slot);
+}
+
+void Retention::Foretell(OwnerId id, TimeNs at) {
+  Owner* owner = Find(id);
+  if (owner == nullptr || owner->present > 0) return;
+  due_.Erase(id.slot);
+  owner->rank.worth = -static_cast<float>(Seconds(at));
+  for (EvictionQueue* queue : queues_) queue->Rerank(id.slot, owner->rank);
 }
 
 void Retention::Tick(TimeNs now) {

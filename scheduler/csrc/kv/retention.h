@@ -51,6 +51,8 @@ class Retention {
   // Keeps if possible until `until`, requests or not.
   void Retain(OwnerId id, TimeNs until);
   bool retained(int slot) const;
+  // For simulations: the idle owner comes back at `at`; ranks are exact if this is told of all.
+  void Foretell(OwnerId id, TimeNs at);
 
   // Time passes.
   void Tick(TimeNs now);

@@ -207,10 +207,16 @@ py::dict StatsOf(const plan::Scheduler& scheduler) {
 }  // namespace
 }  // namespace tokenspeed
 
+namespace tokenspeed {
+void BindSimulation(pybind11::module_& m);
+}
+
 PYBIND11_MODULE(_scheduler, m) {
   using namespace tokenspeed;
   m.doc() = "The scheduler core: the same code as the tokenspeed-scheduler process.";
   py::register_exception<SchedulerError>(m, "SchedulerError", PyExc_ValueError);
+
+  BindSimulation(m);
 
   py::class_<Core>(m, "Scheduler")
       .def(py::init([](int max_slots, int max_step_tokens, int max_model_len, int vocab_size,
