@@ -98,7 +98,9 @@ void Scheduler::Enter(Request& request, int& budget) {
   free_slots_.pop_back();
   const Status moved = fsm::Apply(request.state, fsm::Admit{id});
   TS_CHECK(moved.ok(), "admission of request " << request.arrival.value);
-  slot(id) = {.request = &request, .first = StepId{last_step_.value + 1}};
+  slot(id) = Slot{};
+  slot(id).request = &request;
+  slot(id).first = StepId{last_step_.value + 1};
   for (std::vector<Request*>* list : {&running_, &prefilling_}) {
     list->insert(std::ranges::lower_bound(*list, request.rank, {}, &Request::rank), &request);
   }
