@@ -78,20 +78,22 @@ void Scheduler::PlanDecodes() {
 }
 
 // Leaves as many slots due as the pool has blocks for: if a step or a transfer in flight gives back
-// blocks the last in rank wait for it, else a victim goes.
+// blocks the last in rank wait for it, else a victim goes. Where nobody can go, transfers that were
+// given up hold the blocks until the workers report them.
 void Scheduler::MakeRoomForDue() {
   const auto short_of = [this] { return static_cast<int>(due_.size()) > pool_->available(); };
   if (!short_of()) return;
   std::ranges::sort(due_, {}, [this](SlotId id) { return slot(id).request->rank; });
   while (short_of()) {
-    if (pool_->counts().retiring == 0 && !(transfers_ && transfers_->due() > 0)) {
-      Request* victim = VictimFor(*running_.front());
-      TS_CHECK(victim != nullptr, due_.size() << " blocks are due, " << pool_->available()
-                                              << " are there and nobody can go");
+    const bool comes_back = pool_->counts().retiring > 0 || (transfers_ && transfers_->due() > 0);
+    Request* victim = comes_back ? nullptr : VictimFor(*running_.front());
+    if (victim != nullptr) {
       Displace(*victim);
       std::erase_if(due_, [this](SlotId id) { return slot(id).request == nullptr; });
       continue;
     }
+    TS_CHECK(comes_back || transfers_, due_.size() << " blocks are due, " << pool_->available()
+                                                   << " are there and nobody can go");
     const SlotId latest = due_.back();
     due_.pop_back();
     Request& request = *slot(latest).request;
