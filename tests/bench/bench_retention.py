@@ -10,6 +10,7 @@ oracle is told when each session comes back, and ranks by that alone.
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenspeed_core.scheduler._scheduler import Trace, replay_cache
@@ -41,8 +42,7 @@ def hit_rate(
     return 100 * score[2] / score[1], 100 * score[3] / score[1]
 
 
-def rows(path: Path, max_context: int) -> list[dict[str, object]]:
-    found = []
+def rows(path: Path, max_context: int) -> Iterator[dict[str, object]]:
     for prefix, shared in (("15k prefix shared by all", 15_000), ("prefixes of equal size", None)):
         trace, _ = load_trace(path, max_context=max_context, shared_prefix=shared)
         for gap_s in (60.0, 600.0):
@@ -59,19 +59,16 @@ def rows(path: Path, max_context: int) -> list[dict[str, object]]:
                 *((name, value, oracle, "oracle") for name, value in ours.items()),
                 ("host tier of 4 x the pool", tier, ideal, "ideal"),
             ):
-                found.append(
-                    {
-                        "bench": "retention",
-                        "case": case,
-                        "metric": metric,
-                        "unit": "% of prompt tokens",
-                        "ours": round(value, 2),
-                        "peer": round(peer, 2),
-                        "peer_name": name,
-                        "spread": 0.0,
-                    }
-                )
-    return found
+                yield {
+                    "bench": "retention",
+                    "case": case,
+                    "metric": metric,
+                    "unit": "% of prompt tokens",
+                    "ours": round(value, 2),
+                    "peer": round(peer, 2),
+                    "peer_name": name,
+                    "spread": 0.0,
+                }
 
 
 def main() -> None:
@@ -82,12 +79,13 @@ def main() -> None:
     given = parser.parse_args()
     for row in rows(given.traces, given.max_context):
         if given.json:
-            print(json.dumps(row))
+            print(json.dumps(row), flush=True)
         else:
             share = 100 * float(str(row["ours"])) / float(str(row["peer"]))
             print(
                 f"{row['case']:<62} {row['metric']:<32} {row['ours']:6.2f}%  "
-                f"{row['peer_name']:>6} {row['peer']:6.2f}%  {share:5.1f}% of it"
+                f"{row['peer_name']:>6} {row['peer']:6.2f}%  {share:5.1f}% of it",
+                flush=True,
             )
 
 
