@@ -125,9 +125,9 @@ MUTANTS = (
         "a preempted request is queued again before its tokens are in",
         (
             Edit(
-                "plan/planning.cpp",
-                "std::get_if<fsm::Preempted>(&request.state)->overlap.empty()",
-                "std::get_if<fsm::Preempted>(&request.state)->overlap.rows() >= 0",
+                "plan/preemption.cpp",
+                "  if (std::get_if<fsm::Preempted>(&request.state)->overlap.empty()) {",
+                "  if (std::holds_alternative<fsm::Preempted>(request.state)) {",
             ),
         ),
     ),
@@ -143,7 +143,13 @@ MUTANTS = (
     ),
     Mutant(
         "the salt is not in the root of the chain",
-        (Edit("plan/planning.cpp", "(limits_.hash_key, head.salt,", '(limits_.hash_key, "",'),),
+        (
+            Edit(
+                "kv/hash_chain.cpp",
+                "std::span(salt.data(), salt.size())",
+                "std::span(salt.data(), size_t{0})",
+            ),
+        ),
     ),
     Mutant(
         "a rank's report counts twice",
