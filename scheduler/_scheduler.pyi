@@ -162,7 +162,7 @@ def replay_cache(
     names: bool = True,
     hints: bool = True,
 ) -> tuple[int, int, int, int, int, int]:
-    """Return (requests, prompt, hit, ideal hit, output tokens, long recomputes) of a closed loop."""
+    """Return requests, prompt, hit, ideal hit, output tokens, long recomputes of a closed loop."""
 
 def siphash128(key: bytes, data: bytes) -> bytes:
     """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""

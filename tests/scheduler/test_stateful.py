@@ -104,7 +104,7 @@ class Schedule(RuleBasedStateMachine):
         self.replica.transfer(ok)
 
     @rule(family=st.integers(0, 2), length=st.integers(1, 40), demote=st.booleans())
-    def hint(self, family: int, length: int, demote: bool) -> None:
+    def move_tier(self, family: int, length: int, demote: bool) -> None:
         tokens = int32_column(FAMILIES[family][:length])
         (self.replica.core.demote if demote else self.replica.core.prefetch)(tokens)
 
