@@ -16,6 +16,7 @@ EXPECTED = {
     "04_tensor_parallel": "sequence parallel      off by",
     "05_scheduler_without_gpu": "cached",
     "06_stream": "",
+    "07_session": "CacheReport(host=0, new=",
 }
 
 

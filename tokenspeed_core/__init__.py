@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .llm import LLM
     from .sampling_params import SamplingParams
     from .sdk import Client, EngineLostError, RejectedError
+    from .session import Session, SessionAction
+    from .urgency import Urgency
 
 __version__ = "0.1.0"
 
@@ -26,7 +28,10 @@ __all__ = [
     "EngineLostError",
     "RejectedError",
     "SamplingParams",
+    "Session",
+    "SessionAction",
     "TextDelta",
+    "Urgency",
     "Usage",
     "__version__",
 ]
@@ -40,7 +45,10 @@ _MODULES = {
     "EngineLostError": "sdk",
     "RejectedError": "sdk",
     "SamplingParams": "sampling_params",
+    "Session": "session",
+    "SessionAction": "session",
     "TextDelta": "completion",
+    "Urgency": "urgency",
     "Usage": "completion",
 }
 

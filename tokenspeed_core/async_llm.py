@@ -19,6 +19,7 @@ from .sampling_params import SamplingError, SamplingParams
 from .sdk import Client, RequestStream
 from .session import Session
 from .tokenizer import Tokenizer
+from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .launch import Engine
@@ -167,6 +168,7 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> Completion:
         """Return the completion of one prompt: a text, or token ids.
 
@@ -174,13 +176,14 @@ class AsyncLLM:
             PromptError: the prompt is empty, too long or holds unknown ids.
             EngineLostError, RejectedError, RequestFailedError: see `tokenspeed_core.sdk`.
         """
-        return joined([delta async for delta in self.stream(prompt, params, session)])
+        return joined([delta async for delta in self.stream(prompt, params, session, urgency)])
 
     async def chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> Completion:
         """Return the assistant's answer to a conversation.
 
@@ -188,7 +191,8 @@ class AsyncLLM:
             ChatTemplateError: the messages do not fit the model's template.
             PromptError, EngineLostError, RejectedError, RequestFailedError: as `generate`.
         """
-        return await self.generate(await self.codec.chat_prompt(messages), params, session)
+        ids = await self.codec.chat_prompt(messages)
+        return await self.generate(ids, params, session, urgency)
 
     def hint(self, session: Session, action: SessionAction, ttl_ms: int = 0) -> None:
         """Tell the engine what is known about a session's future; see `Client.hint`."""
@@ -199,6 +203,7 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> AsyncIterator[TextDelta]:
         """Yield text as it becomes final; leaving early aborts the request.  Raises as `generate`.
 
@@ -206,7 +211,7 @@ class AsyncLLM:
         """
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
-        request = self.submit(ids, params, session)
+        request = self.submit(ids, params, session, urgency)
         text = CompletionText(self.codec.table, params.stop, len(ids), logprobs=params.logprobs)
         try:
             async for delta in request:
@@ -218,7 +223,11 @@ class AsyncLLM:
             request.abort(text.kept)
 
     def submit(
-        self, ids: Sequence[int], params: SamplingParams, session: Session | None = None
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> RequestStream:
         """Send a request of token ids and return its stream of token deltas.
 
@@ -247,6 +256,7 @@ class AsyncLLM:
             ),
             stop_ids=(*ends, *params.stop_token_ids),
             session=session,
+            urgency=urgency,
         )
 
     def _check(

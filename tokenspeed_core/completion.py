@@ -5,6 +5,7 @@ from collections import deque
 
 import attrs
 
+from .cache_report import CacheReport
 from .detokenizer import Detokenizer, StopStrings, TokenText
 from .ipc.messages import FinishReason
 from .sdk import Delta
@@ -19,6 +20,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # prompt tokens served from the prefix cache
+    report: CacheReport | None = None  # from the first token on: why the others were not
 
     @property
     def total_tokens(self) -> int:
@@ -112,14 +114,14 @@ class CompletionText:
             parts.append(self._stops.finish() if self._stops.matched is None else "")
         if self._stops.matched is not None:
             reason, stop_reason = "stop", self._stops.matched
-        return self._delta("".join(parts), reason, stop_reason, delta.cached_tokens)
+        return self._delta("".join(parts), reason, stop_reason, delta)
 
     def _found(self, text: str) -> str:
         self._decoded += len(text)
         return self._stops.push(text) if text else ""
 
     def _delta(
-        self, text: str, reason: str | None, stop_reason: str | int | None, cached: int
+        self, text: str, reason: str | None, stop_reason: str | int | None, delta: Delta
     ) -> TextDelta:
         self._emitted += len(text)
         ids, logprobs = [], []
@@ -131,5 +133,5 @@ class CompletionText:
             ids.append(token.id)
             if token.logprob is not None:
                 logprobs.append(token.logprob)
-        usage = Usage(self._prompt_tokens, self.kept, cached)
+        usage = Usage(self._prompt_tokens, self.kept, delta.cached_tokens, delta.report)
         return TextDelta(text, ids, logprobs, reason, stop_reason, usage)

@@ -10,6 +10,7 @@ from types import TracebackType
 import attrs
 import msgspec
 
+from .cache_report import CacheReport, cache_reports
 from .engine_errors import EngineLostError as EngineLostError
 from .engine_errors import RefusedError as RefusedError
 from .engine_errors import RejectedError as RejectedError
@@ -35,6 +36,7 @@ from .ipc.messages import (
 )
 from .ipc.run_directory import RunDirectory
 from .session import Hint, Session
+from .urgency import Urgency
 
 MAX_UNREAD_TOKENS = 4096
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
@@ -48,6 +50,7 @@ class Delta:
     logprobs: list[float]  # beside tokens; empty unless asked for
     finish_reason: FinishReason
     cached_tokens: int  # prompt tokens served from the prefix cache
+    report: CacheReport | None = None  # from the first token on: why the others were not
 
 
 class RequestStream:
@@ -59,6 +62,7 @@ class RequestStream:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._cached = 0
+        self._report: CacheReport | None = None
         self._finish = FinishReason.NONE
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -81,7 +85,7 @@ class RequestStream:
         if self._error is not None:
             self._is_over = True
             raise self._error
-        delta = Delta(self._tokens, self._logprobs, self._finish, self._cached)
+        delta = Delta(self._tokens, self._logprobs, self._finish, self._cached, self._report)
         self._tokens, self._logprobs = [], []
         self._is_over = self._finish is not FinishReason.NONE
         return delta
@@ -105,6 +109,10 @@ class RequestStream:
         self._logprobs += delta.logprobs
         self._finish, self._cached = delta.finish_reason, delta.cached_tokens
         self._news.set()
+
+    def explain(self, report: CacheReport) -> None:
+        """Tell what the prefix cache did; called by the client that owns the socket."""
+        self._report = report
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error; called by the client that owns the socket."""
@@ -225,6 +233,7 @@ class Client:
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
         session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> RequestStream:
         """Send a request and return its stream; the caller reads it to the end or aborts it.
 
@@ -242,7 +251,7 @@ class Client:
                 f"a prompt of {len(prompt)} tokens does not fit one message; "
                 f"at most {MAX_PROMPT_TOKENS} do",
             )
-        session = session or Session()
+        session, urgency = session or Session(), urgency or Urgency()
         try:
             message = Submit(
                 request_id=self._next_id,
@@ -250,6 +259,8 @@ class Client:
                 max_tokens=max_tokens,
                 sampling=sampling or Sampling(),
                 stop_ids=int32_column(stop_ids),
+                priority=urgency.priority,
+                deadline_ms=urgency.deadline_ms,
                 salt=session.salt.encode(),
                 session=session.name,
                 retain_ms=session.retain_ms,
@@ -288,10 +299,16 @@ class Client:
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] = (),
         session: Session | None = None,
+        urgency: Urgency | None = None,
     ) -> AsyncIterator[Delta]:
         """Yield the deltas of one request; leaving early aborts it.  Raises what `submit` does."""
         stream = self.submit(
-            prompt, max_tokens=max_tokens, sampling=sampling, stop_ids=stop_ids, session=session
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop_ids=stop_ids,
+            session=session,
+            urgency=urgency,
         )
         try:
             async for delta in stream:
@@ -328,6 +345,9 @@ class Client:
         self.stats = stats
 
     def _on_deltas(self, deltas: TokenDeltas) -> None:
+        for request_id, report in cache_reports(deltas):
+            if (explained := self._requests.get(request_id)) is not None:
+                explained.explain(report)
         tokens = read_column("i", deltas.tokens)
         logprobs = read_column("f", deltas.logprobs)
         start = 0

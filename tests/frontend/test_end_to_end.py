@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -306,3 +307,27 @@ async def test_a_killed_scheduler_fails_streams_at_once_and_comes_back(
     assert all("retry-after" in each.headers for each in refused)
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
     await asyncio.to_thread(until_all_blocks_are_back, engine)
+
+
+async def test_usage_says_why_a_prompt_was_not_cached(engine: Engine) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{engine.url}/v1", api_key="none")
+    story = [{"role": "user", "content": "Once upon a time " * 30}]
+    session = {"session_id": "story", "priority": 3, "deadline_ms": 60_000}
+
+    async def details(messages: list[dict[str, str]]) -> tuple[dict[str, Any], int]:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=messages, max_tokens=2, temperature=0, extra_body=session
+        )
+        usage = answer.usage.model_dump()
+        return usage["prompt_tokens_details"], usage["prompt_tokens"]
+
+    first, size = await details(story)
+    assert first["cached_tokens"] + first["missed"]["new"] == size
+    again, size = await details(story)
+    assert again["cached_tokens"] >= size - 32
+    changed, size = await details([{"role": "user", "content": "Once upon a day " * 30}])
+    missed = changed["missed"]
+    assert missed["diverged_at"] >= changed["cached_tokens"] > 0
+    assert missed["diverged"] > 100
+    counted = sum(missed[reason] for reason in ("new", "evicted", "salted", "diverged"))
+    assert changed["cached_tokens"] + counted == size

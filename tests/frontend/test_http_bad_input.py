@@ -108,6 +108,9 @@ async def test_every_numeric_field_refuses_every_bad_value(
         ("session_id", "x" * 1000),
         ("kv_hints", {"message_id": "no version"}),
         ("store", True),
+        ("priority", 101),
+        ("priority", "high"),
+        ("deadline_ms", -1),
     ],
 )
 async def test_a_bad_field_is_named(client: httpx.AsyncClient, field: str, value: object) -> None:

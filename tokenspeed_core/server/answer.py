@@ -33,10 +33,39 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: list[Any] | None = None
 
 
-class PromptTokensDetails(msgspec.Struct, frozen=True):
-    """Where the prompt's tokens came from."""
+class MissedTokens(msgspec.Struct, frozen=True):
+    """Why prompt tokens were computed; with the cached ones they are the prompt."""
+
+    new: int
+    evicted: int
+    salted: int
+    diverged: int
+    diverged_at: int | None
+    volatile_prefix: bool
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the prompt's tokens came from; all but `cached_tokens` are our own fields."""
 
     cached_tokens: int
+    host_tokens: int = 0
+    missed: MissedTokens | None = None
+
+    @classmethod
+    def of(cls, usage: completion.Usage) -> "PromptTokensDetails":
+        """Return the JSON form."""
+        report = usage.report
+        if report is None:
+            return cls(usage.cached_tokens)
+        missed = MissedTokens(
+            report.new,
+            report.evicted,
+            report.salted,
+            report.diverged,
+            report.diverged_at,
+            report.volatile_prefix,
+        )
+        return cls(usage.cached_tokens, report.host, missed)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -54,7 +83,7 @@ class Usage(msgspec.Struct, frozen=True):
             usage.prompt_tokens,
             usage.completion_tokens,
             usage.total_tokens,
-            PromptTokensDetails(usage.cached_tokens),
+            PromptTokensDetails.of(usage),
         )
 
 

@@ -93,11 +93,10 @@ class Endpoint(ABC, Generic[Fields]):
 
     async def _answer(self, fields: Fields) -> Response:
         started = time.perf_counter()
-        params, session = fields.sampling_params(), fields.session()
+        params, session, urgency = fields.sampling_params(), fields.session(), fields.urgency()
         ids = await self.prompt(fields)
-        deltas = self._counted(
-            self.service.metrics.observed(self.service.llm.stream(ids, params, session), started)
-        )
+        stream = self.service.llm.stream(ids, params, session, urgency)
+        deltas = self._counted(self.service.metrics.observed(stream, started))
         if not fields.stream:
             async with contextlib.aclosing(deltas):
                 completion = joined([delta async for delta in deltas])

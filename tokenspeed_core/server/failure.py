@@ -16,6 +16,7 @@ from ..sdk import (
     StalledReaderError,
 )
 from ..session import SessionError
+from ..urgency import UrgencyError
 
 RETRY_AFTER_S = 1
 
@@ -84,7 +85,7 @@ def api_error(error: Exception, prompt_field: str) -> ApiError | None:
         return error
     if isinstance(error, SamplingError):
         return ApiError(400, str(error), param=error.parameter, code="invalid_parameter")
-    if isinstance(error, SessionError):
+    if isinstance(error, SessionError | UrgencyError):
         return ApiError(400, str(error), param=error.field, code="invalid_parameter")
     if isinstance(error, PromptError):
         return ApiError(400, str(error), param=prompt_field, code=error.code)

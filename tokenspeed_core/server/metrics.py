@@ -24,6 +24,8 @@ _GAUGES = {
     "kv_blocks_active": ("active_blocks", "KV blocks held by requests."),
     "host_blocks_total": ("host_blocks", "KV blocks of the host tier."),
     "host_blocks_free": ("host_free_blocks", "KV blocks of the host tier that hold nothing."),
+    "kv_blocks_retained": ("retained_blocks", "Cached KV blocks that a hint asks to keep."),
+    "sessions": ("sessions", "Conversations that the engine remembers."),
     "in_flight_steps": ("in_flight_steps", "Steps planned and not yet retired."),
     "engine_epoch": ("epoch", "Worker group generation; grows when workers restart."),
 }
@@ -31,6 +33,13 @@ _COUNTERS = {
     "engine_steps": ("steps", "Steps retired."),
     "prefix_cache_queries": ("prompt_tokens", "Prompt tokens looked up in the prefix cache."),
     "prefix_cache_hits": ("cached_tokens", "Prompt tokens served from the prefix cache."),
+    "prefix_cache_missed_new": ("missed_new", "Prompt tokens never seen before."),
+    "prefix_cache_missed_evicted": (
+        "missed_evicted",
+        "Prompt tokens seen, evicted since.",
+    ),
+    "prefix_cache_missed_salted": ("missed_salted", "Prompt tokens cached under another salt."),
+    "prefix_cache_missed_diverged": ("missed_diverged", "Prompt tokens behind a changed one."),
     "engine_generation_tokens": ("generated_tokens", "Tokens generated for all frontends."),
     "num_preemptions": ("preemptions", "Requests that lost their blocks to others."),
     "stored_blocks": ("stored_blocks", "KV blocks moved to the host tier."),

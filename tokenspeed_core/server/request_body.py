@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..sampling_params import SamplingParams
 from ..session import Session
+from ..urgency import Urgency
 from .failure import ApiError
 from .kv_hints import KvHints
 
@@ -43,6 +44,8 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str = ""
     cache_salt: str = ""
     kv_hints: KvHints | None = None
+    priority: int = 0
+    deadline_ms: int = 0
 
     @property
     def wants_logprobs(self) -> bool:
@@ -62,6 +65,14 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
         """
         hints = self.kv_hints.hints() if self.kv_hints is not None else ()
         return Session(self.session_id, self.cache_salt, hints=hints)
+
+    def urgency(self) -> Urgency:
+        """Return how urgent the request is.
+
+        Raises:
+            UrgencyError: a value is out of range.
+        """
+        return Urgency(self.priority, self.deadline_ms)
 
     def sampling_params(self) -> SamplingParams:
         """Return the request's sampling.
@@ -158,7 +169,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "priority": (0,),
     "store": (False,),
     "stop_regex": (),
     "lora_path": (),
