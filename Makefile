@@ -82,7 +82,7 @@ test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 event
 
 mutants: $(STAMP) ## ten seeded mistakes in the core: the fuzzer must find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz
-	$(BIN)/python tests/scheduler/mutants.py $(FUZZ)
+	$(BIN)/python tests/scheduler/core_mutants.py $(FUZZ)
 
 # The process has one thread of ours; libzmq brings its own.
 tsan: $(STAMP) ## the process's tests with the scheduler under the thread sanitizer

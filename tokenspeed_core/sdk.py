@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import attrs
 import msgspec
 
-from .cache_report import CacheReport, cache_reports
+from .cache_report import cache_reports
 from .engine_errors import EngineLostError as EngineLostError
 from .engine_errors import RefusedError as RefusedError
 from .engine_errors import RejectedError as RejectedError
@@ -35,89 +34,13 @@ from .ipc.messages import (
     Welcome,
 )
 from .ipc.run_directory import RunDirectory
+from .request_stream import Delta as Delta
+from .request_stream import RequestStream as RequestStream
 from .session import Hint, Session
 from .urgency import Urgency
 
 MAX_UNREAD_TOKENS = 4096
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
-
-
-@attrs.frozen
-class Delta:
-    """Tokens of one request since the last delta; a reader that lags gets several steps in one."""
-
-    tokens: list[int]
-    logprobs: list[float]  # beside tokens; empty unless asked for
-    finish_reason: FinishReason
-    cached_tokens: int  # prompt tokens served from the prefix cache
-    report: CacheReport | None = None  # from the first token on: why the others were not
-
-
-class RequestStream:
-    """The deltas of one submitted request: `async for delta in stream`."""
-
-    def __init__(self, request_id: int, take_back: Callable[[int, int], None]) -> None:
-        self.request_id = request_id
-        self._take_back = take_back
-        self._tokens: list[int] = []
-        self._logprobs: list[float] = []
-        self._cached = 0
-        self._report: CacheReport | None = None
-        self._finish = FinishReason.NONE
-        self._error: Exception | None = None
-        self._news = asyncio.Event()
-        self._is_over = False
-
-    def __aiter__(self) -> "RequestStream":
-        return self
-
-    async def __anext__(self) -> Delta:
-        """Return what came since the last call, waiting if nothing did.
-
-        Raises:
-            EngineLostError, RejectedError, RequestFailedError, StalledReaderError: the request
-                ended that way.
-        """
-        if self._is_over:
-            raise StopAsyncIteration
-        await self._news.wait()
-        self._news.clear()
-        if self._error is not None:
-            self._is_over = True
-            raise self._error
-        delta = Delta(self._tokens, self._logprobs, self._finish, self._cached, self._report)
-        self._tokens, self._logprobs = [], []
-        self._is_over = self._finish is not FinishReason.NONE
-        return delta
-
-    @property
-    def unread_tokens(self) -> int:
-        """Tokens that came and were not yet returned."""
-        return len(self._tokens)
-
-    def abort(self, kept: int = -1) -> None:
-        """Take the request back; idempotent.  No delta follows.
-
-        `kept` is how many of the generated tokens the user was given, -1 for all.
-        """
-        self._is_over = True
-        self._take_back(self.request_id, kept)
-
-    def take(self, delta: Delta) -> None:
-        """Add what a step brought; called by the client that owns the socket."""
-        self._tokens += delta.tokens
-        self._logprobs += delta.logprobs
-        self._finish, self._cached = delta.finish_reason, delta.cached_tokens
-        self._news.set()
-
-    def explain(self, report: CacheReport) -> None:
-        """Tell what the prefix cache did; called by the client that owns the socket."""
-        self._report = report
-
-    def fail(self, error: Exception) -> None:
-        """End the stream with an error; called by the client that owns the socket."""
-        self._error = error
-        self._news.set()
 
 
 class Client:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Mistakes seeded into the core, each of which the fuzzer or a unit test must find.
 
-`python mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in it,
+`python core_mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in it,
 compiles each mutant's files anew, links them before the library, and prints what killed it.
 """
 
