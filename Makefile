@@ -57,6 +57,8 @@ clean: ## remove what the build made
 
 SANITIZE := build/sanitize
 FUZZ := build/fuzz
+# A dozen sources a compiler: a third of the time.
+UNITY := -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=12
 FUZZ_COUNT ?= 100000
 FUZZ_EVENTS ?= 10000000
 SANITIZED_EVENTS ?= 1000000
@@ -65,14 +67,15 @@ SANITIZED_EVENTS ?= 1000000
 
 build-sanitize:
 	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
-	  -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
 	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DFUZZ_EVENTS=$(SANITIZED_EVENTS) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(SANITIZE)
 
 # Optimised and without sanitizers: a hundred times the events.
 build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(FUZZ) --target fuzz_scheduler test_kv
 
 test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
@@ -80,9 +83,9 @@ test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 event
 	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
 	$(FUZZ)/native/fuzz_scheduler $(FUZZ_EVENTS)
 
-mutants: $(STAMP) ## ten seeded mistakes in the core: the fuzzer must find each
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz
-	$(BIN)/python tests/scheduler/core_mutants.py $(FUZZ)
+mutants: $(STAMP) ## twelve seeded mistakes in the core: the fuzzer must find each
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY=
+	$(BIN)/python tests/scheduler/core_mutants.py build/mutants
 
 # The process has one thread of ours; libzmq brings its own.
 tsan: $(STAMP) ## the process's tests with the scheduler under the thread sanitizer

@@ -26,6 +26,8 @@ using TicketId = StrongId<struct TicketTag, int32_t>;  // one copy between pools
 using TimeNs = int64_t;                                // monotonic clock of the caller
 using Token = int32_t;
 
+inline constexpr TimeNs kMillisecond = 1'000'000;
+
 // A request as its frontend names it.
 struct RequestName {
   ClientId client;

@@ -7,7 +7,6 @@ namespace tokenspeed::net {
 namespace {
 
 constexpr size_t kMaxStopIds = 4096;
-constexpr TimeNs kMillisecond = 1'000'000;
 constexpr int64_t kMaxHoldMs = int64_t{24} * 3600 * 1000;  // longer ones hold no longer
 
 }  // namespace

@@ -18,7 +18,6 @@ namespace tokenspeed::net {
 namespace {
 
 constexpr int kMessagesPerTurn = 256;  // of one socket, so that the other is not starved
-constexpr TimeNs kMillisecond = 1'000'000;
 constexpr int kBacklogPollMs = 2;
 
 // A file descriptor of ours.
