@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Mistakes seeded into the core, each of which the fuzzer or a unit test must find.
 
-`python core_mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in it,
-compiles each mutant's files anew, links them before the library, and prints what killed it.
+`python core_mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in
+it, compiles each mutant's files anew, links them before the library, and prints what killed it.
 """
 
 import re
