@@ -2,6 +2,7 @@
 """Starting an engine: its processes, their files, and their end."""
 
 import atexit
+import contextlib
 import functools
 import os
 import queue
@@ -33,6 +34,7 @@ from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import WorkerEvent
 
 _API_GRACE_S = 2.0
+_SIGNAL_CHECK_S = 0.25
 _API = "the API process"
 _SCHEDULER = "the scheduler"
 _WORKERS = "the worker group"
@@ -311,6 +313,13 @@ def _ready_message(config: EngineConfig, seconds: float) -> str:
     return f"ready in {seconds:.1f} s: {config.model_name} on {config.host}:{config.port}"
 
 
+def _next(news: "queue.SimpleQueue[int | None]") -> int | None:
+    # A signal that comes just before the main thread blocks is handled when it wakes up again.
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return news.get(timeout=_SIGNAL_CHECK_S)
+
+
 def _run(
     engine: Engine,
     news: "queue.SimpleQueue[int | None]",
@@ -330,7 +339,7 @@ def _run(
 
     threading.Thread(target=announce, name="announce", daemon=True).start()
     signals = 0
-    while (number := news.get()) is not None:
+    while (number := _next(news)) is not None:
         signals += 1
         name = signal.Signals(number).name
         if signals == 1:
