@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from .async_llm import AsyncLLM
     from .completion import Completion, TextDelta, Usage
     from .config import EngineConfig
+    from .ipc.messages import SessionAction
     from .llm import LLM
     from .sampling_params import SamplingParams
     from .sdk import Client, EngineLostError, RejectedError
-    from .session import Session, SessionAction
+    from .session import Session
     from .urgency import Urgency
 
 __version__ = "0.1.0"
@@ -46,7 +47,7 @@ _MODULES = {
     "RejectedError": "sdk",
     "SamplingParams": "sampling_params",
     "Session": "session",
-    "SessionAction": "session",
+    "SessionAction": "ipc.messages",
     "TextDelta": "completion",
     "Urgency": "urgency",
     "Usage": "completion",

@@ -3,7 +3,7 @@
 
 import attrs
 
-from .ipc.messages import SessionAction as SessionAction
+from .ipc.messages import SessionAction
 
 MAX_NAME_CHARS = 512
 

@@ -2,6 +2,7 @@
 // Result<T, E>: a value, or why there is none. Used for bad input; our own bugs are CHECKs.
 #pragma once
 
+#include <sstream>
 #include <string>
 #include <utility>
 #include <variant>
@@ -43,5 +44,13 @@ struct Ok {};
 template <class E = Error>
 using StatusOr = Result<Ok, E>;
 using Status = StatusOr<>;
+
+// An error whose message is the parts one behind the other.
+template <class... Parts>
+Status Broken(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return Error{text.str()};
+}
 
 }  // namespace tokenspeed

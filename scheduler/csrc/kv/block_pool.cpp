@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <sstream>
 
 #include "base/check.h"
 
@@ -242,11 +241,6 @@ RetiredStep BlockPool::Retired(StepId step) {
 }
 
 Status BlockPool::Verify() const {
-  const auto broken = [](auto&&... parts) -> Status {
-    std::ostringstream text;
-    (text << ... << parts);
-    return Error{text.str()};
-  };
   int places[5] = {};
   int indexed = 0;
   for (int i = 1; i < num_blocks_; ++i) {
@@ -254,22 +248,22 @@ Status BlockPool::Verify() const {
     ++places[static_cast<int>(n.place)];
     indexed += n.indexed;
     const bool held = n.place == Place::kOpen || n.place == Place::kShared;
-    if (held != (n.holders > 0)) return broken("block ", i, " has ", n.holders, " holders");
+    if (held != (n.holders > 0)) return Broken("block ", i, " has ", n.holders, " holders");
     if (n.place == Place::kOpen && (n.holders != 1 || n.sealed || n.indexed)) {
-      return broken("open block ", i, " is shared, sealed or findable");
+      return Broken("open block ", i, " is shared, sealed or findable");
     }
-    if (n.place == Place::kCached && !n.indexed) return broken("cached block ", i, " is lost");
-    if (n.place == Place::kFree && n.indexed) return broken("free block ", i, " is findable");
+    if (n.place == Place::kCached && !n.indexed) return Broken("cached block ", i, " is lost");
+    if (n.place == Place::kFree && n.indexed) return Broken("free block ", i, " is findable");
     if (n.indexed && index_.Find(n.key.hash) != BlockId{i}) {
-      return broken("block ", i, " is not where the index says");
+      return Broken("block ", i, " is not where the index says");
     }
   }
-  if (indexed != index_.size()) return broken(indexed, " blocks, ", index_.size(), " in the index");
+  if (indexed != index_.size()) return Broken(indexed, " blocks, ", index_.size(), " in the index");
   const int counted[5] = {counts_.free, counts_.open, counts_.shared, counts_.retiring,
                           counts_.cached};
   for (int place = 0; place < 5; ++place) {
     if (places[place] != counted[place]) {
-      return broken("place ", place, " holds ", places[place], " blocks, counted ", counted[place]);
+      return Broken("place ", place, " holds ", places[place], " blocks, counted ", counted[place]);
     }
   }
   constexpr Place kPlaces[kLists] = {Place::kFree, Place::kRetiring, Place::kCached};
@@ -280,16 +274,16 @@ Status BlockPool::Verify() const {
     for (BlockId id = node(end).next; id != end; id = node(id).next) {
       const Node& n = node(id);
       if (n.place != kPlaces[list] || node(n.next).previous != id || ++length > num_blocks_) {
-        return broken("list ", list, " is torn at block ", id.value);
+        return Broken("list ", list, " is torn at block ", id.value);
       }
       if (list == kRetiringList && (n.fence <= retired_ || n.fence < fence)) {
-        return broken("block ", id.value, " waits for step ", n.fence.value, ", retired ",
+        return Broken("block ", id.value, " waits for step ", n.fence.value, ", retired ",
                       retired_.value);
       }
       fence = n.fence;
     }
     if (length != places[static_cast<int>(kPlaces[list])]) {
-      return broken("list ", list, " holds ", length, " blocks");
+      return Broken("list ", list, " holds ", length, " blocks");
     }
   }
   return eviction_ ? eviction_->Verify() : Status(Ok{});

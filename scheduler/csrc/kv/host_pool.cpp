@@ -2,7 +2,6 @@
 #include "kv/host_pool.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include "base/check.h"
 
@@ -202,11 +201,6 @@ void HostPool::Release(HostBlockId id) {
 }
 
 Status HostPool::Verify() const {
-  const auto broken = [](auto&&... parts) -> Status {
-    std::ostringstream text;
-    (text << ... << parts);
-    return Error{text.str()};
-  };
   int places[3] = {};
   int indexed = 0;
   int listed = 0;
@@ -218,47 +212,47 @@ Status HostPool::Verify() const {
     ++indexed;
     ++followers[n.key.parent.low()];
     if (index_.Find(n.key.hash) != BlockId{i}) {
-      return broken("host block ", i, " is not where the index says");
+      return Broken("host block ", i, " is not where the index says");
     }
   }
   if (indexed != index_.size()) {
-    return broken(indexed, " host blocks, ", index_.size(), " in the index");
+    return Broken(indexed, " host blocks, ", index_.size(), " in the index");
   }
   const int counted[3] = {counts_.free, counts_.written, counts_.resident};
   for (int place = 0; place < 3; ++place) {
     if (places[place] != counted[place]) {
-      return broken("place ", place, " has ", places[place], " host blocks, counted ",
+      return Broken("place ", place, " has ", places[place], " host blocks, counted ",
                     counted[place]);
     }
   }
   for (int i = 0; i < num_blocks_; ++i) {
     const Node& n = node(HostBlockId{i});
     if (n.place == Place::kFree || n.forgotten) {
-      if (n.listed) return broken("host block ", i, " is free or forgotten, and evictable");
+      if (n.listed) return Broken("host block ", i, " is free or forgotten, and evictable");
       if (n.place == Place::kFree && n.holders > 0)
-        return broken("free host block ", i, " is held");
+        return Broken("free host block ", i, " is held");
       continue;
     }
     const auto found = followers.find(n.key.hash.low());
     const int expected = found == followers.end() ? 0 : found->second;
     if (n.followers != expected) {
-      return broken("host block ", i, " has ", expected, " followers, counted ", n.followers);
+      return Broken("host block ", i, " has ", expected, " followers, counted ", n.followers);
     }
     const bool evictable = n.place == Place::kResident && n.holders == 0 && expected == 0;
-    if (n.listed != evictable) return broken("host block ", i, " is wrongly (not) evictable");
+    if (n.listed != evictable) return Broken("host block ", i, " is wrongly (not) evictable");
     listed += n.listed;
     if (found != followers.end()) followers.erase(found);
   }
   for (const auto& [hash, count] : orphans_) {
     const auto found = followers.find(hash);
-    if (found == followers.end() || found->second != count) return broken("orphans are miscounted");
+    if (found == followers.end() || found->second != count) return Broken("orphans are miscounted");
     followers.erase(found);
   }
-  if (!followers.empty()) return broken(followers.size(), " lost host blocks are not counted");
+  if (!followers.empty()) return Broken(followers.size(), " lost host blocks are not counted");
   for (HostBlockId id = node(evictable_).next; id != evictable_; id = node(id).next) {
-    if (--listed < 0 || node(node(id).next).previous != id) return broken("a torn host list");
+    if (--listed < 0 || node(node(id).next).previous != id) return Broken("a torn host list");
   }
-  if (listed != 0) return broken(listed, " evictable host blocks are not in the list");
+  if (listed != 0) return Broken(listed, " evictable host blocks are not in the list");
   return Ok{};
 }
 

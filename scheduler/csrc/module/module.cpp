@@ -355,7 +355,6 @@ PYBIND11_MODULE(_scheduler, m) {
              return std::move(played).value();
            })
       .def_property_readonly("closed", &record::Replay::closed)
-      .def("take_reports", [](Core& core) { return std::exchange(core.reports, {}); })
       .def("stats", [](const record::Replay& replay) { return StatsOf(replay.core()); })
       .def("check", [](const record::Replay& replay) { Require(replay.core().Verify()); });
 

@@ -74,6 +74,16 @@ bool Scheduler::Fits(Request& head) {
   return false;
 }
 
+bool Scheduler::PrefillsAt(int32_t priority) const {
+  return std::ranges::any_of(
+      prefilling_, [priority](const Request* request) { return request->priority >= priority; });
+}
+
+void Scheduler::StartChain(Request& request) const {
+  if (request.chain) return;
+  request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
+}
+
 void Scheduler::Admit(TimeNs now, int& budget) {
   while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
     Request& head = Head(now);
@@ -81,10 +91,8 @@ void Scheduler::Admit(TimeNs now, int& budget) {
     for (const Request* victim : preempted_) {
       if (victim->rank < head.rank) return;
     }
-    for (const Request* unfinished : prefilling_) {
-      if (unfinished->priority >= head.priority) return;
-    }
-    if (!head.chain) head.chain.emplace(limits_.hash_key, head.salt, pool_->block_size());
+    if (PrefillsAt(head.priority)) return;
+    StartChain(head);
     if (Fits(head)) {
       Enter(head, budget);
     } else if (!ReclaimFromGuests()) {
@@ -141,13 +149,9 @@ void Scheduler::PassHead(int& budget) {
   for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
     if (budget <= 0 || guests_ >= kMostGuests || free_slots_.empty()) return;
     Request& request = *(next++)->second;
-    for (const Request* unfinished : prefilling_) {
-      if (unfinished->priority >= request.priority) return;
-    }
+    if (PrefillsAt(request.priority)) return;
     if (BlocksFor(request.limit - 1) > RoomInTheEnd()) continue;
-    if (!request.chain) {
-      request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
-    }
+    StartChain(request);
     request.guest = true;
     ++guests_;
     Enter(request, budget);

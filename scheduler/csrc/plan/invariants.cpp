@@ -2,21 +2,10 @@
 // Scheduler::Verify: every invariant of the scheduler, checked the slow way.
 #include <algorithm>
 #include <set>
-#include <sstream>
 
 #include "plan/scheduler.h"
 
 namespace tokenspeed::plan {
-namespace {
-
-template <class... Parts>
-Status Broken(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  return Error{text.str()};
-}
-
-}  // namespace
 
 Status Scheduler::VerifyDecoding(const Request& request, const fsm::Decoding& state,
                                  int context) const {

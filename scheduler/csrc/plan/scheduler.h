@@ -207,6 +207,10 @@ class Scheduler {
 
   // Admission and preemption.
   void Admit(TimeNs now, int& budget);
+  // A prefill of this level or a higher one is unfinished.
+  bool PrefillsAt(int32_t priority) const;
+  // Before the first look for the request's blocks in the pool.
+  void StartChain(Request& request) const;
   // The first of the queue; a deadline that cannot be met any more no longer counts.
   Request& Head(TimeNs now);
   bool Fits(Request& head);
