@@ -77,15 +77,16 @@ class Core {
 
   void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
-    if (epoch <= epoch_.value || num_blocks < 2 || block_size < 1 || host_blocks < 0) {
-      throw SchedulerError("epoch " + std::to_string(epoch) + " with " +
-                           std::to_string(num_blocks) + " blocks of " + std::to_string(block_size) +
-                           " tokens and " + std::to_string(host_blocks) +
-                           " host blocks: epochs ascend, give 2 blocks and 1 token at least");
+    if (epoch <= epoch_.value) {
+      throw SchedulerError("epoch " + std::to_string(epoch) + " after " +
+                           std::to_string(epoch_.value) + "; epochs ascend");
     }
+    const plan::EpochShape shape{
+        .num_blocks = num_blocks, .block_size = block_size, .host_blocks = host_blocks};
+    Require(shape.Validate());
     epoch_ = Epoch{epoch};
     digest_ = wire::FirstDigest(epoch_);
-    scheduler_->BeginEpoch(epoch_, num_blocks, block_size, host_blocks);
+    scheduler_->BeginEpoch(epoch_, shape);
   }
 
   std::optional<py::bytes> Plan(int64_t time_ns) {

@@ -144,7 +144,9 @@ void WorkerGroup::BeginEpoch() {
   digest_ = wire::FirstDigest(epoch_);
   quorum_.Reset(epoch_);
   tickets_.Reset(epoch_);
-  scheduler_.BeginEpoch(epoch_, num_blocks_, block_size_, static_cast<int>(host_blocks));
+  scheduler_.BeginEpoch(epoch_, {.num_blocks = num_blocks_,
+                                 .block_size = block_size_,
+                                 .host_blocks = static_cast<int32_t>(host_blocks)});
   Log("epoch " + std::to_string(epoch_.value) + " begins with " + std::to_string(workers_.size()) +
       " ranks and " + std::to_string(num_blocks_ - 1) + " KV blocks of " +
       std::to_string(block_size_) + " tokens, " + std::to_string(host_blocks) + " host blocks");

@@ -192,19 +192,21 @@ void Scheduler::AbortIf(Matches matches) {
   for (Request* request : chosen) End(*request, FinishReason::kAbort);
 }
 
-void Scheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks) {
+void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
   TS_CHECK(!pool_, "epoch " << epoch.value << " begins while " << epoch_.value << " runs");
   TS_CHECK(epoch > epoch_, "epoch " << epoch.value << " after " << epoch_.value);
+  TS_CHECK(shape.Validate().ok(), "the shape of epoch " << epoch.value << " was not validated");
   epoch_ = epoch;
   last_step_ = StepId{};
-  pool_ = std::make_unique<kv::BlockPool>(num_blocks, block_size, limits_.prefix_caching,
-                                          limits_.evict_by_reuse ? &retention_ : nullptr);
-  if (host_blocks > 0 && limits_.prefix_caching) {
-    transfers_ = std::make_unique<Transfers>(*pool_, num_blocks, host_blocks,
+  pool_ =
+      std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
+                                      limits_.evict_by_reuse ? &retention_ : nullptr);
+  if (shape.host_blocks > 0 && limits_.prefix_caching) {
+    transfers_ = std::make_unique<Transfers>(*pool_, shape.num_blocks, shape.host_blocks,
                                              limits_.transfer_ms * TimeNs{1'000'000});
   }
   groups_ = std::make_unique<PrefixGroups>(
-      limits_.max_slots, num_blocks,
+      limits_.max_slots, shape.num_blocks,
       [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
   slots_.assign(static_cast<size_t>(limits_.max_slots), Slot{});
   free_slots_.clear();

@@ -32,6 +32,7 @@
 #include "kv/block_pool.h"
 #include "plan/cadence.h"
 #include "plan/decode_batch.h"
+#include "plan/epoch_shape.h"
 #include "plan/limits.h"
 #include "plan/miss.h"
 #include "plan/prefix_groups.h"
@@ -98,9 +99,8 @@ class Scheduler {
   // From now on every Submit is refused with kDraining.
   void Drain() { draining_ = true; }
 
-  // `host_blocks` 0: no host tier; nor is there one without prefix caching.
-  // REQUIRES: no epoch runs; epochs ascend; num_blocks >= 2; block_size >= 1; host_blocks >= 0.
-  void BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks = 0);
+  // REQUIRES: no epoch runs; epochs ascend; shape.Validate().ok()
+  void BeginEpoch(Epoch epoch, const EpochShape& shape);
   // Requests with progress end with kWorkerLost; the others stay queued.
   void EndEpoch();
   bool in_epoch() const { return pool_ != nullptr; }

@@ -36,8 +36,8 @@ void ForEachField(Event& event, Visit visit) {
   } else if constexpr (std::is_same_v<T, AbortClient>) {
     visit(event.client.value);
   } else if constexpr (std::is_same_v<T, BeginEpoch>) {
-    visit(event.epoch.value), visit(event.num_blocks), visit(event.block_size);
-    visit(event.host_blocks);
+    auto& [num_blocks, block_size, host_blocks] = event.shape;
+    visit(event.epoch.value), visit(num_blocks), visit(block_size), visit(host_blocks);
   } else if constexpr (std::is_same_v<T, Plan>) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
@@ -144,9 +144,10 @@ struct Narrator {
   void operator()(const AbortAll&) { text << "abort all"; }
   void operator()(const Drain&) { text << "drain"; }
   void operator()(const BeginEpoch& event) {
-    text << "begin epoch " << event.epoch.value << ": " << event.num_blocks << " blocks of "
-         << event.block_size << " tokens";
-    if (event.host_blocks > 0) text << ", " << event.host_blocks << " host blocks";
+    const plan::EpochShape& shape = event.shape;
+    text << "begin epoch " << event.epoch.value << ": " << shape.num_blocks << " blocks of "
+         << shape.block_size << " tokens";
+    if (shape.host_blocks > 0) text << ", " << shape.host_blocks << " host blocks";
   }
   void operator()(const Hint& event) {
     text << "hint " << event.action << " at " << event.now << " ns";

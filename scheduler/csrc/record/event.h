@@ -10,6 +10,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/siphash.h"
+#include "plan/epoch_shape.h"
 #include "plan/limits.h"
 #include "plan/request.h"
 
@@ -29,9 +30,7 @@ struct AbortAll {};
 struct Drain {};
 struct BeginEpoch {
   Epoch epoch;
-  int32_t num_blocks = 0;
-  int32_t block_size = 0;
-  int32_t host_blocks = 0;
+  plan::EpochShape shape;
 };
 struct EndEpoch {};
 struct Plan {

@@ -64,9 +64,9 @@ void RecordedScheduler::Drain() {
   Settle();
 }
 
-void RecordedScheduler::BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks) {
-  if (box_) box_->Write(record::BeginEpoch{epoch, num_blocks, block_size, host_blocks});
-  Scheduler::BeginEpoch(epoch, num_blocks, block_size, host_blocks);
+void RecordedScheduler::BeginEpoch(Epoch epoch, const plan::EpochShape& shape) {
+  if (box_) box_->Write(record::BeginEpoch{epoch, shape});
+  Scheduler::BeginEpoch(epoch, shape);
   Settle();
 }
 

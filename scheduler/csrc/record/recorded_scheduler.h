@@ -42,7 +42,7 @@ class RecordedScheduler : private plan::Scheduler {
   void Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
             TimeNs ttl);
   void Drain();
-  void BeginEpoch(Epoch epoch, int num_blocks, int block_size, int host_blocks = 0);
+  void BeginEpoch(Epoch epoch, const plan::EpochShape& shape);
   void EndEpoch();
   const plan::StepPlan* Plan(TimeNs now);
   // The running digest of the latest plan: its caller encodes it anyway.

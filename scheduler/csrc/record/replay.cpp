@@ -85,8 +85,7 @@ Result<std::optional<Played>> Replay::Next() {
   }
   at_ += RecordBytes(head);
   const auto* begin = std::get_if<record::BeginEpoch>(&event.value());
-  if (begin != nullptr && (core_->in_epoch() || begin->num_blocks < 2 || begin->block_size < 1 ||
-                           begin->host_blocks < 0)) {
+  if (begin != nullptr && (core_->in_epoch() || !begin->shape.Validate().ok())) {
     return Error{"event " + std::to_string(head.index) + ": " + Describe(event.value()) +
                  " is not possible here"};
   }
@@ -128,7 +127,7 @@ Played Replay::Play(Event event, const RecordHead& head) {
     core.Drain();
   } else if (const auto* begin = std::get_if<record::BeginEpoch>(&event)) {
     digest_ = wire::FirstDigest(begin->epoch);
-    core.BeginEpoch(begin->epoch, begin->num_blocks, begin->block_size, begin->host_blocks);
+    core.BeginEpoch(begin->epoch, begin->shape);
   } else if (std::holds_alternative<record::EndEpoch>(event)) {
     core.EndEpoch();
   } else if (const auto* advance = std::get_if<record::Advance>(&event)) {

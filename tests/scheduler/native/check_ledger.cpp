@@ -120,7 +120,7 @@ class World {
     epoch_ = Epoch{epoch_.value + 1};
     worker_ = std::make_unique<ModelWorker>(1 + kBlocks, kBlockSize, kVocab);
     in_flight_.clear();
-    scheduler_.BeginEpoch(epoch_, 1 + kBlocks, kBlockSize);
+    scheduler_.BeginEpoch(epoch_, {.num_blocks = 1 + kBlocks, .block_size = kBlockSize});
   }
 
   bool Submit(int which) {

@@ -149,7 +149,8 @@ class Trial {
     digest_ = wire::FirstDigest(epoch_);
     quorum_.Reset(epoch_);
     tickets_.Reset(epoch_);
-    scheduler_.BeginEpoch(epoch_, blocks, width, host_blocks_);
+    scheduler_.BeginEpoch(epoch_,
+                          {.num_blocks = blocks, .block_size = width, .host_blocks = host_blocks_});
   }
 
   void Dispatch(const Event& event) {
