@@ -11,6 +11,9 @@ from pathlib import Path
 
 import attrs
 
+# A child that gets it prints the stacks of its threads to stderr and goes on.
+DUMP_SIGNAL = signal.SIGUSR2
+
 _ENTRY = Path(__file__).with_name("child_entry.py")
 _MAX_LINE_BYTES = 8192
 _READ_BYTES = 65536

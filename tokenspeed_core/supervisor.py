@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from .child_process import ChildProcess, ChildSpec, OutputPipe
+from .child_process import DUMP_SIGNAL, ChildProcess, ChildSpec, OutputPipe
 from .worker_event import Failed, WorkerEvent, decode_event
 
 _KILL_GRACE_S = 2.0
+_DUMP_GRACE_S = 0.5  # from DUMP_SIGNAL to SIGKILL
 
 
 class SupervisorError(RuntimeError):
@@ -67,6 +68,7 @@ class _Running:
     cause: str = ""  # why it is going down; empty while it is up
     failure: str = ""  # the first Failed report since the last start
     restart_at: float | None = None
+    kill_at: float | None = None  # it hangs, and has been asked for its stacks
 
 
 class Supervisor:
@@ -119,7 +121,7 @@ class Supervisor:
         self._command(self._kill)
 
     def restart(self, part: str, cause: str) -> None:
-        """Kill and restart a part that hangs; counts as a death."""
+        """Restart a part that hangs, after it has printed its stacks; counts as a death."""
         self._command(lambda: self._restart(part, cause))
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -165,7 +167,7 @@ class Supervisor:
 
     def _spawn(self, run: _Running) -> None:
         run.cause = run.failure = ""
-        run.restart_at = None
+        run.restart_at = run.kill_at = None
         run.part.before_start()
         for spec in run.part.children:
             try:
@@ -216,20 +218,32 @@ class Supervisor:
             self._take_down(run, run.failure or f"{child.spec.name} {how}{child.last_words()}")
             self._log(f"{child.spec.name} (process {child.pid}) {how}")
 
-    def _take_down(self, run: _Running, cause: str) -> None:
+    def _take_down(self, run: _Running, cause: str, grace_s: float = 0.0) -> None:
+        now = time.monotonic()
         run.cause = cause
-        run.deaths.append(time.monotonic())
-        for child in run.children:
-            child.send(signal.SIGKILL)
+        run.deaths.append(now)
+        run.kill_at = now + grace_s
+        self._kill_overdue(now)
+
+    def _kill_overdue(self, now: float) -> None:
+        for run in self._running:
+            if run.kill_at is not None and now >= run.kill_at:
+                run.kill_at = None
+                for child in run.children:
+                    child.send(signal.SIGKILL)
 
     def _restart(self, part: str, cause: str) -> None:
         for run in self._running:
             if run.part.name == part and run.children and not run.cause and self._stage is None:
-                self._log(f"{part} is killed: {cause}")
-                self._take_down(run, cause)
+                self._log(f"{part} is killed: {cause}; its stacks:")
+                for child in run.children:
+                    child.send(DUMP_SIGNAL)
+                    child.send(signal.SIGCONT)
+                self._take_down(run, cause, _DUMP_GRACE_S)
 
     def _advance(self, now: float) -> bool:
         """Do what is due; return False when everything is gone."""
+        self._kill_overdue(now)
         if self._stage is None:
             for run in self._running:
                 if run.cause and not run.children:
@@ -307,9 +321,11 @@ class Supervisor:
 
     def _time_left(self) -> float | None:
         """Seconds until the next deadline, None if there is none."""
-        deadlines = [run.restart_at for run in self._running if run.restart_at is not None]
         if self._stage is not None:
             deadlines = [self._press_at, self._kill_at]
+        else:
+            deadlines = [run.restart_at for run in self._running if run.restart_at is not None]
+        deadlines += [run.kill_at for run in self._running if run.kill_at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _log(self, text: str) -> None:

@@ -7,6 +7,7 @@ It tells the launcher about its start in the lines of `worker_event`.
 """
 
 import argparse
+import faulthandler
 import gc
 import logging
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from .child_process import DUMP_SIGNAL
 from .config import read_config
 from .ipc.codec import Decoder, WireError, encode, int32_column
 from .ipc.messages import (
@@ -207,6 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rank", required=True, type=int)
     parser.add_argument("--config", required=True, type=Path)
     options = parser.parse_args(arguments)
+    faulthandler.register(DUMP_SIGNAL)
     started = time.monotonic()
     engine = read_config(options.config)
     logging.basicConfig(

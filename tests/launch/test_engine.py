@@ -263,7 +263,9 @@ def test_a_killed_launcher_takes_everything_along(model: Path, parent: Path) -> 
 
 
 @pytest.mark.parametrize("victim", ["worker 0", "scheduler"])
-def test_a_frozen_part_is_replaced(model: Path, parent: Path, victim: str) -> None:
+def test_a_frozen_part_tells_its_stacks_and_is_replaced(
+    model: Path, parent: Path, victim: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     async def scenario(engine: Engine) -> None:
         async with Client(engine.run) as client:
             expected = await answer(client)
@@ -281,6 +283,8 @@ def test_a_frozen_part_is_replaced(model: Path, parent: Path, victim: str) -> No
     with Engine.start(config(model, parent), limits=limits) as engine:
         engine.wait_ready(PATIENCE_S)
         asyncio.run(scenario(engine))
+    said = capfd.readouterr().err
+    assert {"scheduler": "stack of the scheduler", "worker 0": "in serve"}[victim] in said
 
 
 def test_a_frozen_api_process_is_replaced(smollm2: Path, parent: Path) -> None:

@@ -65,6 +65,23 @@ def sleeper(name: str) -> ChildSpec:
     return child(name, "print('up'); time.sleep(1000)")
 
 
+def test_a_frozen_part_tells_its_stacks_before_it_is_killed(watched: Watched) -> None:
+    code = (
+        "import faulthandler\nfaulthandler.register(signal.SIGUSR2)\n"
+        "def stuck():\n    print('up')\n    time.sleep(1000)\nstuck()"
+    )
+    supervisor = watched.run(Part("part", (child("c", code), sleeper("deaf"))))
+    until(lambda: "up" in watched.texts("c") and "up" in watched.texts("deaf"))
+    supervisor.finish_start()
+    before = supervisor.pids()
+    os.kill(before["c"], signal.SIGSTOP)
+    supervisor.restart("part", "nothing moved for a while")
+    until(lambda: watched.texts("c").count("up") == watched.texts("deaf").count("up") == 2)
+    assert any(text.endswith("in stuck") for text in watched.texts("c"))
+    assert not is_alive(before["c"])
+    assert any("nothing moved for a while" in text for text in watched.texts("supervisor"))
+
+
 def test_a_part_restarts_as_one_and_alone(watched: Watched) -> None:
     group = Part("group", (sleeper("g0"), sleeper("g1")))
     supervisor = watched.run(Part("other", (sleeper("o"),)), group)

@@ -4,6 +4,7 @@
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import signal
@@ -15,6 +16,7 @@ import uvicorn
 import uvloop
 
 from ..async_llm import AsyncLLM
+from ..child_process import DUMP_SIGNAL
 from ..config import EngineConfig, read_config
 from ..ipc.run_directory import RunDirectoryError
 from ..sdk import EngineLostError, RefusedError
@@ -114,6 +116,7 @@ def main() -> int:
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--config", required=True)
     arguments = parser.parse_args()
+    faulthandler.register(DUMP_SIGNAL)
     config = read_config(arguments.config)
     logging.basicConfig(
         level=config.log_level.upper(),
