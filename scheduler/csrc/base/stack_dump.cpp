@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "base/stack_dump.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <string_view>
-
-#include <unistd.h>
 
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// What tests/scheduler/*.py does not reach: the quorum of step reports, and limits.
+// What tests/scheduler/*.py does not reach: the quorums of steps and of transfers, and limits.
 #include <csignal>
 
 #include "expect.h"
 #include "plan/limits.h"
 #include "plan/step_quorum.h"
+#include "plan/ticket_quorum.h"
 
 namespace tokenspeed::plan {
 namespace {
@@ -35,6 +36,26 @@ void TheQuorumTakesEachReportOnce() {
   EXPECT(!quorum.Pop().ok());  // rank 1 sampled something else
 }
 
+void ATicketIsDoneWhenEveryRankHasIt() {
+  using Verdict = TicketQuorum::Verdict;
+  TicketQuorum quorum(2);
+  quorum.Reset(Epoch{3});
+  StepPlan plan;
+  plan.store_tickets = {1, 1, 2};
+  plan.load_tickets = {3};
+  quorum.Planned(plan);
+  EXPECT(quorum.Report(0, Epoch{2}, 1, true) == Verdict::kIgnored);
+  EXPECT(quorum.Report(0, Epoch{3}, 4, true) == Verdict::kIgnored);
+  EXPECT(quorum.Report(0, Epoch{3}, 1, true) == Verdict::kTaken);
+  EXPECT(quorum.Report(0, Epoch{3}, 1, false) == Verdict::kIgnored);
+  EXPECT(quorum.Report(1, Epoch{3}, 1, true) == Verdict::kDone);
+  EXPECT(quorum.Report(1, Epoch{3}, 1, true) == Verdict::kIgnored);
+  EXPECT(quorum.Report(1, Epoch{3}, 3, false) == Verdict::kTaken);
+  EXPECT(quorum.Report(0, Epoch{3}, 3, true) == Verdict::kFailed);  // one rank lacks it
+  quorum.Reset(Epoch{4});
+  EXPECT(quorum.Report(0, Epoch{4}, 2, true) == Verdict::kIgnored);
+}
+
 void LimitsNameWhatIsWrong() {
   Limits limits;
   limits.max_slots = 4;
@@ -55,6 +76,7 @@ void LimitsNameWhatIsWrong() {
 
 int main() {
   tokenspeed::plan::TheQuorumTakesEachReportOnce();
+  tokenspeed::plan::ATicketIsDoneWhenEveryRankHasIt();
   tokenspeed::plan::LimitsNameWhatIsWrong();
   return 0;
 }
