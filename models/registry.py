@@ -15,7 +15,7 @@ LLAMA = Family(
     caches=llama.caches,
     forward=llama.forward,
     hf=llama_names.hf,
-    derived=lambda config: {"inv_freq": config.rope.inv_freq(config.head_dim)},
+    derived=llama.LlamaConfig.derived,
 )
 
 FAMILIES: Mapping[str, Family[Any]] = {"LlamaForCausalLM": LLAMA}

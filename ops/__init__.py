@@ -9,7 +9,7 @@ from .cast import widen
 from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .norm import add_rms_norm, rms_norm
-from .rope import rope, rope_angles
+from .rope import rope, rope_angles, rope_pairs
 from .shard import shard
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_angles",
+    "rope_pairs",
     "shard",
     "silu_mul",
     "silu_mul_packed",

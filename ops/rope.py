@@ -10,19 +10,30 @@ from .kernel import kernel
 
 
 @register_rule(
-    rule("n, i -> n h, n h", shard="n"),
-    sizes=lambda sizes: {"h": None if sizes["i"] is None else 2 * sizes["i"]},
+    rule("n, i -> n r, n r", shard="n"),
+    sizes=lambda sizes: {"r": None if sizes["i"] is None else 2 * sizes["i"]},
     dtype=lambda dtype: torch.float32,
 )
 def rope_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-    """Return float32 `cos[n,h]`, `sin[n,h]` of `position * inv_freq`, `h` = twice `inv_freq[i]`."""
+    """Return float32 `cos[n,r]`, `sin[n,r]` of `position * inv_freq[i]`, twice: r = 2 i."""
     angles = positions.float().unsqueeze(-1) * inv_freq
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-@register_rule(rule("n ... h, n h, n h -> n ... h", shard="n ...", linear=((0,),)))
+@register_rule(rule("n ... h, n r, n r -> n ... h", shard="n ...", linear=((0,),)))
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of `x[n,...,h]` by the angles of its row's position."""
-    y: Tensor = kernel("rope", x)(x, cos, sin)
+    """Rotate the halves of the first r elements of `x[n,...,h]` by its row's angles `[n,r]`."""
+    run = kernel("rope", x)
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        y: Tensor = run(x, cos, sin)
+        return y
+    return torch.cat((run(x[..., :width], cos, sin), x[..., width:]), dim=-1)
+
+
+@register_rule(rule("n ... h, n r, n r -> n ... h", shard="n ...", linear=((0,),)))
+def rope_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (even, odd) of `x[n,...,h]` by its row's angles `[n,r]`, r = h."""
+    y: Tensor = kernel("rope_pairs", x)(x, cos, sin)
     return y

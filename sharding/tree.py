@@ -38,8 +38,11 @@ class Declared:
 
 @cache
 def annotations(cls: Any) -> Mapping[str, Any]:
-    """Return the evaluated field annotations of a module class."""
-    return inspect.get_annotations(cls, eval_str=True)
+    """Return the evaluated field annotations of a module class, those it inherits first."""
+    found: dict[str, Any] = {}
+    for each in reversed(cls.__mro__):
+        found.update(inspect.get_annotations(each, eval_str=True))
+    return found
 
 
 def declare(

@@ -13,7 +13,8 @@ from tokenspeed_core import ops  # noqa: F401  (registers every backend)
 from tokenspeed_core.kernels.registry import candidates, choose
 
 OPS = [
-    "linear", "rms_norm", "add_rms_norm", "rope", "silu_mul", "embedding", "paged_attention",
+    "linear", "rms_norm", "add_rms_norm", "rope", "rope_pairs", "silu_mul", "embedding",
+    "paged_attention",
 ]  # fmt: skip
 
 
@@ -66,6 +67,17 @@ def test_rope_is_a_complex_rotation_of_the_halves(shape: tuple[int, ...]) -> Non
     turn = torch.polar(torch.ones_like(angles), angles).view(5, *[1] * (x.dim() - 2), 4)
     z = torch.complex(x[..., :4], x[..., 4:]) * turn
     torch.testing.assert_close(got, torch.cat((z.real, z.imag), -1))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 3, 8)])
+def test_rope_pairs_is_a_complex_rotation_of_neighbours(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).double()
+    angles = torch.randn(5, 4).double()
+    full = torch.cat((angles, angles), -1)
+    got = reference("rope_pairs")(x, full.cos(), full.sin())
+    turn = torch.polar(torch.ones_like(angles), angles).view(5, *[1] * (x.dim() - 2), 4)
+    z = torch.view_as_complex(x.unflatten(-1, (4, 2))) * turn
+    torch.testing.assert_close(got, torch.view_as_real(z).flatten(-2))
 
 
 def test_silu_mul_has_the_gate_first() -> None:

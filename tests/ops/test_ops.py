@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenspeed_core import ops
-from tokenspeed_core.ops import einsum, rope_angles, shard, silu_mul, silu_mul_packed, split, widen
+from tokenspeed_core.ops import (
+    einsum,
+    rope,
+    rope_angles,
+    shard,
+    silu_mul,
+    silu_mul_packed,
+    split,
+    widen,
+)
 from tokenspeed_core.sharding import AnnotationError
 
 
@@ -55,6 +64,14 @@ def test_rope_angles_are_float32_and_repeat_in_both_halves() -> None:
     assert torch.equal(cos[:, :2], cos[:, 2:])
     exact = torch.tensor([0.0, 3.0, 200_000.0], dtype=torch.float64)[:, None] * inv_freq.double()
     assert (sin[:, :2].double() - exact.float().double().sin()).abs().max() < 1e-6
+
+
+def test_partial_rope_turns_the_first_elements_and_passes_the_rest() -> None:
+    x = torch.randn(5, 2, 8)
+    cos, sin = rope_angles(torch.arange(5, dtype=torch.int32), torch.tensor([1.0, 0.1]))
+    turned = rope(x, cos, sin)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    torch.testing.assert_close(turned[..., :4], rope(x[..., :4].contiguous(), cos, sin))
 
 
 def test_widen_keeps_float64_and_lifts_the_rest() -> None:

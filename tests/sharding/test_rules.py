@@ -17,7 +17,7 @@ from tokenspeed_core.ops import einsum
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.rule import Rule, contraction
 
-SIZE = {"n": 6, "m": 6, "d": 12, "v": 12, "f": 6, "k": 6, "g": 6, "h": 12, "i": 6, "e": 6}
+SIZE = {"n": 6, "m": 6, "d": 12, "v": 12, "f": 6, "k": 6, "g": 6, "h": 12, "i": 6, "e": 6, "r": 6}
 WHOLE = object()
 
 
@@ -45,6 +45,8 @@ CASES = [
     Case("rms_norm", ("n d", "d"), static=(1e-5,)),
     Case("add_rms_norm", ("n d", "n d", "d"), static=(1e-5,)),
     Case("rope", ("n k h", "n h", "n h")),
+    Case("rope", ("n k h", "n r", "n r")),
+    Case("rope_pairs", ("n k h", "n h", "n h")),
     Case("rope_angles", ("n", "i"), ids={0: "n"}),
     Case("silu_mul", ("n f", "n f")),
     Case("embedding", ("n", "v d"), ids={0: "v"}),
