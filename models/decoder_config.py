@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the configs of all decoders say: sizes, norm, rope, whether the head is tied."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
@@ -53,8 +53,12 @@ class GqaConfig(DecoderConfig):
         return {**super().sizes(), "k": self.num_kv_heads, "g": groups, "h": self.head_dim}
 
 
-def decoder_fields(config: Mapping[str, Any], rotary_dim: int) -> dict[str, Any]:
+def decoder_fields(
+    config: Mapping[str, Any], rope_dim: int, rope_keys: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the fields of a `DecoderConfig` from a `config.json`.
+
+    `rope_dim` is the width of what rope turns (in part); `rope_keys` as in `Rope.from_hf`.
 
     Raises:
         ConfigError: another activation than SiLU, or a rope that is not known.
@@ -62,19 +66,20 @@ def decoder_fields(config: Mapping[str, Any], rotary_dim: int) -> dict[str, Any]
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ConfigError(f"config key 'hidden_act' must be 'silu', got {activation!r}")
+    rope = Rope.from_hf(config, rope_keys)
     return {
         "hidden_size": int_of(config, "hidden_size"),
         "num_layers": int_of(config, "num_hidden_layers"),
         "vocab_size": int_of(config, "vocab_size"),
         "max_position": int_of(config, "max_position_embeddings", 2048),
         "norm_eps": float_of(config, "rms_norm_eps", 1e-6),
-        "rope": Rope.from_hf(config),
-        "rotary_dim": rotary_dim,
+        "rope": rope,
+        "rotary_dim": rope.width(rope_dim),
         "tied": bool(config.get("tie_word_embeddings", False)),
     }
 
 
-def gqa_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def gqa_fields(config: Mapping[str, Any], rope_keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields of a `GqaConfig` from a `config.json`.
 
     Raises:
@@ -86,7 +91,7 @@ def gqa_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{heads} query heads do not divide over {kv_heads} kv heads")
     head_dim = int_of(config, "head_dim", int_of(config, "hidden_size") // heads)
     return {
-        **decoder_fields(config, head_dim),
+        **decoder_fields(config, head_dim, rope_keys),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,

@@ -89,6 +89,8 @@ def decode(
     `layer(params, stream, cache, batch, cos, sin, config) -> (stream, cache)`.
     """
     cos, sin = rope_angles(batch.positions, p.inv_freq)
+    if config.rope.scale != 1:
+        cos, sin = cos * config.rope.scale, sin * config.rope.scale
     x = embed(p, batch)
     stream = Stream(residual=zeros_like(x), update=x)
     stream, caches = scan(layer, p.layers, stream, caches, batch, cos, sin, config)

@@ -42,7 +42,9 @@ def test_null_values_mean_the_default() -> None:
         ({"quantization_config": {"bits": 4}}, "'quantization_config'"),
         ({"logit_scale": 0.5}, "'logit_scale'"),
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
+        ({"rope_scaling": {"type": "yarn"}}, "'factor'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0, "beta": 1}}, "'beta'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'high_freq_factor'"),
         ({"hidden_size": "64"}, "'hidden_size'"),
@@ -64,6 +66,40 @@ def test_everything_that_transformers_writes_is_understood() -> None:
     config = LlamaConfig.from_hf(written)
     assert config.num_kv_heads == 8
     assert config.rope == Rope(1e4, "llama3", 8.0, 1.0, 4.0, 16)
+
+
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(truncate=False, beta_fast=32.0, beta_slow=1.0, rope_theta=15e4),
+        dict(mscale=1.0, mscale_all_dim=0.7),
+        dict(mscale=1.0, factor=None),
+        dict(attention_factor=1.5, beta_fast=2.0),
+        dict(original_max_position_embeddings=4),
+    ],
+)
+def test_yarn_is_that_of_transformers(changes: dict[str, Any]) -> None:
+    from transformers import LlamaConfig as Oracle
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given = {"rope_theta": 1e4, **YARN, **changes}
+    config = Oracle(hidden_size=256, num_attention_heads=4, max_position_embeddings=256)
+    config.rope_parameters = given
+    expected, scale = ROPE_INIT_FUNCTIONS["yarn"](config)
+    ours = Rope.from_hf({"rope_parameters": given, "max_position_embeddings": 256})
+    torch.testing.assert_close(ours.inv_freq(64), expected, rtol=1e-6, atol=0)
+    assert ours.scale == pytest.approx(scale)
+
+
+def test_yarn_sharpens_the_logits_of_latent_attention_only() -> None:
+    deepseek = {**YARN, "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    rope = Rope.from_hf({"rope_parameters": deepseek})
+    assert (rope.scale, rope.logit_scale) == (1.0, pytest.approx(0.1352 / 192**-0.5, rel=1e-3))
+    assert Rope.from_hf({"rope_parameters": YARN}).logit_scale == 1
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, ROPE3])
