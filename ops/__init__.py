@@ -8,8 +8,10 @@ from .batch import Batch, declared_batch
 from .cast import widen
 from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
+from .experts import clamped_experts, expert_bias, experts
 from .norm import add_rms_norm, rms_norm
 from .rope import rope, rope_angles, rope_pairs
+from .router import sigmoid_router, softmax_router, topk_softmax_router
 from .shard import shard
 
 __all__ = [
@@ -17,9 +19,12 @@ __all__ = [
     "Batch",
     "LayerKV",
     "add_rms_norm",
+    "clamped_experts",
     "declared_batch",
     "einsum",
     "embedding",
+    "expert_bias",
+    "experts",
     "linear",
     "paged_attention",
     "rms_norm",
@@ -27,10 +32,13 @@ __all__ = [
     "rope_angles",
     "rope_pairs",
     "shard",
+    "sigmoid_router",
     "silu_mul",
     "silu_mul_packed",
+    "softmax_router",
     "split",
     "take_rows",
+    "topk_softmax_router",
     "widen",
     "zeros_like",
 ]

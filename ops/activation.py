@@ -17,7 +17,7 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 @register_rule(
     rule("n p -> n f", shard="n"),
-    sizes=lambda sizes: {"f": None if sizes["p"] is None else sizes["p"] // 2},
+    sizes=lambda sizes, args: {"f": None if sizes["p"] is None else sizes["p"] // 2},
 )
 def silu_mul_packed(gate_up: Tensor) -> Tensor:
     """Return `silu(gate) * up` for `gate_up[n,2f]`, gate first."""

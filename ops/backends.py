@@ -4,11 +4,15 @@
 from ..kernels import (
     cpu,
     embedding,
+    experts,
     linear,
     paged_attention,
     rms_norm,
     rope,
+    router,
     silu_mul,
 )
 
-BACKENDS = (cpu, embedding, linear, paged_attention, rms_norm, rope, silu_mul)
+BACKENDS = (
+    cpu, embedding, experts, linear, paged_attention, rms_norm, rope, router, silu_mul,
+)  # fmt: skip

@@ -11,7 +11,7 @@ from .kernel import kernel
 
 @register_rule(
     rule("n, i -> n r, n r", shard="n"),
-    sizes=lambda sizes: {"r": None if sizes["i"] is None else 2 * sizes["i"]},
+    sizes=lambda sizes, args: {"r": None if sizes["i"] is None else 2 * sizes["i"]},
     dtype=lambda dtype: torch.float32,
 )
 def rope_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,25 +13,27 @@ from .rule import Rule
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Sizes = Mapping[str, int | None]
 
 
 @attrs.frozen(eq=False)
 class Op:
     """One op of the closed set.
 
-    `sizes` gives the sizes of factors that only results have, from the operands' sizes; `dtype`
-    the results' dtype from that of operand `dtype_of`; `donates` pairs operand and
-    result indices that are one buffer; `result` rebuilds the author's result from the arguments
-    and the flat results; `text` prints a call (`"{0} + {1}"`); `packed` names the op that takes
-    this one's operands side by side in one tensor; `after_add` the op that computes this one of a
-    sum of two values, given apart, and returns the sum too.
+    `sizes` gives the sizes of factors that only results have, from the operands' sizes and the
+    call's arguments; `dtype` the results' dtype, or a tuple of one for each, from that of operand
+    `dtype_of`; `donates` pairs operand and result indices that are one buffer; `result` rebuilds
+    the author's result from the arguments and the flat results; `text` prints a call
+    (`"{0} + {1}"`); `packed` names the op that takes this one's operands side by side in one
+    tensor; `after_add` the op that computes this one of a sum of two values, given apart, and
+    returns the sum too.
     """
 
     name: str
     rule: Rule
     run: Callable[..., Any]
-    sizes: Callable[[Mapping[str, int | None]], Mapping[str, int | None]] = lambda sizes: {}
-    dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+    sizes: Callable[[Sizes, tuple[Any, ...]], Sizes] = lambda sizes, args: {}
+    dtype: Callable[[torch.dtype], torch.dtype | tuple[torch.dtype, ...]] = lambda dtype: dtype
     dtype_of: int = 0
     donates: tuple[tuple[int, int], ...] = ()
     result: Callable[[tuple[Any, ...], tuple[Any, ...]], Any] | None = None

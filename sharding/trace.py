@@ -137,8 +137,9 @@ class Graph:
             raise TraceError(f"{line}: {op.name} needs {count} traced operands, got {len(found)}")
         operands = found[:count]
         bound = (rule or op.rule).expanded(tuple(len(value.names) for value in operands))
-        names, sizes = _bind(op, bound, operands, line)
+        names, sizes = _bind(op, bound, operands, args, line)
         labels = self.labels(op, operands, line)
+        dtypes = op.dtype(operands[op.dtype_of].dtype)
         results = []
         for index, factors in enumerate(bound.outputs):
             donor = next((i for i, o in op.donates if o == index), None)
@@ -152,7 +153,7 @@ class Graph:
                 "activation",
                 tuple(names[factor] for factor in factors),
                 tuple(sizes[factor] for factor in factors),
-                op.dtype(operands[op.dtype_of].dtype),
+                dtypes[index] if isinstance(dtypes, tuple) else dtypes,
                 line,
             )
             self.values.append(value)
@@ -196,7 +197,7 @@ class Graph:
 
 
 def _bind(
-    op: Op, rule: Rule, operands: tuple[Value, ...], line: Line
+    op: Op, rule: Rule, operands: tuple[Value, ...], args: tuple[Any, ...], line: Line
 ) -> tuple[dict[str, str], dict[str, int | None]]:
     names: dict[str, str] = {}
     sizes: dict[str, int | None] = {}
@@ -229,7 +230,7 @@ def _bind(
                         fixes=["give both operands the same dim"],
                     )
                 )
-    for factor, size in op.sizes(sizes).items():
+    for factor, size in op.sizes(sizes, args).items():
         names[factor], sizes[factor] = factor, size
     return names, sizes
 

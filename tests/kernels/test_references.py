@@ -14,7 +14,8 @@ from tokenspeed_core.kernels.registry import candidates, choose
 
 OPS = [
     "linear", "rms_norm", "add_rms_norm", "rope", "rope_pairs", "silu_mul", "embedding",
-    "paged_attention",
+    "paged_attention", "experts", "clamped_experts", "expert_bias", "softmax_router",
+    "topk_softmax_router", "sigmoid_router",
 ]  # fmt: skip
 
 
@@ -153,3 +154,77 @@ def test_paged_attention_is_causal_attention_over_each_request(
             torch.testing.assert_close(out[starts[row] + index], expected)
     for slot, key in zip(slots, k, strict=False):
         assert torch.equal(caches[0][slot // size, :, slot % size], key)
+
+
+def mixture(seed: int) -> tuple[torch.Tensor, ...]:
+    """Return x, ids, weights, w_gate, w_up, w_down: 5 tokens, 2 of 4 experts, d 3, j 6."""
+    torch.manual_seed(seed)
+    shapes = [(5, 3), (5, 2), (4, 3, 6), (4, 3, 6), (4, 6, 3)]
+    x, weights, gate, up, down = (torch.randn(shape).double() for shape in shapes)
+    ids = torch.stack([torch.randperm(4)[:2] for _ in range(5)]).int()
+    return x, ids, weights, gate, up, down
+
+
+def test_experts_token_by_token() -> None:
+    x, ids, weights, gate, up, down = mixture(1)
+    got = reference("experts")(x, ids, weights, gate, up, down)
+    for n in range(5):
+        expected = torch.zeros(3).double()
+        for e, weight in zip(ids[n].tolist(), weights[n], strict=True):
+            g = x[n] @ gate[e]
+            expected += weight * ((g * torch.sigmoid(g) * (x[n] @ up[e])) @ down[e])
+        torch.testing.assert_close(got[n], expected)
+
+
+def test_clamped_experts_token_by_token() -> None:
+    x, ids, weights, gate, up, down = mixture(2)
+    b_gate, b_up, b_down = torch.randn(4, 6).double(), torch.randn(4, 6).double(), down[:, 0]
+    run = reference("clamped_experts")
+    got = run(3 * x, ids, weights, gate, up, down, b_gate, b_up, 1.5, 1.702)
+    got += reference("expert_bias")(ids, weights, b_down)
+    clamps = 0
+    for n in range(5):
+        expected = torch.zeros(3).double()
+        for e, weight in zip(ids[n].tolist(), weights[n], strict=True):
+            hidden = []
+            for j in range(6):
+                g = (3 * x[n] @ gate[e, :, j] + b_gate[e, j]).item()
+                u = (3 * x[n] @ up[e, :, j] + b_up[e, j]).item()
+                clamps += g > 1.5 or abs(u) > 1.5
+                g, u = min(g, 1.5), max(min(u, 1.5), -1.5)
+                hidden.append((u + 1) * g / (1 + math.exp(-1.702 * g)))
+            out = torch.tensor(hidden).double() @ down[e] + b_down[e]
+            expected += weight * out
+        torch.testing.assert_close(got[n], expected)
+    assert clamps, "nothing was clamped"
+
+
+def test_softmax_router_by_hand() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]]).double()
+    total = sum(math.exp(v) for v in logits[0].tolist())
+    ids, weights = reference("softmax_router")(logits, 3, False)
+    assert ids.tolist() == [[1, 3, 2]], "ties go to the lower expert"
+    expected = [math.exp(v) / total for v in (2.0, 2.0, 1.0)]
+    assert weights[0].tolist() == pytest.approx(expected)
+    _, weights = reference("softmax_router")(logits, 3, True)
+    assert weights[0].tolist() == pytest.approx([v / sum(expected) for v in expected])
+    # A softmax over the chosen logits alone is the same as renormalised probabilities.
+    same_ids, same = reference("topk_softmax_router")(logits, 3)
+    assert torch.equal(ids, same_ids)
+    torch.testing.assert_close(same, weights)
+
+
+@given(st.integers(0, 99))
+def test_sigmoid_router_by_hand(seed: int) -> None:
+    torch.manual_seed(seed)
+    logits, bias = torch.randn(3, 6).double(), torch.randn(6).double()
+    ids, weights = reference("sigmoid_router")(logits, bias, 2, 3, 2, 1e-20, 2.5)
+    for n in range(3):
+        score = [1 / (1 + math.exp(-v)) for v in logits[n].tolist()]
+        biased = [s + b for s, b in zip(score, bias.tolist(), strict=True)]
+        groups = sorted(range(3), key=lambda g: -sum(biased[2 * g : 2 * g + 2]))[:2]
+        allowed = [e for e in range(6) if e // 2 in groups]
+        chosen = sorted(allowed, key=lambda e: -biased[e])[:2]
+        assert ids[n].tolist() == chosen
+        total = sum(score[e] for e in chosen)
+        assert weights[n].tolist() == pytest.approx([2.5 * score[e] / total for e in chosen])

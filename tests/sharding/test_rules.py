@@ -17,7 +17,21 @@ from tokenspeed_core.ops import einsum
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.rule import Rule, contraction
 
-SIZE = {"n": 6, "m": 6, "d": 12, "v": 12, "f": 6, "k": 6, "g": 6, "h": 12, "i": 6, "e": 6, "r": 6}
+SIZE = {
+    "n": 6,
+    "m": 6,
+    "d": 12,
+    "v": 12,
+    "f": 6,
+    "k": 6,
+    "g": 6,
+    "h": 12,
+    "i": 6,
+    "e": 6,
+    "r": 6,
+    "a": 2,
+    "j": 6,
+}
 WHOLE = object()
 
 
@@ -51,6 +65,17 @@ CASES = [
     Case("silu_mul", ("n f", "n f")),
     Case("embedding", ("n", "v d"), ids={0: "v"}),
     Case("take_rows", ("n d", "m"), ids={1: "n"}),
+    Case("experts", ("n d", "n a", "n a", "e d j", "e d j", "e j d"), ids={1: "e"}),
+    Case(
+        "clamped_experts",
+        ("n d", "n a", "n a", "e d j", "e d j", "e j d", "e j", "e j"),
+        ids={1: "e"},
+        static=(1.0, 1.7),
+    ),
+    Case("expert_bias", ("n a", "n a", "e d"), ids={0: "e"}),
+    Case("softmax_router", ("n e",), static=(2, True)),
+    Case("topk_softmax_router", ("n e",), static=(2,)),
+    Case("sigmoid_router", ("n e", "e"), static=(2, 3, 2, 1e-20, 2.5)),
     Case("zeros_like", ("n d",)),
     Case("widen", ("n d",)),
 ]
@@ -136,7 +161,7 @@ def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
         ]
         results = []
         for rank in range(ways):
-            extra = [rank * local[i][rank].shape[dim] for i, dim in offset]
+            extra = [rank * local[i][rank].shape[dim] for i, dim in offset[:1]]
             results.append(run([pieces[rank] for pieces in local], *extra))
         for index, state in enumerate(outputs):
             got = joined([result[index] for result in results], state)
