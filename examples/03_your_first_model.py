@@ -49,7 +49,7 @@ def main() -> None:
     declared = declare(Bigram, {"v": 64, "d": 16, "f": 32}, torch.float64)
     values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
     tokens = torch.arange(8, dtype=torch.int32)
-    columns = "positions cache_slots query_starts context_lens block_tables logit_rows"
+    columns = "positions cache_slots query_starts context_lens block_tables logit_rows state_blocks"
     counts = "num_rows num_decode_rows max_query max_context"
     unused = dict.fromkeys(columns.split(), tokens) | dict.fromkeys(counts.split(), 8)
     batch = Batch(tokens=tokens, **unused)

@@ -36,6 +36,7 @@ def prompt(length: int) -> Batch:
         tokens=tokens, positions=tokens, cache_slots=tokens.long() + 16,
         query_starts=torch.tensor([0, length]), context_lens=torch.tensor([length]),
         block_tables=torch.tensor([[1]]), logit_rows=torch.tensor([length - 1]),
+        state_blocks=torch.tensor([1]),
         num_rows=1, num_decode_rows=0, max_query=length, max_context=length,
     )  # fmt: skip
 

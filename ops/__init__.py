@@ -6,9 +6,18 @@ from .attention import LayerKV, paged_attention
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
+from .delta_net import (
+    LayerState,
+    causal_conv,
+    delta_gates,
+    gated_delta_rule,
+    gated_rms_norm,
+    l2_norm,
+)
 from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .experts import clamped_experts, expert_bias, experts
+from .latent_attention import LayerLatent, latent_attention
 from .norm import add_rms_norm, rms_norm
 from .rope import rope, rope_angles, rope_pairs
 from .router import sigmoid_router, softmax_router, topk_softmax_router
@@ -18,13 +27,21 @@ __all__ = [
     "BACKENDS",
     "Batch",
     "LayerKV",
+    "LayerLatent",
+    "LayerState",
     "add_rms_norm",
+    "causal_conv",
     "clamped_experts",
     "declared_batch",
+    "delta_gates",
     "einsum",
     "embedding",
     "expert_bias",
     "experts",
+    "gated_delta_rule",
+    "gated_rms_norm",
+    "l2_norm",
+    "latent_attention",
     "linear",
     "paged_attention",
     "rms_norm",

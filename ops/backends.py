@@ -2,9 +2,15 @@
 """The kernel files that ops choose from; importing one registers its kernels."""
 
 from ..kernels import (
+    causal_conv,
     cpu,
+    delta_gates,
+    delta_rule,
     embedding,
     experts,
+    gated_norm,
+    l2_norm,
+    latent_attention,
     linear,
     paged_attention,
     rms_norm,
@@ -14,5 +20,19 @@ from ..kernels import (
 )
 
 BACKENDS = (
-    cpu, embedding, experts, linear, paged_attention, rms_norm, rope, router, silu_mul,
-)  # fmt: skip
+    causal_conv,
+    cpu,
+    delta_gates,
+    delta_rule,
+    embedding,
+    experts,
+    gated_norm,
+    l2_norm,
+    latent_attention,
+    linear,
+    paged_attention,
+    rms_norm,
+    rope,
+    router,
+    silu_mul,
+)

@@ -14,8 +14,9 @@ class Batch:
     Dims: n tokens, r requests, t block-table width, m wanted logits.  Block 0 is scratch: padded
     tokens write there and no request owns it.  `cache_slots` is `block * block_size + offset`;
     `query_starts[i]:query_starts[i+1]` are the tokens of request i; `context_lens` counts cached
-    and new tokens after this step; `logit_rows` are the tokens whose logits are wanted.  The
-    host integers are equal on all ranks: `num_decode_rows` leading requests have one query token.
+    and new tokens after this step; `logit_rows` are the tokens whose logits are wanted;
+    `state_blocks` is where each request keeps what does not grow with its length.  The host
+    integers are equal on all ranks: `num_decode_rows` leading requests have one query token.
     """
 
     tokens: Placed[Tensor, "n", torch.int32]
@@ -25,6 +26,7 @@ class Batch:
     context_lens: Placed[Tensor, "r", torch.int32]
     block_tables: Placed[Tensor, "r t", torch.int32]
     logit_rows: Placed[Tensor, "m", torch.int64]
+    state_blocks: Placed[Tensor, "r", torch.int64]
     num_rows: int
     num_decode_rows: int
     max_query: int

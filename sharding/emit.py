@@ -98,8 +98,8 @@ class Writer:
     def name(self, var: Var) -> str:
         if var.kind == "param":
             return re.sub(r"\.(\d+)\.", r'"][\1]["', f'w["{var.name}"]')
-        if var.kind == "cache":
-            return _tree_name(var)
+        if var.kind == "cache":  # one tensor of a layer's cache: kv.k, caches[0].k
+            return f"{_tree_name(var)}.{var.name.rpartition('.')[2]}"
         return var.name
 
     def constants(self, constants: tuple[Var, ...]) -> list[str]:
@@ -137,9 +137,18 @@ class Writer:
                     return
 
     def targets(self, step: Step) -> str:
-        # A cache is written in place: outside a layer its new version needs no name.
-        names = [self.name(var) for var in step.results]
-        return ", ".join(dict.fromkeys("_" if "[" in name else name for name in names))
+        names = (self.target(step, var) for var in step.results)
+        return ", ".join(dict.fromkeys(names))
+
+    def target(self, step: Step, var: Var) -> str:
+        if var.kind != "cache":
+            return self.name(var)
+        # It is written in place: only a layer's whole cache gets its name again.
+        name = _tree_name(var)
+        whole = isinstance(step, Apply) and not any(
+            isinstance(a, Var) and a.kind == "cache" for a in step.args
+        )
+        return name if whole and "[" not in name else "_"
 
     def project(self, step: Project) -> Iterator[tuple[str, Step]]:
         self.used.add("linear")

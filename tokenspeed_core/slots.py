@@ -178,6 +178,7 @@ class Slots:
             context_lens=torch.from_numpy(lens),
             block_tables=torch.from_numpy(self._block_table[rows, :width]),
             logit_rows=torch.from_numpy(starts[1:][samples].astype(np.int64) - 1),
+            state_blocks=torch.from_numpy(rows.astype(np.int64)),
             num_rows=len(rows),
             num_decode_rows=int((np.cumprod(counts == 1)).sum()),
             max_query=int(counts.max(initial=0)),

@@ -132,6 +132,7 @@ def batch_of(
         context_lens=torch.tensor([len(ids) for ids, _, _ in rows], dtype=int32),
         block_tables=tables,
         logit_rows=torch.tensor(wanted),
+        state_blocks=torch.tensor([1 + request for _, _, request in rows]),
         num_rows=len(rows),
         num_decode_rows=sum(count == 1 for count in queries),
         max_query=max(queries),

@@ -85,7 +85,7 @@ def test_fusing_keeps_the_result(body: Any, fused: int, norms: int, mesh: str) -
     torch.manual_seed(2)
     values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
     ids = torch.arange(8, dtype=torch.int32)
-    columns = "positions cache_slots query_starts context_lens block_tables logit_rows"
+    columns = "positions cache_slots query_starts context_lens block_tables logit_rows state_blocks"
     counts = "num_rows num_decode_rows max_query max_context"
     unused = dict.fromkeys(columns.split(), ids) | dict.fromkeys(counts.split(), 8)
     batch = Batch(tokens=ids, **unused)

@@ -131,7 +131,7 @@ def pinned(x: Any, names: tuple[str, ...], spec: Spec) -> Any:
 
 def batch_of() -> Batch:
     ids = torch.arange(SIZE, dtype=torch.int32)
-    columns = "positions cache_slots query_starts context_lens block_tables"
+    columns = "positions cache_slots query_starts context_lens block_tables state_blocks"
     counts = "num_rows num_decode_rows max_query max_context"
     unused = dict.fromkeys(columns.split(), ids) | dict.fromkeys(counts.split(), SIZE)
     return Batch(tokens=ids.flip(0), logit_rows=ids.long() * 3 % SIZE, **unused)

@@ -65,7 +65,7 @@ def layer(p: Layer, x: Any, kv: Nothing, norm: Any) -> tuple[Any, Nothing]:
 
 def batch() -> Batch:
     ids = torch.arange(8, dtype=torch.int32)
-    columns = "positions cache_slots query_starts context_lens block_tables logit_rows"
+    columns = "positions cache_slots query_starts context_lens block_tables logit_rows state_blocks"
     counts = "num_rows num_decode_rows max_query max_context"
     unused = dict.fromkeys(columns.split(), ids) | dict.fromkeys(counts.split(), 8)
     return Batch(tokens=ids.flip(0), **unused)
