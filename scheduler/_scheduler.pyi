@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The scheduler core in process; columns are bytes as in `ipc/messages.py`."""
 
+from typing import Any
+
+import numpy as np
+
 class SchedulerError(ValueError):
     """A call or a frame that the core cannot accept, or (from `check`) a broken invariant."""
 
@@ -163,6 +167,66 @@ def replay_cache(
     hints: bool = True,
 ) -> tuple[int, int, int, int, int, int]:
     """Return requests, prompt, hit, ideal hit, output tokens, long recomputes of a closed loop."""
+
+class Device:
+    """Costs of a rank's steps: seconds, bytes and FLOPs; see scheduler/csrc/simulate/device.h.
+
+    Raises:
+        ValueError: a rate is not positive, or a cost is negative.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_s: float,
+        token_s: float,
+        weight_bytes: float,
+        expert_bytes: float,
+        expert_share: float,
+        kv_token_bytes: float,
+        bandwidth: float,
+        kv_bandwidth: float,
+        token_flops: float,
+        sample_flops: float,
+        product_rate: float,
+        pair_flops: float,
+        attention_rate: float,
+        link_bandwidth: float,
+    ) -> None: ...
+    def step_seconds(
+        self, *, tokens: float, sampled: float, context_read: float, pairs: float
+    ) -> float: ...
+
+def simulate(
+    trace: Trace,
+    device: Device,
+    *,
+    pool_blocks: int,
+    block_size: int,
+    host_blocks: int,
+    max_running: int,
+    max_step_tokens: int,
+    max_prefill_tokens: int,
+    decode_stretch: float,
+    eviction: str,
+    depth: int,
+    transfer_ms: int,
+    sessions: int,
+    rate: float,
+    seed: int,
+    requests: int,
+    longest_pause_s: float,
+    names: bool,
+    hints: bool,
+) -> tuple[np.ndarray[Any, np.dtype[np.void]], dict[str, int], list[int]]:
+    """Play a trace through the core against a device.
+
+    Return one record a request (fields as simulate::Served in scheduler/csrc/simulate), totals,
+    and the quantiles 0.5, 0.9, 0.99 and 1 of the nanoseconds between tokens of a request.
+
+    Raises:
+        ValueError: a limit or a size is out of range.
+    """
 
 def siphash128(key: bytes, data: bytes) -> bytes:
     """Return SipHash-2-4 of `data` with 128 bits of output; the key has 16 bytes."""

@@ -17,6 +17,7 @@ EXPECTED = {
     "05_scheduler_without_gpu": "cached",
     "06_stream": "",
     "07_session": "CacheReport(host=0, new=",
+    "08_simulate": "12 sessions, reuse, pool 100k, host 400k: missed new",
 }
 
 

@@ -2,8 +2,6 @@
 """`tokenspeed explain`: the program that a layout makes of a model."""
 
 import argparse
-import json
-from typing import Any
 
 HELP = "print a model's per-rank program and its collectives"
 DESCRIPTION = (
@@ -58,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..models.registry import family_of
     from ..sharding import Layout
     from ..sharding.explain import explain
+    from ..stored_config import stored_config
 
-    stored = _stored_config(arguments.model)
+    stored = stored_config(arguments.model)
     family = family_of(str((stored.get("architectures") or ["none"])[0]))
     types = dict(_pair(text, "--type") for text in arguments.type)
     if arguments.sp:
@@ -78,21 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(explain(plan, tokens=arguments.tokens))
     return 0
-
-
-def _stored_config(model: str) -> dict[str, Any]:
-    from ..checkpoint import CheckpointError, open_checkpoint
-    from ..model_source import resolve
-
-    source = resolve(model, weights=False)
-    if source.kind == "gguf":
-        with open_checkpoint(source.path) as checkpoint:
-            return checkpoint.config
-    file = source.path / "config.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file} is not a JSON object: {error}") from error
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:
