@@ -29,7 +29,12 @@ class Scheduler:
         ageing_ns: int = 10_000_000_000,
     ) -> None: ...
     def begin_epoch(
-        self, epoch: int, num_blocks: int, block_size: int, host_blocks: int = 0
+        self,
+        epoch: int,
+        num_blocks: int,
+        block_size: int,
+        host_blocks: int = 0,
+        max_drafts: int = 0,
     ) -> None: ...
     def end_epoch(self) -> None: ...
     def submit(
@@ -70,7 +75,12 @@ class Scheduler:
         """The running digest after the last plan."""
 
     def advance(
-        self, step: int, tokens: bytes, logprobs: bytes = b"", time_ns: int = 0
+        self,
+        step: int,
+        tokens: bytes,
+        logprobs: bytes = b"",
+        time_ns: int = 0,
+        counts: bytes = b"",
     ) -> None: ...
     def transferred(self, ticket: int, ok: bool) -> bool:
         """A transfer has ended on all ranks; return whether somebody waited for this ticket."""

@@ -31,6 +31,7 @@ class Replica:
         block_size: int = 4,
         vocab_size: int = 50,
         host_blocks: int = 0,
+        max_drafts: int = 0,
         **limits: Any,
     ) -> None:
         values: dict[str, Any] = {
@@ -47,6 +48,7 @@ class Replica:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.host_blocks = host_blocks
+        self.max_drafts = max_drafts
         self.time_ns = 0
         self.epoch = 0
         self.asked: dict[int, Asked] = {}
@@ -61,7 +63,9 @@ class Replica:
         self.worker = SimulatedWorker(
             self.epoch, self.num_blocks, self.block_size, self.vocab_size, self.host_blocks
         )
-        self.core.begin_epoch(self.epoch, self.num_blocks, self.block_size, self.host_blocks)
+        self.core.begin_epoch(
+            self.epoch, self.num_blocks, self.block_size, self.host_blocks, self.max_drafts
+        )
         self.collect()
 
     def end_epoch(self) -> None:
@@ -111,7 +115,7 @@ class Replica:
         if not self.in_flight:
             return False
         result = self.in_flight.popleft().result
-        self.core.advance(result.step, result.tokens, result.logprobs)
+        self.core.advance(result.step, result.tokens, result.logprobs, counts=result.counts)
         self.collect()
         return True
 

@@ -151,7 +151,9 @@ class Frontend(Peer):
         assert at == len(tokens)
 
 
-def worker_loop(endpoint: str, token: bytes, rank: int, num_ranks: int, num_blocks: int) -> str:
+def worker_loop(
+    endpoint: str, token: bytes, rank: int, num_ranks: int, num_blocks: int, max_drafts: int
+) -> str:
     """Serve one epoch as a worker; return the reason of the Shutdown."""
     peer = Peer(endpoint)
     peer.send(
@@ -165,6 +167,7 @@ def worker_loop(endpoint: str, token: bytes, rank: int, num_ranks: int, num_bloc
             num_blocks,
             BLOCK_SIZE,
             b"program",
+            max_drafts=max_drafts,
         )
     )
     worker: SimulatedWorker | None = None
@@ -188,7 +191,9 @@ def worker_loop(endpoint: str, token: bytes, rank: int, num_ranks: int, num_bloc
                 raise SystemExit(f"refused: {message.message}")
 
 
-def start_worker(run: Run, rank: int = 0, num_blocks: int = 200) -> "subprocess.Popen[bytes]":
+def start_worker(
+    run: Run, rank: int = 0, num_blocks: int = 200, max_drafts: int = 0
+) -> "subprocess.Popen[bytes]":
     """Start a worker process."""
     arguments = [
         run.config.worker_endpoint,
@@ -196,6 +201,7 @@ def start_worker(run: Run, rank: int = 0, num_blocks: int = 200) -> "subprocess.
         str(rank),
         str(run.config.num_ranks),
         str(num_blocks),
+        str(max_drafts),
     ]
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": here + os.pathsep + os.environ.get("PYTHONPATH", "")}
@@ -203,5 +209,5 @@ def start_worker(run: Run, rank: int = 0, num_blocks: int = 200) -> "subprocess.
 
 
 if __name__ == "__main__":
-    where, secret, own_rank, ranks, blocks = sys.argv[1:]
-    worker_loop(where, bytes.fromhex(secret), int(own_rank), int(ranks), int(blocks))
+    where, secret, *numbers = sys.argv[1:]
+    worker_loop(where, bytes.fromhex(secret), *map(int, numbers))

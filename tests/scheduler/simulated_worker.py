@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tokenspeed_core.ipc.codec import Decoder, float32_column, int32_column, read_column
 from tokenspeed_core.ipc.messages import (
+    ROW_DRAFTS,
     ROW_HAS_TOKENS,
     ROW_SAMPLES,
     StepAck,
@@ -88,6 +89,8 @@ class SimulatedWorker:
         self.slots: dict[int, Slot] = {}
         self.computed_tokens = 0
         self.largest_step = 0
+        self.acceptance: tuple[int, ...] = ()  # of each row's drafts, over and over
+        self.verified_rows = 0
         self.nan_when: tuple[int, ...] = ()  # histories ending so have logits that are not finite
 
     def apply(self, frame: bytes, digest: bytes) -> Report:
@@ -102,13 +105,14 @@ class SimulatedWorker:
         self._append_blocks(plan)
         self._share(plan)
         self._start_copies(plan)
-        tokens, logprobs, asked = self._run(plan)
+        tokens, logprobs, counts, asked = self._run(plan)
         result = StepResult(
             plan.epoch,
             plan.step,
             digest,
             int32_column(tokens),
             float32_column(logprobs) if asked else b"",
+            int32_column(counts) if any(count != 1 for count in counts) else b"",
         )
         ack = StepAck(plan.epoch, plan.step, digest, siphash128(digest, result.tokens))
         return Report(result, ack)
@@ -199,7 +203,7 @@ class SimulatedWorker:
             mine = place.blocks[: place.group_blocks]
             assert leading.setdefault(place.group, mine) == mine, "a group that shares nothing"
 
-    def _run(self, plan: StepPlan) -> tuple[list[int], list[float], bool]:
+    def _run(self, plan: StepPlan) -> tuple[list[int], list[float], list[int], bool]:
         rows = list(
             zip(
                 read_column("i", plan.rows),
@@ -228,7 +232,11 @@ class SimulatedWorker:
             else:
                 assert place.last_token is not None
                 inputs = [place.last_token]
+                if flags & ROW_DRAFTS:
+                    # What is accepted is written when it is verified; the rest stays wrong.
+                    inputs += [self.vocab_size] * (length - 1)
             assert len(inputs) == length
+            context = place.context
             for token in inputs:
                 block, offset = divmod(place.context, self.block_size)
                 cell = (place.blocks[block], offset)
@@ -236,23 +244,43 @@ class SimulatedWorker:
                 written.add(cell)
                 self.cells[cell[0]][offset] = token
                 place.context += 1
+            if flags & ROW_DRAFTS:
+                place.context = context + 1
             self.computed_tokens += length
         assert at == len(prompt)
 
         tokens: list[int] = []
         logprobs: list[float] = []
+        counts: list[int] = []
         asked = False
-        for slot, _, flags in rows:
+        for slot, length, flags in rows:
             if not flags & ROW_SAMPLES:
                 continue
             place = self.slots[slot]
-            history = self._history(place)
-            place.last_token = sample(history, place.seed, self.vocab_size)
-            broken = bool(self.nan_when) and tuple(history[-len(self.nan_when) :]) == self.nan_when
-            tokens.append(-1 if broken else place.last_token)
-            logprobs.append(-1.0 / (1 + len(history)))
+            accepted = self._accepted(place, length) if flags & ROW_DRAFTS else 0
+            counts.append(1 + accepted)
+            for i in range(1 + accepted):
+                if i > 0:
+                    block, offset = divmod(place.context, self.block_size)
+                    assert place.last_token is not None
+                    self.cells[place.blocks[block]][offset] = place.last_token
+                    place.context += 1
+                history = self._history(place)
+                place.last_token = sample(history, place.seed, self.vocab_size)
+                ending = tuple(history[-len(self.nan_when) :])
+                broken = bool(self.nan_when) and ending == self.nan_when
+                tokens.append(-1 if broken else place.last_token)
+                logprobs.append(-1.0 / (1 + len(history)))
             asked = asked or place.logprobs
-        return tokens, logprobs, asked
+        return tokens, logprobs, counts, asked
+
+    def _accepted(self, place: Slot, width: int) -> int:
+        """How many of the row's drafts were right."""
+        self.verified_rows += 1
+        if self.acceptance:
+            right = self.acceptance[(self.verified_rows - 1) % len(self.acceptance)]
+            return min(right, width - 1)
+        return (place.context * 7 + (place.last_token or 0)) % width
 
     def _history(self, place: Slot) -> list[int]:
         history = []

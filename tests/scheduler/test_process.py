@@ -264,6 +264,7 @@ def test_a_wrong_hello_is_refused(run: Run, fields: dict[str, Any], code: int) -
         ({"rank": 1, "program_hash": b"other"}, RefusalCode.SHAPE),
         ({"rank": 1, "num_blocks": 1}, RefusalCode.SHAPE),
         ({"rank": 1, "num_blocks": 2**60}, RefusalCode.SHAPE),
+        ({"rank": 1, "max_drafts": -1}, RefusalCode.SHAPE),
     ],
 )
 def test_ranks_must_agree(tmp_path: Path, fields: dict[str, Any], code: int) -> None:

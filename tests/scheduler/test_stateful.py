@@ -37,6 +37,7 @@ class Schedule(RuleBasedStateMachine):
         max_slots=st.integers(1, 5),
         budget=st.integers(0, 12),
         depth=st.integers(1, 3),
+        max_drafts=st.sampled_from([0, 0, 1, 3]),
         chunk=st.sampled_from([0, 0, 1, 3, 7]),
         caching=st.booleans(),
         host_blocks=st.sampled_from([0, 3, 30]),

@@ -75,14 +75,16 @@ class Core {
   using ReportTuple = std::tuple<int64_t, uint64_t, int, int, int, int, int, bool>;
   std::vector<ReportTuple> reports;  // likewise
 
-  void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks) {
+  void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks, int max_drafts) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
     if (epoch <= epoch_.value) {
       throw SchedulerError("epoch " + std::to_string(epoch) + " after " +
                            std::to_string(epoch_.value) + "; epochs ascend");
     }
-    const plan::EpochShape shape{
-        .num_blocks = num_blocks, .block_size = block_size, .host_blocks = host_blocks};
+    const plan::EpochShape shape{.num_blocks = num_blocks,
+                                 .block_size = block_size,
+                                 .host_blocks = host_blocks,
+                                 .max_drafts = max_drafts};
     Require(shape.Validate());
     epoch_ = Epoch{epoch};
     digest_ = wire::FirstDigest(epoch_);
@@ -200,6 +202,8 @@ py::dict StatsOf(const plan::Scheduler& scheduler) {
   stats["finished"] = counters.finished;
   stats["rejected"] = counters.rejected;
   stats["overrun_tokens"] = counters.overrun_tokens;
+  stats["drafted_tokens"] = counters.drafted_tokens;
+  stats["accepted_tokens"] = counters.accepted_tokens;
   stats["sessions"] = scheduler.sessions();
   stats["retained_blocks"] = scheduler.retained_blocks();
   return stats;
@@ -247,7 +251,7 @@ PYBIND11_MODULE(_scheduler, m) {
            py::arg("eviction") = "reuse", py::arg("transfer_ms") = 10'000,
            py::arg("decode_stretch") = 1.5, py::arg("ageing_ns") = 10'000'000'000)
       .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
-           py::arg("block_size"), py::arg("host_blocks") = 0)
+           py::arg("block_size"), py::arg("host_blocks") = 0, py::arg("max_drafts") = 0)
       .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
       .def(
           "submit",
@@ -301,13 +305,14 @@ PYBIND11_MODULE(_scheduler, m) {
       .def(
           "advance",
           [](Core& core, int64_t step, const std::string& tokens, const std::string& logprobs,
-             int64_t time_ns) {
+             int64_t time_ns, const std::string& counts) {
             const auto ids = ReadColumn<Token>(tokens, "tokens");
             const auto values = ReadColumn<float>(logprobs, "logprobs");
-            Require(core.scheduler().Advance(StepId{step}, ids, values, time_ns));
+            const auto of_rows = ReadColumn<int32_t>(counts, "counts");
+            Require(core.scheduler().Advance(StepId{step}, ids, values, time_ns, of_rows));
           },
           py::arg("step"), py::arg("tokens"), py::arg("logprobs") = py::bytes(),
-          py::arg("time_ns") = 0)
+          py::arg("time_ns") = 0, py::arg("counts") = py::bytes())
       .def(
           "transferred",
           [](Core& core, int32_t ticket, bool ok) {

@@ -201,7 +201,9 @@ class Server {
             .missed_new = counters.missed_new,
             .missed_evicted = counters.missed_evicted,
             .missed_salted = counters.missed_salted,
-            .missed_diverged = counters.missed_diverged};
+            .missed_diverged = counters.missed_diverged,
+            .drafted_tokens = counters.drafted_tokens,
+            .accepted_tokens = counters.accepted_tokens};
   }
 
   int Goodbye() {

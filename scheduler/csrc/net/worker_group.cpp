@@ -81,6 +81,11 @@ std::optional<plan::Rejection> WorkerGroup::Misfit(const wire::Hello& hello) con
                            std::to_string(hello.host_blocks) + " host blocks of " +
                                std::to_string(hello.block_size) + " tokens are out of range"};
   }
+  if (hello.max_drafts < 0) {
+    return plan::Rejection{RefusalCode::kShape, "max_drafts is " +
+                                                    std::to_string(hello.max_drafts) +
+                                                    "; 0 is a worker that drafts nothing"};
+  }
   for (const auto& other : workers_) {
     if (!other) continue;
     if (other->block_size != hello.block_size) {
@@ -121,7 +126,8 @@ void WorkerGroup::Greet(const Identity& from, const wire::Hello& hello) {
                                                      hello.num_blocks,
                                                      hello.block_size,
                                                      hello.program_hash.bytes,
-                                                     hello.host_blocks};
+                                                     hello.host_blocks,
+                                                     hello.max_drafts};
   Log("worker " + hello.name + " joined as rank " + std::to_string(hello.rank));
   if (std::ranges::all_of(workers_, [](const auto& worker) { return worker.has_value(); })) {
     BeginEpoch();
@@ -133,9 +139,11 @@ void WorkerGroup::Greet(const Identity& from, const wire::Hello& hello) {
 void WorkerGroup::BeginEpoch() {
   int64_t blocks = workers_.front()->num_blocks;
   int64_t host_blocks = workers_.front()->host_blocks;
+  int64_t drafts = plan::EpochShape::kMostDrafts;
   for (const auto& worker : workers_) {
     blocks = std::min(blocks, worker->num_blocks);
     host_blocks = std::min(host_blocks, worker->host_blocks);
+    drafts = std::min(drafts, worker->max_drafts);
   }
   num_blocks_ = static_cast<int>(blocks);
   block_size_ = static_cast<int>(workers_.front()->block_size);
@@ -146,7 +154,8 @@ void WorkerGroup::BeginEpoch() {
   tickets_.Reset(epoch_);
   scheduler_.BeginEpoch(epoch_, {.num_blocks = num_blocks_,
                                  .block_size = block_size_,
-                                 .host_blocks = static_cast<int32_t>(host_blocks)});
+                                 .host_blocks = static_cast<int32_t>(host_blocks),
+                                 .max_drafts = static_cast<int32_t>(drafts)});
   Log("epoch " + std::to_string(epoch_.value) + " begins with " + std::to_string(workers_.size()) +
       " ranks and " + std::to_string(num_blocks_ - 1) + " KV blocks of " +
       std::to_string(block_size_) + " tokens, " + std::to_string(host_blocks) + " host blocks");
@@ -190,9 +199,9 @@ void WorkerGroup::TakeResult(int rank, wire::StepResult result) {
   if (rank != 0 || result.digest.bytes.size() != 16) {
     return session_.Drop("a malformed step result from rank " + std::to_string(rank));
   }
-  const auto verdict = quorum_.Result(Epoch{result.epoch}, StepId{result.step},
-                                      Hash128::From(wire::AsBytes(result.digest.bytes)),
-                                      std::move(result.tokens), std::move(result.logprobs));
+  const auto verdict = quorum_.Result(
+      Epoch{result.epoch}, StepId{result.step}, Hash128::From(wire::AsBytes(result.digest.bytes)),
+      std::move(result.tokens), std::move(result.logprobs), std::move(result.counts));
   if (verdict == plan::StepQuorum::Verdict::kIgnored) {
     return session_.Drop("a result of step " + std::to_string(result.step) + " of epoch " +
                          std::to_string(result.epoch) + " that nobody waits for");
@@ -242,7 +251,8 @@ void WorkerGroup::RetireSteps() {
     if (!popped.ok()) return EndEpoch(popped.error().message);
     const std::optional<plan::CompleteStep>& step = popped.value();
     if (!step) break;
-    const Status advanced = scheduler_.Advance(step->step, step->tokens, step->logprobs, start);
+    const Status advanced =
+        scheduler_.Advance(step->step, step->tokens, step->logprobs, start, step->counts);
     if (!advanced.ok()) return EndEpoch(advanced.error().message);
     retired_ = step->step;
   }

@@ -46,6 +46,7 @@ class WorkerGroup {
     int64_t block_size = 0;
     std::string program_hash;
     int64_t host_blocks = 0;
+    int64_t max_drafts = 0;
   };
 
   template <class Message>

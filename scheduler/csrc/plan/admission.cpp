@@ -18,12 +18,12 @@ constexpr int kMostGuests = 8;  // running at a time, and looked at behind a hea
 
 }  // namespace
 
-int Scheduler::PrefillBudget() const {
+int Scheduler::PrefillBudget(int decode_rows) const {
   int context = 0;
   if (!prefilling_.empty()) {
     context = std::get_if<fsm::Prefilling>(&prefilling_.front()->state)->context;
   }
-  return cadence_.PrefillBudget(batch_.size(), context, limits_.decode_stretch);
+  return cadence_.PrefillBudget(decode_rows, context, limits_.decode_stretch);
 }
 
 Request& Scheduler::Head(TimeNs now) {

@@ -10,6 +10,7 @@
 namespace tokenspeed::plan {
 
 void Scheduler::Settle(Request& request, fsm::Decoding& state) {
+  if (max_drafts_ > 0) return;  // its state hears of every row
   if (batch_.Has(state.slot)) {
     On(state, fsm::RowsPlanned{.rows = batch_.Lag(state.slot, last_step_),
                                .width = 1,
@@ -29,7 +30,7 @@ int Scheduler::BatchRows(const Request& request, const fsm::Decoding& state) con
 
 void Scheduler::JoinBatch(Request& request) {
   const auto& state = *std::get_if<fsm::Decoding>(&request.state);
-  if (state.context >= request.limit - 1) return;
+  if (max_drafts_ > 0 || state.context >= request.limit - 1) return;
   batch_.Join(state.slot, last_step_, BatchRows(request, state));
   batch_logprobs_ += request.sampling.logprobs;
 }

@@ -18,7 +18,8 @@ void Scheduler::DescribeRequest(std::ostream& out, const Request& request) const
   out << "request " << request.name.client.value << '.' << request.name.id << " known "
       << request.known() << " limit " << request.limit << " admitted " << request.admitted
       << " preempted " << std::min(request.preemptions, kWorn) << " guest " << request.guest
-      << " cached " << request.cached_tokens << ' ';
+      << " cached " << request.cached_tokens << " drafts " << request.drafts.Next(max_drafts_)
+      << ' ';
   std::visit(
       [&]<class S>(const S& state) {
         out << S::kName;
@@ -71,6 +72,7 @@ void Scheduler::Describe(std::ostream& out) const {
   for (const InFlightStep& step : in_flight_) {
     out << "\nstep " << last_step_.value - step.step.value;
     for (const int32_t slot : step.slots) out << ' ' << slot;
+    for (const int32_t width : step.widths) out << " x" << width;
   }
   const auto head = waiting_.begin();
   const bool tried = head != waiting_.end() && blocked_.head == head->second->arrival;

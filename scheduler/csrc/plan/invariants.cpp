@@ -16,6 +16,18 @@ Status Scheduler::VerifyDecoding(const Request& request, const fsm::Decoding& st
     return Broken(name, " has context ", context, " and ", request.known(), " known, ",
                   in_flight_.size(), " steps in flight");
   }
+  if (max_drafts_ > 0) {
+    if (batch_.size() > 0) return Broken("the batch has rows beside drafts");
+    if (context != request.known() - 1 + state.overlap.rows()) {
+      return Broken(name, " has context ", context, ", ", request.known(), " known and ",
+                    state.overlap.rows(), " rows in flight");
+    }
+    if (Covered(state) < 0 || state.ceiling() > request.limit - 1) {
+      return Broken(name, " may reach ", state.ceiling(), " tokens of ", request.limit, " in ",
+                    state.table.size(), " blocks");
+    }
+    return Ok{};
+  }
   const bool stalled = std::ranges::count(stalled_, state.slot) > 0;
   const bool over = !batch_.Has(state.slot) && context >= request.limit - 1;
   if (batch_.Has(state.slot) + stalled + over != 1) {

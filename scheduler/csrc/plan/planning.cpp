@@ -19,27 +19,36 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   if (transfers_) transfers_->Begin(now);
   short_rows_.clear();
   long_rows_.clear();
+  drafting_.clear();
 
-  PlanDecodes();
-  int budget = std::min(limits_.max_step_tokens - batch_.size(), PrefillBudget());
+  if (max_drafts_ > 0) {
+    PlanLastTokens();
+  } else {
+    PlanDecodes();
+  }
+  const int decodes = batch_.size() + static_cast<int>(drafting_.size());
+  const int spare = limits_.max_step_tokens - decodes;
+  const int chunks = std::min(spare, PrefillBudget(decodes));
+  int budget = chunks;
   for (size_t i = 0; i < prefilling_.size();) {
     Request* request = prefilling_[i];
     PlanChunk(*request, budget);
     if (i < prefilling_.size() && prefilling_[i] == request) ++i;
   }
   Admit(now, budget);
+  if (max_drafts_ > 0) PlanDrafts(spare - (chunks - budget));
   const bool copies = transfers_ && transfers_->ready();
   if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) return nullptr;
 
   InFlightStep& step = in_flight_.emplace_back();
-  if (!spare_slots_.empty()) {
-    step.slots = std::move(spare_slots_.back());
-    spare_slots_.pop_back();
+  if (!spare_steps_.empty()) {
+    step = std::move(spare_steps_.back());
+    spare_steps_.pop_back();
   }
   last_step_ = StepId{last_step_.value + 1};
   step.step = last_step_;
   step.planned = now;
-  step.work.decode_rows = batch_.size();
+  step.work = {.decode_rows = decodes};
   WriteDecodes(step);
   WriteRows(short_rows_, step);
   WriteRows(long_rows_, step);
@@ -220,6 +229,7 @@ void Scheduler::WriteRows(const std::vector<Row>& rows, InFlightStep& step) {
     }
     if (row.flags & kRowSamples) {
       step.slots.push_back(row.slot.value);
+      if (max_drafts_ > 0) step.widths.push_back(row.flags & kRowDrafts ? row.length : 1);
       step.wants_logprobs |= row.request->sampling.logprobs;
       JoinBatch(*row.request);
     }

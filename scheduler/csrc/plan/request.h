@@ -11,6 +11,7 @@
 #include "base/ids.h"
 #include "fsm/states.h"
 #include "kv/hash_chain.h"
+#include "plan/draft_width.h"
 #include "plan/rank.h"
 
 namespace tokenspeed::plan {
@@ -110,6 +111,7 @@ struct alignas(64) Request {
   int32_t priority = 0;
   Rank rank;  // changes only off the queue and off the slots
   Arrival arrival;
+  DraftWidth drafts;
   Tenancy former;  // of its last slot, while rows of it are in flight
   Sampling sampling;
   TimeNs submitted = 0;

@@ -10,17 +10,33 @@ namespace tokenspeed::plan {
 
 using fsm::FinishReason;
 
-Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
-                          std::span<const float> logprobs, TimeNs now) {
+Status Scheduler::ValidateResult(StepId step, std::span<const Token> tokens,
+                                 std::span<const float> logprobs,
+                                 std::span<const int32_t> counts) const {
   if (in_flight_.empty() || in_flight_.front().step != step) {
     return Error{"a result of step " + std::to_string(step.value) +
                  ", which is not the oldest in flight"};
   }
-  InFlightStep& done = in_flight_.front();
-  if (tokens.size() != done.slots.size()) {
+  const InFlightStep& done = in_flight_.front();
+  if (!counts.empty() && counts.size() != done.slots.size()) {
+    return Error{"step " + std::to_string(step.value) + " sampled " +
+                 std::to_string(done.slots.size()) + " rows, its result has counts of " +
+                 std::to_string(counts.size())};
+  }
+  size_t expected = counts.empty() ? done.slots.size() : 0;
+  for (size_t row = 0; row < counts.size(); ++row) {
+    const int32_t width = done.widths.empty() ? 1 : done.widths[row];
+    if (counts[row] < 1 || counts[row] > width) {
+      return Error{"step " + std::to_string(step.value) + " counts " + std::to_string(counts[row]) +
+                   " tokens of row " + std::to_string(row) + ", which has 1 to " +
+                   std::to_string(width)};
+    }
+    expected += static_cast<size_t>(counts[row]);
+  }
+  if (tokens.size() != expected) {
     return Error{"step " + std::to_string(step.value) + " sampled " +
                  std::to_string(done.slots.size()) + " rows, its result has " +
-                 std::to_string(tokens.size()) + " tokens"};
+                 std::to_string(tokens.size()) + " tokens, not " + std::to_string(expected)};
   }
   if (logprobs.size() != tokens.size() && (done.wants_logprobs || !logprobs.empty())) {
     return Error{"step " + std::to_string(step.value) + " has " + std::to_string(tokens.size()) +
@@ -32,25 +48,44 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
                  std::to_string(token) + " outside the vocabulary of " +
                  std::to_string(limits_.vocab_size)};
   }
+  return Ok{};
+}
+
+Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
+                          std::span<const float> logprobs, TimeNs now,
+                          std::span<const int32_t> counts) {
+  if (Status valid = ValidateResult(step, tokens, logprobs, counts); !valid.ok()) return valid;
+  InFlightStep done = std::move(in_flight_.front());
+  in_flight_.pop_front();
   // The workers run one step after the other.
   if (now > 0) cadence_.Observe(done.work, now - std::max(done.planned, last_done_));
   last_done_ = now;
-  std::vector<int32_t> slots = std::move(done.slots);
-  in_flight_.pop_front();
   pool_->Retired(step);
   ++counters_.steps;
   constexpr size_t kAhead = 8;  // rows whose requests are on their way from memory
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (i + kAhead < tokens.size()) __builtin_prefetch(slot(SlotId{slots[i + kAhead]}).request);
-    Request& request = TenantOf(SlotId{slots[i]}, step);
+  size_t at = 0;                // in `tokens`
+  for (size_t i = 0; i < done.slots.size(); ++i) {
+    if (i + kAhead < done.slots.size()) {
+      __builtin_prefetch(slot(SlotId{done.slots[i + kAhead]}).request);
+    }
+    Request& request = TenantOf(SlotId{done.slots[i]}, step);
+    const float* logprob = logprobs.empty() ? nullptr : &logprobs[at];
+    if (!done.widths.empty()) {
+      const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
+      RunArrived(request, tokens.subspan(at, count), logprob, done.widths[i]);
+      at += count;
+      continue;
+    }
+    const Token token = tokens[at++];
     if (std::holds_alternative<fsm::Ending>(request.state)) {
       ThrowAway(request);
       continue;
     }
-    Arrived(request, tokens[i], logprobs.empty() ? nullptr : &logprobs[i]);
+    Arrived(request, token, logprob);
   }
-  slots.clear();
-  spare_slots_.push_back(std::move(slots));
+  done.slots.clear();
+  done.widths.clear();
+  spare_steps_.push_back(std::move(done));
   return Ok{};
 }
 
@@ -87,7 +122,11 @@ void Scheduler::ThrowAway(Request& request) {
 void Scheduler::RetireRow(Request& request) {
   auto& state = *std::get_if<fsm::Ending>(&request.state);
   On(state, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
-  if (!state.overlap.empty()) return;
+  SettleEnding(request);
+}
+
+void Scheduler::SettleEnding(Request& request) {
+  if (!std::get_if<fsm::Ending>(&request.state)->overlap.empty()) return;
   const Status settled = fsm::Apply(request.state, fsm::Settle{});
   TS_CHECK(settled.ok(), "last row of request " << request.arrival.value);
   std::erase_if(ending_, [&](const auto& other) { return other.get() == &request; });
@@ -106,18 +145,19 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   auto* preempted = std::get_if<fsm::Preempted>(&request.state);
   if (preempted != nullptr) On(*preempted, fsm::RowsRetired{1, 1, 1, pool_->block_size()});
   if (token < 0) {
-    // Whatever made the logits so may be in its KV: nobody else shall read it.
     auto* decoding = std::get_if<fsm::Decoding>(&request.state);
-    if (decoding != nullptr) {
-      LeaveBatch(request, *decoding);
-      ForgetStored(decoding->table);
-      decoding->table.Forget();
-    }
+    if (decoding != nullptr) ForgetWritten(request, *decoding);
     End(request, FinishReason::kNumeric);
     // A state that decodes counts its rows by the tokens that are known, and this one brought none.
     if (decoding != nullptr) RetireRow(request);
     return;
   }
+  const FinishReason reason = Deliver(request, token, logprob);
+  if (reason != FinishReason::kNone) return Remove(request, reason);
+  if (preempted != nullptr) ReturnIfWhole(request);
+}
+
+FinishReason Scheduler::Deliver(Request& request, Token token, const float* logprob) {
   if (request.known() == request.prompt_tokens) Explain(request);
   request.tokens.push_back(token);
   ++counters_.generated_tokens;
@@ -132,12 +172,21 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   } else if (request.known() >= request.limit) {
     event.reason = FinishReason::kLength;
   }
-  if (event.reason != FinishReason::kNone) {
-    Remove(request, event.reason);
-  } else if (preempted != nullptr && preempted->overlap.empty()) {
-    std::erase(preempted_, &request);
-    Requeue(request);
-  }
+  return event.reason;
+}
+
+void Scheduler::ForgetWritten(Request& request, fsm::Decoding& state) {
+  // Whatever made the logits so may be in its KV.
+  LeaveBatch(request, state);
+  ForgetStored(state.table);
+  state.table.Forget();
+}
+
+void Scheduler::ReturnIfWhole(Request& request) {
+  const auto* preempted = std::get_if<fsm::Preempted>(&request.state);
+  if (preempted == nullptr || !preempted->overlap.empty()) return;
+  std::erase(preempted_, &request);
+  Requeue(request);
 }
 
 }  // namespace tokenspeed::plan

@@ -198,6 +198,7 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
   TS_CHECK(shape.Validate().ok(), "the shape of epoch " << epoch.value << " was not validated");
   epoch_ = epoch;
   last_step_ = StepId{};
+  max_drafts_ = shape.max_drafts;
   pool_ =
       std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
                                       limits_.evict_by_reuse ? &retention_ : nullptr);

@@ -72,7 +72,9 @@ struct Counters {
   int64_t stored_blocks = 0;     // to the host tier
   int64_t loaded_blocks = 0;     // and back
   int64_t failed_transfers = 0;  // tickets that failed or took too long
-  int64_t missed_new = 0;        // prompt tokens by MissReport's reasons
+  int64_t drafted_tokens = 0;
+  int64_t accepted_tokens = 0;  // of them
+  int64_t missed_new = 0;       // prompt tokens by MissReport's reasons
   int64_t missed_evicted = 0;
   int64_t missed_salted = 0;
   int64_t missed_diverged = 0;
@@ -108,12 +110,12 @@ class Scheduler {
   // The next step, valid until the next call; null if there is nothing to do now.
   const StepPlan* Plan(TimeNs now);
 
-  // The oldest step in flight is done. `tokens`: one for each sampling row, -1 for logits that
-  // were not finite; `logprobs` beside them, or empty if no row asked. An error (the workers broke
-  // the contract, the epoch must end) changes nothing. `now`: when the step was done, on the clock
-  // of Plan; 0 if nobody knows.
+  // The oldest step in flight is done. `tokens`: those of each sampling row, -1 for logits that
+  // were not finite; `logprobs` beside them, or empty if no row asked; `counts`: the tokens of each
+  // row, or empty for one each. An error (the workers broke the contract, the epoch must end)
+  // changes nothing. `now`: when the step was done, on the clock of Plan; 0 if nobody knows.
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
-                 TimeNs now = 0);
+                 TimeNs now = 0, std::span<const int32_t> counts = {});
 
   // A transfer of the running epoch has ended on all ranks. False: nobody waits for this ticket.
   bool Transferred(TicketId ticket, bool ok);
@@ -165,7 +167,8 @@ class Scheduler {
     TimeNs planned = 0;
     bool wants_logprobs = false;
     StepWork work;
-    std::vector<int32_t> slots;  // of the rows that sample, in their order
+    std::vector<int32_t> slots;   // of the rows that sample, in their order
+    std::vector<int32_t> widths;  // tokens that they bring at most; empty: one each
   };
   // A row of the plan that is being made: tokens of the known history.
   struct Row {
@@ -194,6 +197,18 @@ class Scheduler {
   void LeaveBatch(Request& request, fsm::Decoding& state);
   int BatchRows(const Request& request, const fsm::Decoding& state) const;
 
+  // Decoding with drafts.
+  // Finds the requests that get a row in this step, and a block for its token.
+  void PlanLastTokens();
+  // Their rows, with up to `budget` drafts.
+  void PlanDrafts(int budget);
+  // Tokens that the next row can bring: of the answer, and with the blocks that are there.
+  int MostTokens(const Request& request, const fsm::Decoding& state) const;
+  int Covered(const fsm::Decoding& state) const;
+  bool GrowSpare(fsm::Decoding& state);
+  void RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
+                  int width);
+
   // Planning.
   void PlanChunk(Request& request, int& budget);
   void FindPrefix(Request& request);
@@ -203,7 +218,7 @@ class Scheduler {
   // Takes the request off its slot; it runs again later from what is known of it.
   void Withdraw(Request& request);
   // Tokens that the cadence of those who decode leaves for prefill.
-  int PrefillBudget() const;
+  int PrefillBudget(int decode_rows) const;
 
   // Admission and preemption.
   void Admit(TimeNs now, int& budget);
@@ -261,7 +276,15 @@ class Scheduler {
   // Results and ends.
   template <class Matches>
   void AbortIf(Matches matches);
+  Status ValidateResult(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
+                        std::span<const int32_t> counts) const;
   void Arrived(Request& request, Token token, const float* logprob);
+  // A token of a request that has not ended, and its event; the reason if it is the last.
+  fsm::FinishReason Deliver(Request& request, Token token, const float* logprob);
+  // Nobody shall read what this request has written.
+  void ForgetWritten(Request& request, fsm::Decoding& state);
+  // Queues a preempted request whose tokens are all in.
+  void ReturnIfWhole(Request& request);
   // Ends a request with an event of its own.
   void End(Request& request, fsm::FinishReason reason);
   // Takes a request that has ended out of everything.
@@ -273,6 +296,7 @@ class Scheduler {
   // A row of a request that has ended is back.
   void ThrowAway(Request& request);
   void RetireRow(Request& request);
+  void SettleEnding(Request& request);
   TokenEvent& AddEvent(const Request& request);
   void Explain(const Request& request);
 
@@ -297,6 +321,7 @@ class Scheduler {
   std::vector<Request*> prefilling_;  // of running_, in its order
   DecodeBatch batch_;                 // of running_, those that get a token in each step
   int batch_logprobs_ = 0;            // requests of the batch that want logprobs
+  int max_drafts_ = 0;                // of the epoch; if any, the batch is empty
   std::vector<SlotId> stalled_;       // decoding, wait for a block
   std::vector<Request*> preempted_;
   std::vector<std::unique_ptr<Request>> ending_;  // over for their clients; rows are in flight
@@ -306,7 +331,7 @@ class Scheduler {
   std::vector<SlotId> free_slots_;
   std::vector<int32_t> removed_slots_;  // for the next plan
   std::deque<InFlightStep> in_flight_;
-  std::vector<std::vector<int32_t>> spare_slots_;
+  std::vector<InFlightStep> spare_steps_;  // their memory
 
   // Admission of the head is tried again only when something that could help it has changed.
   struct Blocked {
@@ -324,8 +349,9 @@ class Scheduler {
   TimeNs last_done_ = 0;
 
   StepPlan plan_;
-  std::vector<SlotId> due_;      // rows of the batch to look at in this step
-  std::vector<SlotId> grown_;    // decoding slots that got a block in this step
+  std::vector<SlotId> due_;    // rows of the batch to look at in this step
+  std::vector<SlotId> grown_;  // decoding slots that got a block in this step
+  std::vector<Request*> drafting_;
   std::vector<Row> short_rows_;  // of one token: they stand before the longer ones
   std::vector<Row> long_rows_;
   std::vector<TokenEvent> events_;

@@ -24,12 +24,14 @@ StepQuorum::Pending* StepQuorum::Find(Epoch epoch, StepId step, const Hash128& d
 }
 
 StepQuorum::Verdict StepQuorum::Result(Epoch epoch, StepId step, const Hash128& digest,
-                                       std::vector<Token> tokens, std::vector<float> logprobs) {
+                                       std::vector<Token> tokens, std::vector<float> logprobs,
+                                       std::vector<int32_t> counts) {
   Pending* pending = Find(epoch, step, digest);
   if (pending == nullptr || pending->has_result) return Verdict::kIgnored;
   pending->has_result = true;
   pending->tokens = std::move(tokens);
   pending->logprobs = std::move(logprobs);
+  pending->counts = std::move(counts);
   return Verdict::kTaken;
 }
 
@@ -55,7 +57,8 @@ Result<std::optional<CompleteStep>> StepQuorum::Pop() {
                  " sampled other tokens than rank 0 reports in step " +
                  std::to_string(front.step.value)};
   }
-  CompleteStep complete{front.step, std::move(front.tokens), std::move(front.logprobs)};
+  CompleteStep complete{front.step, std::move(front.tokens), std::move(front.logprobs),
+                        std::move(front.counts)};
   pending_.pop_front();
   return std::optional<CompleteStep>(std::move(complete));
 }

@@ -18,6 +18,7 @@ struct CompleteStep {
   StepId step;
   std::vector<Token> tokens;
   std::vector<float> logprobs;
+  std::vector<int32_t> counts;
 };
 
 class StepQuorum {
@@ -31,7 +32,7 @@ class StepQuorum {
   // kIgnored: late, twice, of another epoch or of another plan; count it and go on.
   enum class Verdict { kTaken, kIgnored };
   Verdict Result(Epoch epoch, StepId step, const Hash128& digest, std::vector<Token> tokens,
-                 std::vector<float> logprobs);
+                 std::vector<float> logprobs, std::vector<int32_t> counts = {});
   Verdict Ack(int rank, Epoch epoch, StepId step, const Hash128& digest, const Hash128& token_hash);
 
   // The oldest step if it is complete, nothing if it is not; an error if ranks disagree about the
@@ -45,6 +46,7 @@ class StepQuorum {
     bool has_result = false;
     std::vector<Token> tokens;
     std::vector<float> logprobs;
+    std::vector<int32_t> counts;
     std::vector<std::optional<Hash128>> acks;
     int acked = 0;
   };

@@ -36,12 +36,14 @@ void ForEachField(Event& event, Visit visit) {
   } else if constexpr (std::is_same_v<T, AbortClient>) {
     visit(event.client.value);
   } else if constexpr (std::is_same_v<T, BeginEpoch>) {
-    auto& [num_blocks, block_size, host_blocks] = event.shape;
+    auto& [num_blocks, block_size, host_blocks, max_drafts] = event.shape;
     visit(event.epoch.value), visit(num_blocks), visit(block_size), visit(host_blocks);
+    visit(max_drafts);
   } else if constexpr (std::is_same_v<T, Plan>) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
     visit(event.step.value), visit(event.tokens), visit(event.logprobs), visit(event.now);
+    visit(event.counts);
   } else if constexpr (std::is_same_v<T, Hint>) {
     visit(event.salt), visit(event.session), visit(event.action), visit(event.now);
     visit(event.ttl);
@@ -148,6 +150,7 @@ struct Narrator {
     text << "begin epoch " << event.epoch.value << ": " << shape.num_blocks << " blocks of "
          << shape.block_size << " tokens";
     if (shape.host_blocks > 0) text << ", " << shape.host_blocks << " host blocks";
+    if (shape.max_drafts > 0) text << ", up to " << shape.max_drafts << " drafts";
   }
   void operator()(const Hint& event) {
     text << "hint " << event.action << " at " << event.now << " ns";

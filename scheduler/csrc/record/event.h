@@ -41,6 +41,7 @@ struct Advance {
   std::vector<Token> tokens;
   std::vector<float> logprobs;
   TimeNs now = 0;
+  std::vector<int32_t> counts;
 };
 struct Hint {
   std::string salt;

@@ -86,12 +86,16 @@ const plan::StepPlan* RecordedScheduler::Plan(TimeNs now) {
 void RecordedScheduler::Planned(const Hash128& digest) { Settle(digest); }
 
 Status RecordedScheduler::Advance(StepId step, std::span<const Token> tokens,
-                                  std::span<const float> logprobs, TimeNs now) {
+                                  std::span<const float> logprobs, TimeNs now,
+                                  std::span<const int32_t> counts) {
   if (box_) {
-    box_->Write(record::Advance{
-        step, {tokens.begin(), tokens.end()}, {logprobs.begin(), logprobs.end()}, now});
+    box_->Write(record::Advance{step,
+                                {tokens.begin(), tokens.end()},
+                                {logprobs.begin(), logprobs.end()},
+                                now,
+                                {counts.begin(), counts.end()}});
   }
-  Status status = Scheduler::Advance(step, tokens, logprobs, now);
+  Status status = Scheduler::Advance(step, tokens, logprobs, now, counts);
   Settle(OutcomeOf(status));
   return status;
 }

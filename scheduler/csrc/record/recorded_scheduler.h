@@ -48,7 +48,7 @@ class RecordedScheduler : private plan::Scheduler {
   // The running digest of the latest plan: its caller encodes it anyway.
   void Planned(const Hash128& digest);
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
-                 TimeNs now = 0);
+                 TimeNs now = 0, std::span<const int32_t> counts = {});
   bool Transferred(TicketId ticket, bool ok);
   void Prefetch(std::span<const Token> tokens, const std::string& salt);
   void Demote(std::span<const Token> tokens, const std::string& salt);

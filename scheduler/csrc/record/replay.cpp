@@ -131,7 +131,8 @@ Played Replay::Play(Event event, const RecordHead& head) {
   } else if (std::holds_alternative<record::EndEpoch>(event)) {
     core.EndEpoch();
   } else if (const auto* advance = std::get_if<record::Advance>(&event)) {
-    tell(core.Advance(advance->step, advance->tokens, advance->logprobs, advance->now));
+    tell(core.Advance(advance->step, advance->tokens, advance->logprobs, advance->now,
+                      advance->counts));
   } else if (const auto* transferred = std::get_if<record::Transferred>(&event)) {
     core.Transferred(transferred->ticket, transferred->ok);
   } else if (const auto* prefetch = std::get_if<record::Prefetch>(&event)) {

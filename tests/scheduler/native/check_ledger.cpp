@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// check_ledger: every interleaving of a small world, exhaustively. Two requests that share a
-// prefix, each submitted up to twice, three blocks, two steps in flight, two epochs; events are
+// check_ledger [DRAFTS]: every interleaving of a small world, exhaustively. Two requests that share
+// a prefix, each submitted up to twice, three blocks, two steps in flight, two epochs; events are
 // submit, abort, plan, retire and the loss of the workers. Breadth first over the states of core
 // and worker; a state is reached by playing its events into a fresh core. In each state all
 // invariants hold, every token is the one that its request gives alone, no block is written while
 // an earlier step may read it, and something can always go on.
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -25,7 +26,6 @@ constexpr int kBlocks = 3;
 constexpr int kBlockSize = 2;
 constexpr int kEpochs = 2;
 constexpr int kVocab = 5;
-constexpr int kMaxTokens = 2;
 constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
 
 enum Event : uint8_t { kSubmit0, kSubmit1, kAbort0, kAbort1, kPlan, kRetire, kEpoch, kEvents };
@@ -34,7 +34,7 @@ constexpr const char* kNames[] = {"submit 0", "submit 1", "abort 0", "abort 1",
 
 class World {
  public:
-  World() : scheduler_(MakeLimits()) { BeginEpoch(); }
+  explicit World(int drafts) : scheduler_(MakeLimits()), drafts_(drafts) { BeginEpoch(); }
 
   const std::string& failure() const { return failure_; }
   int live() const { return scheduler_.live(); }
@@ -84,6 +84,7 @@ class World {
     for (const Step& step : in_flight_) {
       text << " result";
       for (const Token token : step.tokens) text << ' ' << token;
+      for (const int32_t count : step.counts) text << " x" << count;
     }
     for (const auto& asked : asked_) {
       if (asked) text << " asked " << asked->left << ' ' << asked->hash;
@@ -96,11 +97,12 @@ class World {
   struct Step {
     StepId step;
     std::vector<Token> tokens;
+    std::vector<int32_t> counts;
     std::set<int32_t> touched;
   };
   struct Asked {
     uint64_t hash = 0;
-    int left = kMaxTokens;
+    int left = 0;
   };
 
   static plan::Limits MakeLimits() {
@@ -120,7 +122,8 @@ class World {
     epoch_ = Epoch{epoch_.value + 1};
     worker_ = std::make_unique<ModelWorker>(1 + kBlocks, kBlockSize, kVocab);
     in_flight_.clear();
-    scheduler_.BeginEpoch(epoch_, {.num_blocks = 1 + kBlocks, .block_size = kBlockSize});
+    scheduler_.BeginEpoch(
+        epoch_, {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_});
   }
 
   bool Submit(int which) {
@@ -130,8 +133,9 @@ class World {
     plan::Submission submission;
     submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
     submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
-    submission.max_tokens = kMaxTokens;
+    submission.max_tokens = 2 + drafts_;  // room for a row of several tokens
     Asked asked;
+    asked.left = 2 + drafts_;
     for (const Token token : submission.prompt) asked.hash = Fold(asked.hash, token);
     asked_[index] = asked;
     if (!scheduler_.Submit(std::move(submission)).ok()) Fail("a request is refused");
@@ -148,7 +152,7 @@ class World {
         if (earlier.touched.contains(block)) Fail("a block is reused before its step has retired");
       }
     }
-    in_flight_.push_back({plan->step, std::move(tokens), worker_->touched()});
+    in_flight_.push_back({plan->step, std::move(tokens), worker_->counts(), worker_->touched()});
     Hear();
     return true;
   }
@@ -157,7 +161,8 @@ class World {
     if (in_flight_.empty()) return false;
     const Step done = std::move(in_flight_.front());
     in_flight_.pop_front();
-    if (!scheduler_.Advance(done.step, done.tokens, {}).ok()) Fail("a true result is refused");
+    if (!scheduler_.Advance(done.step, done.tokens, {}, 0, done.counts).ok())
+      Fail("a true result is refused");
     Hear();
     return true;
   }
@@ -181,6 +186,7 @@ class World {
   }
 
   plan::Scheduler scheduler_;
+  int drafts_;
   Epoch epoch_;
   std::unique_ptr<ModelWorker> worker_;
   std::deque<Step> in_flight_;
@@ -201,8 +207,8 @@ std::vector<Event> PathTo(const std::vector<Origin>& states, uint32_t state) {
   return {path.rbegin(), path.rend()};
 }
 
-std::unique_ptr<World> Play(const std::vector<Event>& path) {
-  auto world = std::make_unique<World>();
+std::unique_ptr<World> Play(int drafts, const std::vector<Event>& path) {
+  auto world = std::make_unique<World>(drafts);
   for (const Event event : path) world->Take(event);
   return world;
 }
@@ -218,9 +224,9 @@ struct HashOf {
   size_t operator()(const Hash128& hash) const { return hash.low(); }
 };
 
-int Explore() {
+int Explore(int drafts) {
   std::vector<Origin> states = {{0, kEvents}};
-  std::unordered_map<Hash128, uint32_t, HashOf> seen = {{World().Fingerprint(), 0}};
+  std::unordered_map<Hash128, uint32_t, HashOf> seen = {{World(drafts).Fingerprint(), 0}};
   size_t arrows = 0;
   size_t longest = 0;
   for (uint32_t state = 0; state < states.size(); ++state) {
@@ -229,7 +235,7 @@ int Explore() {
     bool goes_on = false;
     for (int next = 0; next < kEvents; ++next) {
       const auto event = static_cast<Event>(next);
-      const std::unique_ptr<World> world = Play(path);
+      const std::unique_ptr<World> world = Play(drafts, path);
       if (!world->Take(event)) {
         if (event == kPlan) world->Check();
         if (!world->failure().empty()) return Report(world->failure(), path);
@@ -246,7 +252,8 @@ int Explore() {
       const auto id = static_cast<uint32_t>(states.size());
       if (seen.emplace(world->Fingerprint(), id).second) states.push_back({state, event});
     }
-    if (!goes_on && Play(path)->live() > 0) return Report("live requests and no way on", path);
+    if (!goes_on && Play(drafts, path)->live() > 0)
+      return Report("live requests and no way on", path);
   }
   std::printf("%zu states, %zu arrows, longest shortest path %zu: all invariants hold\n",
               states.size(), arrows, longest);
@@ -256,4 +263,4 @@ int Explore() {
 }  // namespace
 }  // namespace tokenspeed
 
-int main() { return tokenspeed::Explore(); }
+int main(int argc, char** argv) { return tokenspeed::Explore(argc > 1 ? std::atoi(argv[1]) : 0); }

@@ -42,6 +42,8 @@ class ModelWorker {
   const std::set<int32_t>& touched() const { return touched_; }
   const std::set<int32_t>& begun() const { return begun_; }
 
+  // Tokens of each sampling row of the last step.
+  const std::vector<int32_t>& counts() const { return counts_; }
   // Tickets that were started and not ended, oldest first.
   std::vector<int32_t> tickets() const {
     std::vector<int32_t> open;
@@ -93,10 +95,14 @@ class ModelWorker {
       At(plan.wait_slots[i]).waits.push_back(plan.wait_tickets[i]);
     }
     Write(plan);
+    counts_.clear();
     std::vector<Token> tokens;
     for (size_t i = 0; i < plan.rows.size(); ++i) {
       if ((plan.row_flags[i] & plan::kRowSamples) == 0) continue;
       Slot& slot = At(plan.rows[i]);
+      const bool drafts = plan.row_flags[i] & plan::kRowDrafts;
+      counts_.push_back(drafts ? Verify(slot, plan.row_tokens[i], tokens) : 1);
+      if (drafts) continue;
       slot.last = Sample(slot);
       tokens.push_back(slot.last);
     }
@@ -107,7 +113,7 @@ class ModelWorker {
   void Describe(std::ostream& out) const {
     for (const Token token : cells_) out << ' ' << token;
     for (const auto& [id, slot] : slots_) {
-      out << "\nslot " << id << ' ' << slot.context << ' ' << slot.last;
+      out << "\nslot " << id << ' ' << slot.context << ' ' << slot.reached << ' ' << slot.last;
       for (const int32_t block : slot.blocks) out << ' ' << block;
     }
     out << '\n';
@@ -117,6 +123,7 @@ class ModelWorker {
   struct Slot {
     explicit Slot(int tokens = 0) : context(tokens) {}
     int context;
+    int reached = 0;  // positions that were written, drafts too
     uint64_t seed = 0;
     std::vector<int32_t> blocks;
     Token last = -1;
@@ -240,18 +247,25 @@ class ModelWorker {
       Await(slot, plan.row_flags[i] & plan::kRowSamples);
       long_rows = long_rows || plan.row_tokens[i] > 1;
       if (long_rows && plan.row_tokens[i] == 1) Fail("a row of one token behind a long one", 1);
+      const int context = slot.context;
       for (int k = 0; k < plan.row_tokens[i]; ++k, ++slot.context) {
         const bool given = plan.row_flags[i] & plan::kRowHasTokens;
         if (given && at >= plan.prompt_tokens.size()) return Fail("prompt tokens end at", at);
         Token* cell = Cell(slot, slot.context);
         if (!written.insert(cell).second) Fail("two rows write block", slot.context / width_);
-        *cell = given ? plan.prompt_tokens[at++] : slot.last;
+        // A draft that nobody accepted is any token.
+        *cell = given ? plan.prompt_tokens[at++] : k == 0 ? slot.last : vocab_;
         if (*cell < 0) Fail("no last token in slot", plan.rows[i]);
         writers_[static_cast<size_t>(cell - cells_.data())] = slot.seed;
-        if (slot.context % width_ == 0) begun_.insert(BlockAt(slot, slot.context));
+        // Drafts that were not accepted are written again: that begins nothing.
+        if (slot.context % width_ == 0 && slot.context >= slot.reached) {
+          begun_.insert(BlockAt(slot, slot.context));
+        }
+        slot.reached = std::max(slot.reached, slot.context + 1);
       }
       for (int k = 0; k < slot.context; k += width_) touched_.insert(BlockAt(slot, k));
       total += plan.row_tokens[i];
+      if (plan.row_flags[i] & plan::kRowDrafts) slot.context = context + 1;
     }
     if (at != plan.prompt_tokens.size())
       Fail("prompt tokens left over at", static_cast<int64_t>(at));
@@ -259,6 +273,21 @@ class ModelWorker {
       Fail("nothing to do in step", plan.step.value);
     }
     largest_ = std::max(largest_, total);
+  }
+
+  // Accepts any number of the drafts: those were right, the others leave what nobody may read.
+  int32_t Verify(Slot& slot, int width, std::vector<Token>& tokens) {
+    int32_t count = 1;
+    slot.last = Sample(slot);
+    tokens.push_back(slot.last);
+    const int accepted = 1 + (slot.context * 7 + slot.last) % width;
+    for (; count < accepted; ++count) {
+      *Cell(slot, slot.context) = slot.last;
+      ++slot.context;
+      slot.last = Sample(slot);
+      tokens.push_back(slot.last);
+    }
+    return count;
   }
 
   Token Sample(const Slot& slot) {
@@ -285,6 +314,7 @@ class ModelWorker {
   std::map<int32_t, Slot> slots_;
   std::string error_;
   int largest_ = 0;
+  std::vector<int32_t> counts_;
   std::set<int32_t> touched_;
   std::set<int32_t> begun_;
 };

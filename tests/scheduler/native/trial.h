@@ -104,6 +104,7 @@ class Trial {
     Hash128 digest;
     Hash128 token_hash;
     std::vector<Token> tokens;
+    std::vector<int32_t> counts;
   };
   struct Running {
     StepId step;
@@ -142,6 +143,7 @@ class Trial {
     epoch_ = Epoch{epoch_.value + 1};
     const int width = 1 + static_cast<int>(shape % 5);
     const int blocks = 8 + static_cast<int>(shape / 8 % 40);
+    constexpr std::array<int32_t, 6> kDrafts = {0, 0, 0, 0, 1, 4};
     host_blocks_ = shape / 512 % 3 == 0 ? 0 : 1 + static_cast<int>(shape / 2048 % 60);
     worker_ = std::make_unique<ModelWorker>(blocks, width, limits_.vocab_size, host_blocks_);
     running_.clear();
@@ -149,8 +151,10 @@ class Trial {
     digest_ = wire::FirstDigest(epoch_);
     quorum_.Reset(epoch_);
     tickets_.Reset(epoch_);
-    scheduler_.BeginEpoch(epoch_,
-                          {.num_blocks = blocks, .block_size = width, .host_blocks = host_blocks_});
+    scheduler_.BeginEpoch(epoch_, {.num_blocks = blocks,
+                                   .block_size = width,
+                                   .host_blocks = host_blocks_,
+                                   .max_drafts = kDrafts[shape / 131072 % 6]});
   }
 
   void Dispatch(const Event& event) {
@@ -262,7 +266,8 @@ class Trial {
                   .step = plan->step,
                   .digest = digest_,
                   .token_hash = {},
-                  .tokens = worker_->Apply(*plan)};
+                  .tokens = worker_->Apply(*plan),
+                  .counts = worker_->counts()};
     if (poisoned_row_ && *poisoned_row_ < report.tokens.size()) {
       report.tokens[*poisoned_row_] = -1;
       poisoned_row_.reset();
@@ -298,7 +303,7 @@ class Trial {
     } else if (complete.value()) {
       const plan::CompleteStep& step = *complete.value();
       running_.pop_front();
-      if (!scheduler_.Advance(step.step, step.tokens, {}, now_).ok())
+      if (!scheduler_.Advance(step.step, step.tokens, {}, now_, step.counts).ok())
         Fail("a true result is refused");
     }
     return true;
@@ -314,7 +319,8 @@ class Trial {
 
   plan::StepQuorum::Verdict Hear(const Report& report) {
     if (report.is_result) {
-      return quorum_.Result(report.epoch, report.step, report.digest, report.tokens, {});
+      return quorum_.Result(report.epoch, report.step, report.digest, report.tokens, {},
+                            report.counts);
     }
     return quorum_.Ack(report.rank, report.epoch, report.step, report.digest, report.token_hash);
   }
@@ -356,12 +362,16 @@ class Trial {
     if (scheduler_.Transferred(TicketId{ticket}, c % 2)) Fail("a ticket that is not out ends");
   }
 
-  // Straight into the core: another step, another count, or tokens outside the vocabulary.
+  // Straight into the core: another step, other counts, or tokens outside the vocabulary.
   void BadResult(uint32_t a, uint32_t b, uint32_t c) {
     std::vector<Token> tokens(a % 4, static_cast<Token>(b % 3) - 3);
     StepId step{static_cast<int64_t>(c % 4)};
     if (!running_.empty()) {
       step = StepId{running_.front().step.value + static_cast<int64_t>(c % 3) - 1};
+      if (step == running_.front().step && b % 2) {
+        const std::vector<int32_t> counts(1 + a % 3, b % 4 == 1 ? 0 : 100);
+        if (scheduler_.Advance(step, tokens, {}, now_, counts).ok()) Fail("bad counts are taken");
+      }
       if (step == running_.front().step) tokens.resize(tokens.size() + 8, -2);
     }
     if (scheduler_.Advance(step, tokens, {}).ok()) Fail("a bad result is taken");

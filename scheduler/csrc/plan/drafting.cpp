@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// Decoding with drafts. A row carries the last token and the worker's own guesses at those behind
+// it; its result says how many were accepted. The next steps are planned before that is known, so
+// a request's context is a range: blocks cover its ceiling, what is sealed lies below its floor.
+// Positions behind what was accepted stay with the request: its next row writes them again.
+//
+// Drafts take what nobody else needs. A row of one token is what a request gets before chunks and
+// admission; it is made, and widened by the tokens and blocks that are left, when they are through.
+// Until then its request can be a victim as any other.
+#include <algorithm>
+
+#include "base/check.h"
+#include "fsm/transitions.h"
+#include "plan/scheduler.h"
+
+namespace tokenspeed::plan {
+
+using fsm::FinishReason;
+
+void Scheduler::PlanLastTokens() {
+  // In order of rank: whoever goes to make room has not been looked at.
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Request& request = *running_[i];
+    auto* state = std::get_if<fsm::Decoding>(&request.state);
+    if (state == nullptr || MostTokens(request, *state) == 0) continue;
+    SealReady(request, state->table, state->context, state->slot);
+    while (Covered(*state) < 1) {
+      // Only drafts in flight need more than the floor: nobody goes for them.
+      if (state->ceiling() > state->context ? !GrowSpare(*state) : !Grow(request)) break;
+    }
+    if (Covered(*state) > 0) drafting_.push_back(&request);
+  }
+}
+
+int Scheduler::MostTokens(const Request& request, const fsm::Decoding& state) const {
+  // The rows in flight may bring all that is left.
+  return std::max(request.limit - request.known() - state.overlap.most(), 0);
+}
+
+int Scheduler::Covered(const fsm::Decoding& state) const {
+  return state.table.size() * pool_->block_size() - state.ceiling();
+}
+
+void Scheduler::PlanDrafts(int budget) {
+  for (Request* request : drafting_) {
+    auto* state = std::get_if<fsm::Decoding>(&request->state);
+    // It lost its slot since, and may be back on one already.
+    if (state == nullptr || HasChunk(*request)) continue;
+    int width = std::min({MostTokens(*request, *state), 1 + request->drafts.Next(max_drafts_),
+                          1 + std::max(budget, 0)});
+    while (Covered(*state) < width && GrowSpare(*state)) continue;
+    width = std::min(width, Covered(*state));
+    budget -= width - 1;
+    counters_.drafted_tokens += width - 1;
+    const int before = state->context;
+    On(*state, fsm::RowsPlanned{.rows = 1, .width = width, .block_size = pool_->block_size()});
+    AnnounceSlot(*request, state->slot, state->table, before);
+    AddRow(*request, state->slot, 0, width, width > 1 ? kRowSamples | kRowDrafts : kRowSamples);
+  }
+}
+
+// A block for drafts, if the others' next tokens have theirs.
+bool Scheduler::GrowSpare(fsm::Decoding& state) {
+  if (pool_->available() <= static_cast<int>(running_.size())) return false;
+  std::optional<kv::OpenBlock> block = pool_->Allocate();
+  if (!block) return false;
+  On(state, fsm::BlockGranted{std::move(*block)});
+  return true;
+}
+
+// What a row brought: its tokens count up to the one that ends the request.
+void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
+                           int width) {
+  const int block_size = pool_->block_size();
+  const int brought = static_cast<int>(tokens.size());
+  if (auto* ending = std::get_if<fsm::Ending>(&request.state)) {
+    counters_.overrun_tokens += brought;
+    On(*ending, fsm::RowsRetired{1, width, brought, block_size});
+    return SettleEnding(request);
+  }
+  if (width > 1) {
+    request.drafts.Learn(width - 1, brought - 1);
+    counters_.accepted_tokens += brought - 1;
+  }
+  int taken = 0;
+  FinishReason reason = FinishReason::kNone;
+  while (taken < brought && reason == FinishReason::kNone) {
+    const auto at = static_cast<size_t>(taken);
+    if (tokens[at] < 0) {
+      reason = FinishReason::kNumeric;
+      break;
+    }
+    reason = Deliver(request, tokens[at], logprobs == nullptr ? nullptr : logprobs + at);
+    ++taken;
+  }
+  counters_.overrun_tokens += brought - taken;
+  const fsm::RowsRetired retired{
+      .rows = 1, .width = width, .tokens = std::max(1, taken), .block_size = block_size};
+  auto* decoding = std::get_if<fsm::Decoding>(&request.state);
+  auto* preempted = std::get_if<fsm::Preempted>(&request.state);
+  if (decoding != nullptr) {
+    On(*decoding, retired);
+    if (reason == FinishReason::kNumeric) ForgetWritten(request, *decoding);
+  } else {
+    TS_CHECK(preempted != nullptr, "a row of request " << request.arrival.value << " came back");
+    On(*preempted, retired);
+  }
+  if (reason == FinishReason::kNumeric) return End(request, reason);
+  if (reason != FinishReason::kNone) return Remove(request, reason);
+  ReturnIfWhole(request);
+}
+
+}  // namespace tokenspeed::plan
