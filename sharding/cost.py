@@ -6,21 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
+from .link import NVLINK, Link
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Var
 
-
-@attrs.frozen
-class Link:
-    """An alpha-beta model of a link: microseconds to start a collective, GB/s a rank sustains."""
-
-    name: str
-    alpha_us: float
-    gb_per_s: float
-
-
-# Estimates, to be replaced by a table measured on the machine: an H100 NVLink domain.
-NVLINK = Link("NVLink", 9.0, 360.0)
+# How often a ring carries (ways - 1) / ways of the payload.
+TRIPS = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "slice": 0}
 
 
 @attrs.frozen
@@ -49,7 +40,7 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
     """Return what a redistribution costs as a ring: reduce-scatter, all-gather, or both."""
     ways = mesh.size(move.axes)
     whole = max(nbytes(move.operand, tokens, mesh), nbytes(move.result, tokens, mesh))
-    trips = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "slice": 0}[move.kind]
+    trips = TRIPS[move.kind]
     wire = trips * whole * (ways - 1) // ways
     us = link.alpha_us + wire / (link.gb_per_s * 1e3) if trips else 0.0
     return Cost(whole if trips else 0, wire, us)

@@ -110,6 +110,25 @@ def test_explain_works_on_a_config_without_weights(tmp_path: Path) -> None:
     assert (bad.returncode, "choose tp from" in bad.stderr) == (1, True)
     assert "Traceback" not in bad.stderr
     assert_one_line(tokenspeed("explain", str(tmp_path), "--place", "k"), 1, "--place", "'k'")
+    shown = tokenspeed("explain", str(tmp_path), "--layout", "tp=4", "--diff", "tp=2; k:")
+    assert "- tp=4" in shown.stdout
+    page = tmp_path / "plan.html"
+    tokenspeed("explain", str(tmp_path), "--tp", "2", "--html", str(page))
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_explain_reads_a_family_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tokenspeed_core.models import family_of\n"
+        "FAMILY = family_of('LlamaForCausalLM')\n"
+        "CONFIG = dict(hidden_size=64, intermediate_size=128, num_attention_heads=8,\n"
+        "              num_hidden_layers=2, vocab_size=256)\n"
+    )
+    done = tokenspeed("explain", str(file), "--tp", "2", "--why", "q")
+    assert "layer_0.q: n k@tp g h" in done.stdout, done.stderr
+    file.write_text("")
+    assert_one_line(tokenspeed("explain", str(file)), 1, "mine.py", "FAMILY = ")
 
 
 def test_env_finds_the_native_parts() -> None:

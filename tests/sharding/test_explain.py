@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tokenspeed_core.ops import declared_batch, einsum, embedding, rms_norm, widen
 from tokenspeed_core.sharding import Layout, Placed, Plan, build, declare, explain, module, trace
-from tokenspeed_core.sharding.cost import Link, cost, moves
+from tokenspeed_core.sharding.cost import cost, moves
+from tokenspeed_core.sharding.link import Link
 
 
 @module

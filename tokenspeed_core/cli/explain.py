@@ -2,6 +2,9 @@
 """`tokenspeed explain`: the program that a layout makes of a model."""
 
 import argparse
+from pathlib import Path
+
+from .layout_flags import add_layout_arguments, layout_of
 
 HELP = "print a model's per-rank program and its collectives"
 DESCRIPTION = (
@@ -10,77 +13,87 @@ DESCRIPTION = (
 )
 
 
-class LayoutFlagError(ValueError):
-    """A layout flag that cannot be read."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model and the layout's flags."""
+    """Add the model, the layout's flags, and what to show."""
     parser.add_argument(
-        "model", help="a .gguf file, a directory, a config.json, a hub id, or smollm2"
+        "model",
+        help="a .gguf file, a directory, a config.json, a hub id, smollm2, or a .py file that "
+        "defines a family",
     )
-    layout = parser.add_argument_group("layout")
-    layout.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks")
-    layout.add_argument(
-        "--sp", action="store_true", help="sequence parallelism: hidden states sharded over tp"
-    )
-    layout.add_argument(
-        "--mesh", metavar="MESH", help='named axes instead of --tp, such as "dp=2 tp=4"'
-    )
-    layout.add_argument(
-        "--place",
-        action="append",
-        default=[],
-        metavar="DIM=AXES",
-        help="shard a dim of parameters and caches over axes; repeatable",
-    )
-    layout.add_argument(
-        "--type",
-        action="append",
-        default=[],
-        metavar="NAME=TYPE",
-        help='a boundary type, such as "Hidden=n@tp d"; repeatable',
-    )
+    parser.add_argument("--config", metavar="FILE", help="another config.json for the model")
+    add_layout_arguments(parser)
+    show = parser.add_argument_group("what to show")
+    show.add_argument("--collectives", action="store_true", help="only the table of collectives")
+    show.add_argument("--why", metavar="VALUE", help="where a value's placement comes from")
+    show.add_argument("--diff", metavar="LAYOUT", help='what changes under "tp=8; Hidden=n@tp d"')
+    show.add_argument("--memory", action="store_true", help="bytes that a rank holds")
+    show.add_argument("--html", metavar="FILE", help="write the program as a page")
     step = parser.add_argument_group("step")
     step.add_argument("--tokens", type=int, default=1, metavar="N", help="tokens in the step")
+    step.add_argument("--rows", type=int, metavar="N", help="rows of logits, as many as tokens")
     step.add_argument(
+        "--link",
+        action="append",
+        default=[],
+        metavar="[AXIS=]NAME",
+        help="nvlink-h100 (default), nvlink-a100, pcie5, pcie4, infiniband-400g, ethernet-100g, "
+        "shared-memory; repeatable",
+    )
+    cache = parser.add_argument_group("cache")
+    cache.add_argument(
         "--block-size", type=int, default=16, metavar="TOKENS", help="tokens in a KV block"
     )
+    cache.add_argument(
+        "--max-model-len", type=int, default=8192, metavar="TOKENS", help="tokens of a request"
+    )
+    cache.add_argument("--blocks", type=int, metavar="N", help="KV blocks: those of one request")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compile and print."""
     import torch
 
+    from ..model_definition import define
     from ..models.family import compile_plan
-    from ..models.registry import family_of
-    from ..sharding import Layout
-    from ..sharding.explain import explain
-    from ..stored_config import stored_config
+    from ..sharding import Layout, Plan, explain
+    from ..sharding.collective_table import collectives, table
+    from ..sharding.difference import difference
+    from ..sharding.explain import step_sizes
+    from ..sharding.layout_text import parse_layout
+    from ..sharding.link import parse_links
+    from ..sharding.memory import memory
+    from ..sharding.page import page
+    from ..sharding.provenance import why
 
-    stored = stored_config(arguments.model)
-    family = family_of(str((stored.get("architectures") or ["none"])[0]))
-    types = dict(_pair(text, "--type") for text in arguments.type)
-    if arguments.sp:
-        types.setdefault("Hidden", "n@tp d")
-    layout = Layout(
-        mesh=arguments.mesh or f"tp={arguments.tp}",
-        place=dict(_pair(text, "--place") for text in arguments.place),
-        types=types,
-    )
-    plan = compile_plan(
-        family,
-        family.config(stored),
-        layout,
-        dtype=torch.bfloat16,
-        block_size=arguments.block_size,
-    )
-    print(explain(plan, tokens=arguments.tokens))
+    definition = define(arguments.model, arguments.config)
+
+    def compiled(layout: Layout) -> Plan:
+        return compile_plan(
+            definition.family,
+            definition.config,
+            layout,
+            dtype=torch.bfloat16,
+            block_size=arguments.block_size,
+        )
+
+    links = parse_links(arguments.link)
+    tokens = step_sizes(arguments.tokens, arguments.rows)
+    blocks = arguments.blocks or -(-arguments.max_model_len // arguments.block_size) + 1
+    plan = compiled(layout_of(arguments))
+    other = compiled(parse_layout(arguments.diff)) if arguments.diff else None
+    if arguments.html:
+        plans = [plan] if other is None else [plan, other]
+        text = page(plans, tokens=tokens, links=links, blocks=blocks)
+        Path(arguments.html).write_text(text, encoding="utf-8")
+        print(f"wrote {arguments.html}")
+    elif arguments.why:
+        print(why(plan.program, arguments.why))
+    elif other is not None:
+        print(difference(plan, other, tokens=tokens, links=links, blocks=blocks))
+    elif arguments.memory:
+        print(memory(plan, tokens=tokens, blocks=blocks))
+    elif arguments.collectives:
+        print(table(tuple(collectives(plan.program, tokens, links))))
+    else:
+        print(explain(plan, tokens=tokens["n"], rows=tokens["m"], links=links))
     return 0
-
-
-def _pair(text: str, flag: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise LayoutFlagError(f"{flag} {text!r} is not NAME=VALUE")
-    return name.strip(), value.strip()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""A model without its weights: the family that computes it, and its config."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+
+from .checkpoint import CheckpointError
+from .models.family import Family
+from .models.registry import family_of
+from .stored_config import stored_config
+
+
+class ModelDefinitionError(ValueError):
+    """A Python file does not define one family and a config for it."""
+
+
+@attrs.frozen(eq=False)
+class ModelDefinition:
+    """A family with the raw config of one model, as `config.json` has it."""
+
+    family: Family[Any]
+    stored: Mapping[str, Any]
+
+    @property
+    def config(self) -> Any:
+        """Return the config that the family's functions take."""
+        return self.family.config(self.stored)
+
+
+def define(model: str, config: str | None = None) -> ModelDefinition:
+    """Return the definition of a model: a .py file, or anything that `stored_config` reads.
+
+    A .py file has one module-level `Family`, and a dict `CONFIG` unless `config` names a
+    `config.json`.
+
+    Raises:
+        ModelDefinitionError: the file defines no family, several, or no config.
+        ModelNotFoundError, CheckpointError, ConfigError: nothing usable is there.
+    """
+    if model.endswith(".py"):
+        module = _imported(Path(model))
+        families = [value for value in vars(module).values() if isinstance(value, Family)]
+        if len({id(family) for family in families}) != 1:
+            raise ModelDefinitionError(
+                f"{model} has {len(families)} module-level families, it needs one: "
+                f"write FAMILY = Family(...)"
+            )
+        stored = _json(Path(config)) if config else getattr(module, "CONFIG", None)
+        if not isinstance(stored, Mapping):
+            raise ModelDefinitionError(
+                f"{model} has no config: write CONFIG = {{...}} in it, or give --config config.json"
+            )
+        return ModelDefinition(families[0], stored)
+    stored = _json(Path(config)) if config else stored_config(model)
+    family = family_of(str((stored.get("architectures") or ["none"])[0]))
+    return ModelDefinition(family, stored)
+
+
+def _imported(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelDefinitionError(f"{path} is no file; give the .py file of the family")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # annotations of its classes are evaluated by module name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} is not a JSON object: {error}") from error
