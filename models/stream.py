@@ -24,9 +24,9 @@ from ..ops import (
 from ..sharding import Placed, declare, module, scan, spmd
 from .decoder_config import DecoderConfig
 
-Hidden = Placed[Tensor, "n d"]  # a layout may say "n@tp d": sequence parallelism
-Angles = Placed[Tensor, "n r"]
-Logits = Placed[Tensor, "m v"]
+Hidden = Placed[Tensor, "~n d"]  # a layout may say "n@tp d": sequence parallelism
+Angles = Placed[Tensor, "~n r"]
+Logits = Placed[Tensor, "~m v"]
 
 
 @module

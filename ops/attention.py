@@ -17,8 +17,8 @@ class LayerKV:
     A linear value: an op that writes it takes it and hands it back; the old one is dead.
     """
 
-    k: Placed[Tensor, "b k@tp s h"]
-    v: Placed[Tensor, "b k@tp s h"]
+    k: Placed[Tensor, "~b k@tp s h"]
+    v: Placed[Tensor, "~b k@tp s h"]
 
 
 @register_rule(
@@ -26,6 +26,7 @@ class LayerKV:
         "n k g h, n k h, n k h, b k s h, b k s h -> n k g h, b k s h, b k s h",
         shard="k g",
         depends=((0, 1, 2, 3, 4), (1, 3), (2, 4)),
+        rows="n b",
     ),
     donates=((3, 1), (4, 2)),
     result=lambda args, results: (results[0], LayerKV(k=results[1], v=results[2])),

@@ -19,14 +19,14 @@ class Batch:
     integers are equal on all ranks: `num_decode_rows` leading requests have one query token.
     """
 
-    tokens: Placed[Tensor, "n", torch.int32]
-    positions: Placed[Tensor, "n", torch.int32]
-    cache_slots: Placed[Tensor, "n", torch.int64]
-    query_starts: Placed[Tensor, "r1", torch.int32]
-    context_lens: Placed[Tensor, "r", torch.int32]
-    block_tables: Placed[Tensor, "r t", torch.int32]
-    logit_rows: Placed[Tensor, "m", torch.int64]
-    state_blocks: Placed[Tensor, "r", torch.int64]
+    tokens: Placed[Tensor, "~n", torch.int32]
+    positions: Placed[Tensor, "~n", torch.int32]
+    cache_slots: Placed[Tensor, "~n", torch.int64]
+    query_starts: Placed[Tensor, "~r1", torch.int32]
+    context_lens: Placed[Tensor, "~r", torch.int32]
+    block_tables: Placed[Tensor, "~r t", torch.int32]
+    logit_rows: Placed[Tensor, "~m", torch.int64]
+    state_blocks: Placed[Tensor, "~r", torch.int64]
     num_rows: int
     num_decode_rows: int
     max_query: int

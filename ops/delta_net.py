@@ -23,10 +23,10 @@ class LayerState:
     delta rule.
     """
 
-    conv_q: Placed[Tensor, "b l@tp p y"]
-    conv_k: Placed[Tensor, "b l@tp p y"]
-    conv_v: Placed[Tensor, "b l@tp w o y"]
-    delta: Placed[Tensor, "b l@tp w p o"]
+    conv_q: Placed[Tensor, "~b l@tp p y"]
+    conv_k: Placed[Tensor, "~b l@tp p y"]
+    conv_v: Placed[Tensor, "~b l@tp w o y"]
+    delta: Placed[Tensor, "~b l@tp w p o"]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -34,7 +34,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 @register_rule(
-    rule("n ..., ... x, b ... y -> n ..., b ... y", shard="...", depends=((0, 1, 2), (0, 2))),
+    rule(
+        "n ..., ... x, b ... y -> n ..., b ... y",
+        shard="...",
+        depends=((0, 1, 2), (0, 2)),
+        rows="n b",
+    ),
     donates=((2, 1),),
 )
 def causal_conv(x: Tensor, w: Tensor, inputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -68,6 +73,7 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
         "n l p, n l p, n l w o, n l w, n l w, b l w p o -> n l w o, b l w p o",
         shard="l w o",
         depends=((0, 1, 2, 3, 4, 5), (1, 2, 3, 4, 5)),
+        rows="n b",
     ),
     dtype_of=2,
     donates=((5, 1),),

@@ -20,7 +20,9 @@ def embedding(tokens: Tensor, table: Tensor, start: int = 0) -> Tensor:
     return y
 
 
-@register_rule(rule("n d, m -> m d", shard="n m d", sums="n", linear=((0,),), offset="n"))
+@register_rule(
+    rule("n d, m -> m d", shard="n m d", sums="n", linear=((0,),), offset="n", rows="n m")
+)
 def take_rows(x: Tensor, rows: Tensor, start: int = 0) -> Tensor:
     """Return `x[rows]` `[m,d]`; `x[n,d]` holds the rows from `start` on, others give zeros."""
     y: Tensor = kernel("embedding", x)(rows, x, start)

@@ -17,7 +17,7 @@ class LayerLatent:
     All heads read every row, so ranks that share the heads each keep all of it.
     """
 
-    rows: Placed[Tensor, "b s x"]
+    rows: Placed[Tensor, "~b s x"]
 
 
 @register_rule(
@@ -25,6 +25,7 @@ class LayerLatent:
         "n k h, n k r, n c, n r, k h c, k u c, b s x -> n k u, b s x",
         shard="k",
         depends=((0, 1, 2, 3, 4, 5, 6), (2, 3, 6)),
+        rows="n b",
     ),
     donates=((6, 1),),
     result=lambda args, results: (results[0], LayerLatent(rows=results[1])),

@@ -60,6 +60,6 @@ def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
     found = [move.axes for move, _ in moves(program.driver)]
     for code in (*program.blocks, program.driver):
         for step in code.steps:
-            if isinstance(step, Apply) and step.rule.offset:
-                found.extend(dim.axes for var in step.operands for dim in var.spec.dims if dim.axes)
+            if isinstance(step, Apply) and (offset := step.offset(program.mesh)):
+                found.append(offset[2])
     return tuple(dict.fromkeys(found))

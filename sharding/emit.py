@@ -120,21 +120,13 @@ class Writer:
         args = [self.argument(arg) for arg in step.args]
         if step.op.text:
             return step.op.text.format(*args)
-        if step.rule.offset:
-            args.extend(self.start(step))
+        if found := step.offset(self.mesh):
+            var, index, axes = found
+            local = var.local(self.mesh)[index]
+            size = f"{self.name(var)}.shape[{index}]" if local is None else str(local)
+            args.append(f'c.rank("{self.mesh.group(axes)}") * {size}')
         self.used.add(step.op.name)
         return f"{step.op.name}({', '.join(args)})"
-
-    def start(self, step: Apply) -> Iterator[str]:
-        """Yield the argument that says where the shard of the rule's offset factor begins."""
-        for factors, var in zip(step.rule.inputs, step.operands, strict=True):
-            for index, factor in enumerate(factors):
-                axes = var.spec.dims[index].axes
-                if factor == step.rule.offset and axes:
-                    local = var.local(self.mesh)[index]
-                    size = f"{self.name(var)}.shape[{index}]" if local is None else str(local)
-                    yield f'c.rank("{self.mesh.group(axes)}") * {size}'
-                    return
 
     def targets(self, step: Step) -> str:
         names = (self.target(step, var) for var in step.results)

@@ -56,38 +56,50 @@ def infer(
         for factors, operand in zip(rule.inputs, operands, strict=True)
         for factor, dim in zip(factors, operand.spec.dims, strict=True)
     }
-    axes = _stationary_axes(rule, operands, names)
+    axes = _stationary_axes(rule, operands, names, mesh)
     taken = {axis: factor for factor, used in axes.items() for axis in used}
     fixed = set(taken)
     for factors, operand in zip(rule.inputs, operands, strict=True):
         if operand.stationary:
             continue
         for factor, dim in zip(factors, operand.spec.dims, strict=True):
-            if not dim.axes or factor in axes or factor not in rule.shardable:
+            used = _shards(rule, mesh, factor, dim)
+            if factor in axes:
                 continue
-            clash = [axis for axis in dim.axes if axis in taken]
-            if any(axis in fixed for axis in clash):
-                continue  # the parameter owns this axis: the activation is gathered
-            if clash:
-                raise RuleViolationError(
-                    f"one operand is sharded over {clash[0]} on {dim.name}, another on "
-                    f"{names[taken[clash[0]]]}: rank i would combine unrelated shards"
-                )
-            axes[factor] = dim.axes
-            taken.update(dict.fromkeys(dim.axes, factor))
+            for place, axis in enumerate(used):
+                if axis not in taken or _together(rule, mesh, axis, factor, taken[axis]):
+                    continue
+                if axis not in fixed:
+                    raise RuleViolationError(
+                        f"one operand is sharded over {axis} on {dim.name}, another on "
+                        f"{names[taken[axis]]}: rank i would combine unrelated shards"
+                    )
+                # A parameter owns this axis: the activation is gathered, of its own requests.
+                used = tuple(axis for axis in used[:place] if axis in mesh.requests)
+                break
+            if not used:
+                continue
+            axes[factor] = used
+            taken.update(dict.fromkeys(used, factor))
+    spread = mesh.ordered({a for f in rule.rows for a in axes.get(f, ())} & set(mesh.requests))
+    for factor in rule.rows & set(names) if spread else ():
+        rest = tuple(axis for axis in axes.get(factor, ()) if axis not in spread)
+        axes[factor] = (*spread, *rest)
     kept, carried, reduce = _carried(rule, operands, set(taken))
     if wanted is not None:
         paid = {
             axis
             for i, operand in enumerate(operands)
-            if i not in kept
             for axis in operand.spec.partial
+            if axis not in kept.get(i, ())
         }
         for factor, dim in zip(rule.outputs[0], wanted.dims, strict=True):
-            free = factor in rule.shardable and not axes.get(factor)
-            if free and set(dim.axes) & paid and not set(dim.axes) & set(taken):
+            have = axes.get(factor, ())
+            more = set(dim.axes[len(have) :])
+            below = factor in rule.shardable and dim.axes[: len(have)] == have
+            if below and more & paid and not more & set(taken):
                 axes[factor] = dim.axes
-                taken.update(dict.fromkeys(dim.axes, factor))
+                taken.update(dict.fromkeys(more, factor))
         kept, carried, reduce = _carried(rule, operands, set(taken))
     targets = tuple(
         attrs.evolve(
@@ -96,7 +108,7 @@ def infer(
                 attrs.evolve(dim, axes=axes.get(factor, ()))
                 for factor, dim in zip(factors, operand.spec.dims, strict=True)
             ),
-            partial=operand.spec.partial if index in kept else (),
+            partial=kept.get(index, ()),
             reduce=operand.spec.reduce if index in kept else "sum",
         )
         for index, (factors, operand) in enumerate(zip(rule.inputs, operands, strict=True))
@@ -104,15 +116,28 @@ def infer(
     owed = set(carried)
     results = {factor for factors in rule.outputs for factor in factors}
     for factor, used in axes.items():
-        if used and factor not in results:
-            owed.update(used)  # a contracted factor: each rank has summed its own shard only
+        if factor not in results:
+            # A contracted factor: each rank has summed its own shard only.
+            owed.update(axis for axis in used if axis not in spread or factor not in rule.rows)
     if owed - set(carried) and reduce != "sum":
         raise RuleViolationError(f"a sum and a {reduce} would be owed by one value")
     return Inference(targets, axes, mesh.ordered(owed), reduce)
 
 
+def _shards(rule: Rule, mesh: Mesh, factor: str, dim: Dim) -> tuple[str, ...]:
+    """Return the axes of a dim over which the op can run on shards of it."""
+    if factor in rule.shardable:
+        return dim.axes
+    return tuple(axis for axis in dim.axes if _together(rule, mesh, axis, factor))
+
+
+def _together(rule: Rule, mesh: Mesh, axis: str, *factors: str) -> bool:
+    """Return whether these factors may be sharded over one axis, since requests are."""
+    return axis in mesh.requests and rule.rows.issuperset(factors)
+
+
 def _stationary_axes(
-    rule: Rule, operands: Sequence[Operand], names: dict[str, str]
+    rule: Rule, operands: Sequence[Operand], names: dict[str, str], mesh: Mesh
 ) -> dict[str, tuple[str, ...]]:
     axes: dict[str, tuple[str, ...]] = {}
     taken: dict[str, str] = {}
@@ -121,7 +146,7 @@ def _stationary_axes(
         if not operand.stationary:
             continue
         for factor, dim in zip(factors, operand.spec.dims, strict=True):
-            if dim.axes and factor not in rule.shardable:
+            if dim.axes != _shards(rule, mesh, factor, dim):
                 raise RuleViolationError(
                     f"a parameter is sharded over {'+'.join(dim.axes)} on {dim.name}, which this "
                     f"op needs whole"
@@ -132,7 +157,8 @@ def _stationary_axes(
                     f"'{'+'.join(axes[factor])}' and '{'+'.join(dim.axes)}'"
                 )
             for axis in dim.axes:
-                if taken.setdefault(axis, factor) != factor:
+                other = taken.setdefault(axis, factor)
+                if other != factor and not _together(rule, mesh, axis, factor, other):
                     raise RuleViolationError(
                         f"two parameters use {axis} on {names[taken[axis]]} and on {dim.name}"
                     )
@@ -149,21 +175,20 @@ def _stationary_axes(
 
 def _carried(
     rule: Rule, operands: Sequence[Operand], taken: set[str]
-) -> tuple[set[int], tuple[str, ...], str]:
-    """Return which operands may stay Partial, over which axes, and what is owed."""
+) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...], str]:
+    """Return over which axes which operands may stay Partial, and what the results owe then.
+
+    What some of a linear group owe and others do not is paid first.
+    """
     for group in rule.linear:
-        owed = {(operands[i].spec.partial, operands[i].spec.reduce) for i in group}
-        if len(owed) != 1:
+        specs = [operands[i].spec for i in group]
+        if {spec.reduce for spec in specs} != {"sum"}:
             continue
-        axes, reduce = next(iter(owed))
-        others = [o.spec for i, o in enumerate(operands) if i not in group]
-        if (
-            axes
-            and reduce == "sum"
-            and not set(axes) & taken
-            and not any(set(axes) & set(spec.partial) for spec in others)
-        ):
-            if rule.constant:
-                return set(group), (), "sum"
-            return set(group), axes, reduce
-    return set(), (), "sum"
+        others = {a for i, o in enumerate(operands) if i not in group for a in o.spec.partial}
+        axes = tuple(a for a in specs[0].partial if all(a in spec.partial for spec in specs))
+        if not axes or set(axes) & (taken | others):
+            continue
+        if rule.constant:
+            return dict.fromkeys(group, axes), (), "sum"
+        return dict.fromkeys(group, axes), axes, "sum"
+    return {}, (), "sum"

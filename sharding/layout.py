@@ -26,12 +26,19 @@ class Layout:
 
     `place` overrides, by dim name, the axes of parameters and caches (`{"k": "kv", "g": "rep"}`;
     an empty string replicates).  `types` overrides, by alias name, the boundary types of the
-    model's functions (`{"Hidden": "n@tp d"}` is sequence parallelism).
+    model's functions (`{"Hidden": "n@tp d"}` is sequence parallelism).  `requests` names the axes
+    along which ranks serve different requests (data parallelism): every ragged dim, which counts
+    tokens, rows or cache blocks of requests, is sharded over them before all else.
     """
 
     mesh: Mesh = attrs.field(default=parse_mesh("tp=1"), converter=_mesh)
     place: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
     types: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+    requests: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        axes = self.mesh.expand(tuple(axis for axis in self.requests.split("+") if axis))
+        object.__setattr__(self, "mesh", attrs.evolve(self.mesh, requests=axes))
 
     def but(self, **changes: Any) -> "Layout":
         """Return this layout with some fields replaced; `place` and `types` are merged."""
@@ -52,14 +59,30 @@ class Layout:
                 raise AnnotationError(
                     f"layout type {alias}={self.types[alias]!r} must keep the dims of {str(spec)!r}"
                 )
-            spec = override
+            spec = attrs.evolve(
+                override,
+                dims=tuple(
+                    attrs.evolve(new, ragged=new.ragged or old.ragged)
+                    for old, new in zip(spec.dims, override.dims, strict=True)
+                ),
+            )
         return self.resolve(spec)
 
     def resolve(self, spec: Spec) -> Spec:
-        """Return `spec` with every axis written as mesh factors; size-1 axes vanish."""
-        dims = tuple(attrs.evolve(dim, axes=self.mesh.expand(dim.axes)) for dim in spec.dims)
+        """Return `spec` with every axis written as mesh factors; size-1 axes vanish.
+
+        What is ragged is spread over the axes of `requests` first.
+        """
+        dims = tuple(self._spread(dim) for dim in spec.dims)
         partial = self.mesh.ordered(set(self.mesh.expand(spec.partial)))
         return attrs.evolve(spec, dims=dims, partial=partial)
+
+    def _spread(self, dim: Dim) -> Dim:
+        axes = self.mesh.expand(dim.axes)
+        if dim.ragged:
+            requests = self.mesh.requests
+            axes = (*requests, *(axis for axis in axes if axis not in requests))
+        return attrs.evolve(dim, axes=axes, ragged=False)
 
     def _placed(self, dim: Dim) -> Dim:
         if dim.name not in self.place:

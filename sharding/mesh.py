@@ -16,10 +16,12 @@ class Mesh:
     """Ranks in row-major order over `factors`; `names` maps each written axis to its factors.
 
     An axis of size 1 is known by name but has no factors: it vanishes from every placement.
+    Along the factors `requests` ranks serve different requests (`Layout.requests`).
     """
 
     names: tuple[tuple[str, tuple[str, ...]], ...]
     factors: tuple[tuple[str, int], ...]
+    requests: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = dict(self.factors)
@@ -29,6 +31,8 @@ class Mesh:
                 words.append(f"{name}={sizes.get(name, 1)}")
             else:
                 words.append(f"{name}=({','.join(f'{f}={sizes[f]}' for f in factors)})")
+        if self.requests:
+            words.append(f"(requests over {self.group(self.requests)})")
         return " ".join(words)
 
     @property

@@ -48,6 +48,17 @@ class Apply:
     line: Line
     regions: tuple[str, ...]
 
+    def offset(self, mesh: Mesh) -> tuple[Var, int, tuple[str, ...]] | None:
+        """Return the operand, dim and axes whose shard's start the kernel must be told, if any."""
+        for factors, var in zip(self.rule.inputs, self.operands, strict=True):
+            if self.rule.offset in factors:
+                index = factors.index(self.rule.offset)
+                axes = var.spec.dims[index].axes
+                if self.rule.offset in self.rule.rows:  # rows point at their own requests' only
+                    axes = tuple(axis for axis in axes if axis not in mesh.requests)
+                return (var, index, axes) if axes else None
+        return None
+
 
 @attrs.frozen(eq=False)
 class Project:

@@ -34,8 +34,12 @@ def propagate(traced: Traced, layout: Layout) -> Program:
     results = []
     for value in traced.results:
         var = state.env[value]
-        whole = var.spec.sharded({})
-        target = attrs.evolve(whole, partial=(), reduce="sum")
+        # Ranks of other requests need no part of it.
+        own = {
+            dim.name: tuple(a for a in dim.axes if a in layout.mesh.requests)
+            for dim in var.spec.dims
+        }
+        target = attrs.evolve(var.spec.sharded(own), partial=(), reduce="sum")
         results.append(state.move(var, target, "a program's result is Replicated", var.line, ()))
     driver = state.code(results, [])
     blocks = dict.fromkeys(step.block for step in driver.steps if isinstance(step, Loop))

@@ -17,7 +17,9 @@ class Rule:
     of operand indices: the op is linear in each group while the other operands stay fixed.
     `offset` is a factor whose shard's start the kernel must know.  `constant` marks an op that
     reads its operand's shape only.  `depends` lists, for each result, the operands that it is
-    computed from, where that is not all of them.
+    computed from, where that is not all of them.  `rows` are factors that count what belongs to
+    requests (tokens, rows, blocks) and point at each other: where ranks serve different requests
+    they are sharded together, and the op runs on each rank's requests alone.
     """
 
     inputs: tuple[Factors, ...]
@@ -28,6 +30,7 @@ class Rule:
     offset: str | None = None
     constant: bool = False
     depends: tuple[tuple[int, ...], ...] = ()
+    rows: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -66,8 +69,9 @@ def rule(
     offset: str | None = None,
     constant: bool = False,
     depends: tuple[tuple[int, ...], ...] = (),
+    rows: str = "",
 ) -> Rule:
-    """Read a rule such as `"n, v d -> n d"`; `shard` and `sums` are space-separated factors."""
+    """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
     left, arrow, right = text.partition("->")
     if not arrow:
         raise AnnotationError(f"rule {text!r} has no '->'")
@@ -83,6 +87,7 @@ def rule(
         offset,
         constant,
         depends,
+        frozenset(rows.split()),
     )
 
 

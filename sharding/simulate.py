@@ -177,15 +177,18 @@ class Simulation:
         self.forward = (plan.checked() if checked else plan).load()
         self.collectives = LockStep(plan.mesh)
 
-    def step(self, batch: Any) -> Tensor:
-        """Run one step and return its Replicated result.
+    def step(self, *batches: Any) -> Tensor:
+        """Run one step and return its result; a batch each where ranks serve different requests.
 
         Raises:
-            VerificationError: ranks differ in the result.
+            VerificationError: ranks of the same requests differ in the result.
         """
-        count = self.plan.mesh.num_ranks
-        everywhere = map_leaves(
-            lambda _, leaf: Ranks([leaf] * count) if isinstance(leaf, Tensor) else leaf, batch
-        )
+        mesh = self.plan.mesh
+        own = [mesh.index(rank, mesh.requests) for rank in range(mesh.num_ranks)]
+        everywhere = _joined([batches[index] for index in own])
         result, self.caches = self.forward(self.collectives, self.weights, self.caches, everywhere)
-        return agree(result, "the result")  # type: ignore[arg-type]
+        parts = [
+            agree(Ranks([result.parts[rank] for rank in group]), "the result")  # type: ignore[attr-defined]
+            for group in mesh.groups(tuple(n for n, _ in mesh.factors if n not in mesh.requests))
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -7,6 +7,9 @@ Soundness is per mesh axis.  On each axis an op's operands must be in one of the
     one factor Sharded on all that have it,     -> results Sharded on it; Partial(sum) where a
       the rest Replicated                          summed factor is gone
     one linear group Partial, rest Replicated   -> results Partial
+    ranks serve different requests there, and   -> results Sharded on theirs
+      all operands that count rows of requests
+      are Sharded on those, the rest Replicated
 
 so every result denotes what the op denotes on one device (up to re-association of sums).
 """
@@ -35,7 +38,7 @@ def verify(program: Program) -> None:
     driver = program.driver
     Verification(program.mesh, driver).run()
     for var in driver.results:
-        if var.spec.axes:
+        if not set(var.spec.axes) <= set(program.mesh.requests) or var.spec.partial:
             raise VerificationError(f"{var.line}: the program's result {var} is not Replicated")
     known = {id(code) for code in program.blocks}
     for step in driver.steps:
@@ -79,11 +82,11 @@ class Verification:
         for var in step.operands:
             self.read(var, where)
         for apply in applies:
+            spread = self.apply(apply)
             for var in apply.metadata:
                 self.read(var, where)
-                if var.spec.axes:
-                    self.fail(var, f"{apply.op.name} reads metadata that is not Replicated")
-            self.apply(apply)
+                if set(var.spec.axes) != spread:
+                    self.fail(var, f"{apply.op.name} reads metadata that is not of its rows")
         if isinstance(step, Project) and len({apply.operands[0] for apply in applies}) != 1:
             raise VerificationError(f"{where}: siblings of different activations share a pack")
         if isinstance(step, Move):
@@ -118,7 +121,8 @@ class Verification:
     def fail(self, var: Var, reason: str) -> None:
         raise VerificationError(f"{var.line}: {var} in {self.code.name}: {reason}")
 
-    def apply(self, apply: Apply) -> None:
+    def apply(self, apply: Apply) -> set[str]:
+        """Check one op; return the axes along which it runs on each rank's requests alone."""
         where = f"{apply.line}: {apply.op.name}"
         rule = _own_rule(apply)
         if rule != apply.rule:
@@ -137,23 +141,35 @@ class Verification:
                     raise VerificationError(f"{where}: factor {factor} has two sizes, see {var}")
                 if axes.setdefault(factor, dim.axes) != dim.axes:
                     raise VerificationError(f"{where}: factor {factor} is placed twice, see {var}")
-        for axis, _ in self.mesh.factors:
-            self.axis(apply, rule, axis, where)
+        spread = {axis for axis, _ in self.mesh.factors if self.axis(apply, rule, axis, where)}
         for operand, result in apply.op.donates:
             given, taken = apply.operands[operand], apply.results[result]
             if given.kind != "cache" or not _same_type(given, taken):
                 raise VerificationError(f"{where}: {given} is donated to {taken}")
             self.dead.add(given)
+        return spread
 
-    def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> None:
-        """Check one op on one mesh axis against the table above."""
+    def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> bool:
+        """Check one op on one mesh axis against the table above; True: by its last line."""
         states = [_state(f, v.spec, axis) for f, v in zip(rule.inputs, apply.operands, strict=True)]
         results = [
             _state(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)
         ]
         partial = tuple(i for i, state in enumerate(states) if state == PARTIAL)
+        spread = axis in self.mesh.requests and not rule.rows.isdisjoint(states)
         sharded = {state for state in states if state not in (REPLICATED, PARTIAL)}
-        if partial:
+        if spread:
+            for factors, state in zip(rule.inputs, states, strict=True):
+                counts = rule.rows.intersection(factors)
+                if state not in (counts or {REPLICATED}):
+                    raise VerificationError(
+                        f"{where}: on {axis}, along which requests differ, operands are {states}: "
+                        f"rows would point into other ranks' requests"
+                    )
+            expected = [
+                next(iter(rule.rows.intersection(factors)), REPLICATED) for factors in rule.outputs
+            ]
+        elif partial:
             reduces = {apply.operands[i].spec.reduce for i in partial}
             if partial not in rule.linear or sharded or reduces != {"sum"}:
                 raise VerificationError(
@@ -172,6 +188,7 @@ class Verification:
             raise VerificationError(
                 f"{where}: on {axis} operands {states} give {expected}, but it claims {results}"
             )
+        return spread
 
     def move(self, move: Move) -> None:
         where = f"{move.line}: {move.kind} over {'+'.join(move.axes)} of {move.operand}"
