@@ -7,7 +7,13 @@ from .error import AnnotationError, BudgetError, explained
 from .program import Apply, Code, Move, Program, Project, Var
 
 # What a collective counts, in all-reduces: a layout that splits one in two pays the same.
-UNITS = {"all_reduce": 1.0, "reduce_scatter": 0.5, "all_gather": 0.5, "slice": 0.0}
+UNITS = {
+    "all_reduce": 1.0,
+    "reduce_scatter": 0.5,
+    "all_gather": 0.5,
+    "all_to_all": 0.5,
+    "slice": 0.0,
+}
 
 
 @attrs.frozen

@@ -37,7 +37,10 @@ def nbytes(var: Var, tokens: Mapping[str, int], mesh: Mesh | None = None) -> int
 
 
 def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK) -> Cost:
-    """Return what a redistribution costs as a ring: reduce-scatter, all-gather, or both."""
+    """Return what a redistribution costs as a ring: reduce-scatter, all-gather, or both.
+
+    An all-to-all sends each peer its part directly.
+    """
     ways = mesh.size(move.axes)
     whole = max(nbytes(move.operand, tokens, mesh), nbytes(move.result, tokens, mesh))
     trips = TRIPS[move.kind]

@@ -170,7 +170,7 @@ class Writer:
             self.used.add("shard")
             ways = self.mesh.size(step.axes)
             return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
-        dim = "" if step.dim is None else f", {step.dim}"
+        dim = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
         return f'{made} = c.{step.kind}({operand}, "{group}"{dim})'
 
     def loop(self, step: Loop) -> str:

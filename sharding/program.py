@@ -82,7 +82,10 @@ class Project:
 
 @attrs.frozen(eq=False)
 class Move:
-    """A redistribution: all_reduce, reduce_scatter, all_gather (collectives) or slice (local)."""
+    """A redistribution: a collective, or a slice, which is local.
+
+    `dim` is scattered, gathered or sliced; an all_to_all moves the shard of dim `source` there.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -92,6 +95,7 @@ class Move:
     why: str
     line: Line
     regions: tuple[str, ...]
+    source: int | None = None
 
     @property
     def operands(self) -> tuple[Var, ...]:

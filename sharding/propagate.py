@@ -189,7 +189,7 @@ class Propagation:
         where = f"{pin.alias or 'the annotation'} '{wanted}' of {pin.placement.line}"
         try:
             self.env[pin.result] = self.move(
-                var, target, f"pinned by {where}", pin.line, pin.regions
+                var, target, f"pinned by {where}", pin.line, pin.regions, exchange=True
             )
         except RuleViolationError as violation:
             raise PlacementError(
@@ -202,7 +202,15 @@ class Propagation:
                 )
             ) from None
 
-    def move(self, var: Var, target: Spec, why: str, line: Line, regions: tuple[str, ...]) -> Var:
+    def move(
+        self,
+        var: Var,
+        target: Spec,
+        why: str,
+        line: Line,
+        regions: tuple[str, ...],
+        exchange: bool = False,
+    ) -> Var:
         """Return `var` in placement `target`; the same move is made once."""
         if var.spec == target:
             return var
@@ -210,7 +218,7 @@ class Propagation:
         if key not in self.moved:
             if var.kind in ("param", "cache"):
                 raise RuleViolationError(f"{var} is stationary and is not moved to '{target}'")
-            for hop in hops(var.spec, target):
+            for hop in hops(var.spec, target, exchange):
                 made = Var(
                     self.fresh(var.name.rstrip("_0123456789") or var.name),
                     hop.spec,
@@ -219,7 +227,9 @@ class Propagation:
                     "activation",
                     line,
                 )
-                self.steps.append(Move(hop.kind, hop.axes, hop.dim, var, made, why, line, regions))
+                self.steps.append(
+                    Move(hop.kind, hop.axes, hop.dim, var, made, why, line, regions, hop.source)
+                )
                 var = made
             self.moved[key] = var
         return self.moved[key]

@@ -17,13 +17,15 @@ class Hop:
     axes: tuple[str, ...]
     dim: int | None
     spec: Spec
+    source: int | None = None
 
 
-def hops(source: Spec, target: Spec) -> list[Hop]:
+def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
     """Return the moves from `source` to `target`; none if they are equal.
 
     Slices come first and gathers last, so that less data is reduced; the axes owed then go in one
-    collective over the flattened group, which keeps Replicated values bitwise equal.
+    collective over the flattened group, which keeps Replicated values bitwise equal.  With
+    `exchange` a shard may move from one dim to another, by an all-to-all.
 
     Raises:
         RuleViolationError: the target owes a reduction that the source does not, or a shard would
@@ -39,17 +41,22 @@ def hops(source: Spec, target: Spec) -> list[Hop]:
     spec = source
     dims = list(source.dims)
 
-    def go(kind: str, axes: tuple[str, ...], index: int | None) -> None:
+    def go(
+        kind: str, axes: tuple[str, ...], index: int | None, from_index: int | None = None
+    ) -> None:
         nonlocal spec
         partial = spec.partial
         if index is not None:
             used = dims[index].axes
             used = used[: -len(axes)] if kind == "all_gather" else (*used, *axes)
             dims[index] = attrs.evolve(dims[index], axes=used)
+        if from_index is not None:
+            left = dims[from_index].axes[: -len(axes)]
+            dims[from_index] = attrs.evolve(dims[from_index], axes=left)
         if kind in ("all_reduce", "reduce_scatter"):
             partial = tuple(axis for axis in partial if axis not in axes)
         spec = Spec(tuple(dims), partial, spec.reduce if partial else "sum", spec.varying)
-        found.append(Hop(kind, axes, index, spec))
+        found.append(Hop(kind, axes, index, spec, from_index))
 
     gathers: list[tuple[tuple[str, ...], int]] = []
     slices: list[tuple[tuple[str, ...], int]] = []
@@ -63,12 +70,18 @@ def hops(source: Spec, target: Spec) -> list[Hop]:
             gathers.append((before.axes[common:], index))
         if after.axes[common:]:
             slices.append((after.axes[common:], index))
+    for axes, index in [*slices] if exchange else ():
+        for leaves, from_index in [*gathers]:
+            if leaves == axes:
+                slices.remove((axes, index))
+                gathers.remove((leaves, from_index))
+                go("all_to_all", axes, index, from_index)
     leaving = {axis for axes, _ in gathers for axis in axes}
     for axes, _ in slices:
         if set(axes) & leaving:
             raise RuleViolationError(
                 f"'{source}' cannot become '{target}': that needs an all-to-all of "
-                f"{'+'.join(axes)}, which is never inserted silently"
+                f"{'+'.join(axes)}, which only a boundary can ask for"
             )
     entered = {index for _, index in slices}
     for axes, index in gathers:

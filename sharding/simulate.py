@@ -101,6 +101,14 @@ class LockStep:
             lambda parts, place: _shard(_sum(parts), len(parts), dim, place),
         )
 
+    def all_to_all(self, x: Ranks, axis: str, source: int, dim: int) -> Ranks:
+        """Return dim `source` whole and this rank's shard of `dim`."""
+
+        def combine(parts: list[Tensor], place: int) -> Tensor:
+            return torch.cat([_shard(part, len(parts), dim, place) for part in parts], source)
+
+        return self._exchange("all_to_all", x, axis, combine)
+
     def check(self, x: Ranks, axes: tuple[str, ...], what: str) -> None:
         """Check that a value has the same bits on ranks that differ in other axes only.
 

@@ -214,6 +214,16 @@ class Verification:
             if move.dim is None or not move.axes or used[-len(move.axes) :] != move.axes:
                 raise VerificationError(f"{where}: not its minor axes on dim {move.dim}")
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=used[: -len(move.axes)])
+        elif move.kind == "all_to_all":
+            used = dims[move.source or 0].axes
+            if None in (move.dim, move.source) or move.dim == move.source or not move.axes:
+                raise VerificationError(f"{where}: it moves a shard from one dim to another")
+            if used[-len(move.axes) :] != move.axes:
+                raise VerificationError(f"{where}: not the minor axes of dim {move.source}")
+            assert move.source is not None
+            assert move.dim is not None
+            dims[move.source] = attrs.evolve(dims[move.source], axes=used[: -len(move.axes)])
+            dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
         elif move.kind in ("reduce_scatter", "slice"):
             if move.dim is None or source.spec.reduce != "sum":
                 raise VerificationError(f"{where}: no dim to shard, or not a sum")

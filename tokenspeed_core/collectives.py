@@ -45,6 +45,14 @@ class Collectives:
         parts = [part.chunk(group.size, dim)[group.rank] for part in self._exchange(x, axis)]
         return _sum(parts, x.dtype)
 
+    def all_to_all(self, x: Tensor, axis: str, source: int, dim: int) -> Tensor:
+        """Send each rank its even part of `dim`; concatenate what comes along `source`."""
+        group = self._groups[axis]
+        sent = torch.stack(x.chunk(group.size, dim))
+        parts = torch.empty_like(sent)
+        dist.all_to_all_single(parts, sent, group=group.process_group)
+        return torch.cat(tuple(parts), source)
+
     def _exchange(self, x: Tensor, axis: str) -> list[Tensor]:
         group = self._groups[axis]
         x = x.contiguous()

@@ -59,10 +59,11 @@ def mutants(program: Program) -> Iterator[tuple[str, Program]]:
             if after and step.result in after[0].operands:
                 late = [*before, after[0], step, *after[1:]]
                 yield f"late {label}", rebuilt(program, code, late, code.results)
-            for kind in ("all_reduce", "reduce_scatter", "all_gather", "slice"):
+            for kind in ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice"):
                 for dim in (None, 0, 1):
                     if (kind, dim) != (step.kind, step.dim):
-                        other = attrs.evolve(step, kind=kind, dim=dim)
+                        source = 1 - dim if kind == "all_to_all" and dim is not None else None
+                        other = attrs.evolve(step, kind=kind, dim=dim, source=source)
                         steps = [*before, other, *after]
                         yield (
                             f"{kind} {dim} for {label}",

@@ -152,14 +152,6 @@ def stores_a_partial(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     return rms_norm(x, p.owed, 1e-5)
 
 
-def moves_a_shard_across_dims(p: Any, x: Any, kv: Any, batch: Any) -> Any:
-    @spmd
-    def turn(x: Placed[Tensor, "n@tp f"]) -> Any:
-        return x
-
-    return turn(einsum("n d, d f -> n f", x, p.up))
-
-
 def reads_from_outside_a_layer(p: Any, x: Any, kv: Any, batch: Any) -> Any:
     return scan_once(p, x, lambda own, carry, kv: (x + carry, kv))
 
@@ -184,7 +176,6 @@ CORPUS: list[tuple[Body, type[ShardingError], tuple[str, ...]]] = [
     (mixes_dims, TraceError, ("'d'", "'f'", "other meaning")),
     (mixes_sizes, TraceError, ("16", "8")),
     (stores_a_partial, PlacementError, ("owed", "Partial")),
-    (moves_a_shard_across_dims, PlacementError, ("all-to-all", "'n f@tp'")),
     (changes_the_carry, TraceError, ("hands on", "n e")),
     (reads_from_outside_a_layer, TraceError, ("around this layer", "scan")),
 ]
