@@ -22,15 +22,25 @@ class Rows(Protocol):
     def block_tables(self) -> Tensor: ...
 
 
-@register("paged_attention", backend="torch")
+@register("paged_attention", backend="torch", features=("window", "sinks"))
 def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Rows, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Write `k[n,k,h]`, `v[n,k,h]` to the caches, then attend `q[n,k,g,h]`; return `o[n,k,g,h]`.
 
     Caches are `[b,k,s,h]` (b blocks of s slots) and are written in place.  Row r's queries are
-    the last of its `context_lens[r]` tokens, each attending to itself and what precedes it.  The
-    softmax is in float32 at least.  Rows of `q` that belong to no request come back as zeros.
+    the last of its `context_lens[r]` tokens, each attending to itself and what precedes it: with a
+    `window`, to so many tokens in all.  `sinks[k,g]` is one more logit of each head, unscaled, that
+    has no value (Xiao et al. 2023).  The softmax is in float32 at least.  Rows of `q` that belong
+    to no request come back as zeros.
     """
     size = k_cache.shape[2]
     block = torch.div(batch.cache_slots, size, rounding_mode="floor")
@@ -44,12 +54,21 @@ def paged_attention(
         begin, end = starts[row], starts[row + 1]
         if begin == end:
             continue
-        blocks = batch.block_tables[row, : -(-context // size)]
-        keys = k_cache[blocks].transpose(1, 2).flatten(0, 1)[:context].to(wide)
-        values = v_cache[blocks].transpose(1, 2).flatten(0, 1)[:context].to(wide)
+        # Tokens before `first` are out of the window of all queries: their blocks may be gone.
+        first = max(context - (end - begin) - window + 1, 0) // size * size if window else 0
+        blocks = batch.block_tables[row, first // size : -(-context // size)]
+        keys = k_cache[blocks].transpose(1, 2).flatten(0, 1)[: context - first].to(wide)
+        values = v_cache[blocks].transpose(1, 2).flatten(0, 1)[: context - first].to(wide)
         scores = torch.einsum("qkgh,skh->kgqs", q[begin:end].to(wide), keys) * scale
-        at = torch.arange(context - (end - begin), context, device=q.device)
-        ahead = torch.arange(context, device=q.device) > at[:, None]
-        weights = scores.masked_fill(ahead, float("-inf")).softmax(dim=-1)
+        at = torch.arange(context - (end - begin), context, device=q.device)[:, None]
+        position = torch.arange(first, context, device=q.device)
+        hidden = position > at
+        if window:
+            hidden |= position <= at - window
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if sinks is not None:
+            sink = sinks.to(wide)[:, :, None, None].expand(-1, -1, end - begin, 1)
+            scores = torch.cat((scores, sink), dim=-1)
+        weights = scores.softmax(dim=-1)[..., : context - first]
         out[begin:end] = torch.einsum("kgqs,skh->qkgh", weights, values).to(q.dtype)
     return out

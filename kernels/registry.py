@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The table of kernels: which function computes an op on which device and dtype."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ class Kernel:
     """One way to compute an op.
 
     `supports` is the capability predicate: it says whether this kernel is legal for a device type
-    and dtype on this machine.  `preference` orders legal kernels; the highest runs.
+    and dtype on this machine.  `features` are the variants of the op that it computes beyond the
+    plain one.  `preference` orders legal kernels; the highest runs.
     """
 
     op: str
@@ -28,6 +29,7 @@ class Kernel:
     run: Callable[..., Any]
     supports: Callable[[str, torch.dtype], bool]
     preference: int = 0
+    features: frozenset[str] = frozenset()
 
 
 _kernels: list[Kernel] = []
@@ -39,11 +41,12 @@ def register(
     backend: str,
     supports: Callable[[str, torch.dtype], bool] = lambda device_type, dtype: True,
     preference: int = 0,
+    features: Collection[str] = (),
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a kernel for `op`."""
 
     def add(run: Function) -> Function:
-        _kernels.append(Kernel(op, backend, run, supports, preference))
+        _kernels.append(Kernel(op, backend, run, supports, preference, frozenset(features)))
         select.cache_clear()
         return run
 
@@ -51,16 +54,24 @@ def register(
 
 
 @cache
-def select(op: str, device_type: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """Return the most preferred kernel that is legal for `op` here.
+def select(
+    op: str, device_type: str, dtype: torch.dtype, needs: tuple[str, ...] = ()
+) -> Callable[..., Any]:
+    """Return the most preferred kernel that is legal for `op` here and has the features it needs.
 
     Raises:
-        NoKernelError: nothing registered for `op` supports the device and dtype.
+        NoKernelError: nothing registered for `op` supports the device, dtype and features.
     """
-    return choose(op, device_type, dtype).run
+    return choose(op, device_type, dtype, needs=needs).run
 
 
-def choose(op: str, device_type: str, dtype: torch.dtype, backend: str | None = None) -> Kernel:
+def choose(
+    op: str,
+    device_type: str,
+    dtype: torch.dtype,
+    backend: str | None = None,
+    needs: Collection[str] = (),
+) -> Kernel:
     """Return the kernel `select` would run, or the named backend's if it is legal.
 
     Raises:
@@ -69,12 +80,15 @@ def choose(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
     legal = [
         kernel
         for kernel in candidates(op)
-        if backend in (None, kernel.backend) and kernel.supports(device_type, dtype)
+        if backend in (None, kernel.backend)
+        and kernel.features.issuperset(needs)
+        and kernel.supports(device_type, dtype)
     ]
     if not legal:
         known = ", ".join(kernel.backend for kernel in candidates(op)) or "none"
         raise NoKernelError(
             f"no kernel for op {op!r} on {device_type} in {dtype}"
+            f"{f' with {needs}' if needs else ''}"
             f"{f' from backend {backend!r}' if backend else ''}; registered backends: {known}. "
             f"Import the module that registers it, or choose another dtype."
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the configs of all decoders say: sizes, norm, rope, whether the head is tied."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ rope_scaling rope_theta tie_word_embeddings vocab_size
 """
 DECODER_KEYS = frozenset(_DECODER_TEXT.split())
 GQA_KEYS = DECODER_KEYS | {"head_dim", "num_attention_heads", "num_key_value_heads"}
+WINDOW_KEYS = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +48,8 @@ class GqaConfig(DecoderConfig):
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    window: int = 0  # how many tokens a windowed layer reads
+    windowed: tuple[bool, ...] = ()  # of each layer; empty: none
 
     def sizes(self) -> dict[str, int | None]:
         groups = self.num_heads // self.num_kv_heads
@@ -79,6 +82,12 @@ def decoder_fields(
     }
 
 
+def head_dim_of(config: Mapping[str, Any]) -> int:
+    """Return the width of a head: given, or what divides the model among the query heads."""
+    heads = int_of(config, "num_attention_heads")
+    return int_of(config, "head_dim", int_of(config, "hidden_size") // heads)
+
+
 def gqa_fields(config: Mapping[str, Any], rope_keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields of a `GqaConfig` from a `config.json`.
 
@@ -89,10 +98,37 @@ def gqa_fields(config: Mapping[str, Any], rope_keys: Collection[str] = ()) -> di
     kv_heads = int_of(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise ConfigError(f"{heads} query heads do not divide over {kv_heads} kv heads")
-    head_dim = int_of(config, "head_dim", int_of(config, "hidden_size") // heads)
+    head_dim = head_dim_of(config)
     return {
         **decoder_fields(config, head_dim, rope_keys),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
     }
+
+
+def window_fields(
+    config: Mapping[str, Any], enabled: bool, by_default: Callable[[int], bool]
+) -> dict[str, Any]:
+    """Return `window` and `windowed`; `layer_types` says which layers, else `by_default(layer)`.
+
+    Raises:
+        ConfigError: a layer of another type, or a window without a size.
+    """
+    layers = int_of(config, "num_hidden_layers")
+    types = config.get("layer_types")
+    if types is None:
+        types = [_TYPES[enabled and by_default(layer)] for layer in range(layers)]
+    if len(types) != layers or not set(types) <= set(_TYPES.values()):
+        raise ConfigError(
+            f"config key 'layer_types' must name {' or '.join(_TYPES.values())} for each of "
+            f"{layers} layers, got {types!r}"
+        )
+    windowed = tuple(each == _TYPES[True] for each in types)
+    return {
+        "window": int_of(config, "sliding_window") if any(windowed) else 0,
+        "windowed": windowed,
+    }
+
+
+_TYPES = {False: "full_attention", True: "sliding_attention"}

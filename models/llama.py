@@ -9,18 +9,14 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
 
-from ..ops import Batch, LayerKV
 from ..sharding import declare
-from .attention import QKV_BIAS, caches
+from .attention import QKV_BIAS
 from .config import ConfigError, int_of, refuse_unknown
 from .decoder_config import GQA_KEYS, GqaConfig, gqa_fields
-from .layer import Layer, layer
+from .layer import Layer
 from .mlp import MLP_BIAS
-from .stream import Decoder, decode, decoder
-
-__all__ = ["LlamaConfig", "caches", "forward", "params"]
+from .stream import Decoder, decoder
 
 _USED = GQA_KEYS | {"attention_bias", "intermediate_size", "mlp_bias", "rope_interleaved"}
 
@@ -52,13 +48,6 @@ class LlamaConfig(GqaConfig):
 
     def sizes(self) -> dict[str, int | None]:
         return {**super().sizes(), "f": self.intermediate_size}
-
-
-def forward(
-    p: Decoder, caches: tuple[LayerKV, ...], batch: Batch, config: LlamaConfig
-) -> tuple[Tensor, tuple[LayerKV, ...]]:
-    """Return float32 logits `[m,v]` of `batch.logit_rows`, and the caches with this step in."""
-    return decode(layer, p, caches, batch, config)
 
 
 def params(config: LlamaConfig, dtype: torch.dtype) -> Decoder:

@@ -2,23 +2,61 @@
 """The table of families: which one computes an architecture."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from . import llama, llama_names
+from . import llama, llama_names, qwen2, qwen2_names, qwen3, qwen3_moe, qwen3_moe_names, qwen3_names
+from .attention import caches
 from .config import ConfigError
+from .decoder_config import GqaConfig
 from .family import Family
+from .layer import layer
+from .stream import decode
 
 LLAMA = Family(
     name="llama",
     config=llama.LlamaConfig.from_hf,
     params=llama.params,
-    caches=llama.caches,
-    forward=llama.forward,
+    caches=caches,
+    forward=partial(decode, layer),
     hf=llama_names.hf,
-    derived=llama.LlamaConfig.derived,
+    derived=GqaConfig.derived,
+)
+QWEN2 = Family(
+    name="qwen2",
+    config=qwen2.Qwen2Config.from_hf,
+    params=qwen2.params,
+    caches=caches,
+    forward=partial(decode, layer),
+    hf=qwen2_names.hf,
+    derived=GqaConfig.derived,
+)
+QWEN3 = Family(
+    name="qwen3",
+    config=qwen3.Qwen3Config.from_hf,
+    params=qwen3.params,
+    caches=caches,
+    forward=partial(decode, layer),
+    hf=qwen3_names.hf,
+    derived=GqaConfig.derived,
+)
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    config=qwen3_moe.Qwen3MoeConfig.from_hf,
+    params=qwen3_moe.params,
+    caches=caches,
+    forward=partial(decode, qwen3_moe.layer),
+    hf=qwen3_moe_names.hf,
+    derived=GqaConfig.derived,
 )
 
-FAMILIES: Mapping[str, Family[Any]] = {"LlamaForCausalLM": LLAMA}
+# Architecture names, of transformers and of older files.
+FAMILIES: Mapping[str, Family[Any]] = {
+    "LlamaForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": QWEN2,
+    "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
+}
 
 
 def family_of(architecture: str) -> Family[Any]:

@@ -2,7 +2,7 @@
 """Functional ops: what is computed; on tensors they run a kernel, on traced values they record."""
 
 from .activation import silu_mul, silu_mul_packed
-from .attention import LayerKV, paged_attention
+from .attention import LayerKV, WindowKV, paged_attention, sink_attention
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
@@ -29,6 +29,7 @@ __all__ = [
     "LayerKV",
     "LayerLatent",
     "LayerState",
+    "WindowKV",
     "add_rms_norm",
     "causal_conv",
     "clamped_experts",
@@ -52,6 +53,7 @@ __all__ = [
     "sigmoid_router",
     "silu_mul",
     "silu_mul_packed",
+    "sink_attention",
     "softmax_router",
     "split",
     "take_rows",

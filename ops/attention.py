@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Attention over a paged cache, and the cache of one layer."""
 
+from typing import Any
+
 from torch import Tensor
 
 from ..sharding import Placed, module
@@ -21,6 +23,17 @@ class LayerKV:
     v: Placed[Tensor, "~b k@tp s h"]
 
 
+@module
+class WindowKV(LayerKV):
+    """Keys and values of a layer that reads the last tokens only; its config says how many."""
+
+
+def _written(args: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return what attention computed, and the cache among its arguments with the new contents."""
+    kv = next(arg for arg in args if isinstance(arg, LayerKV))
+    return results[0], type(kv)(k=results[1], v=results[2])
+
+
 @register_rule(
     rule(
         "n k g h, n k h, n k h, b k s h, b k s h -> n k g h, b k s h, b k s h",
@@ -29,15 +42,44 @@ class LayerKV:
         rows="n b",
     ),
     donates=((3, 1), (4, 2)),
-    result=lambda args, results: (results[0], LayerKV(k=results[1], v=results[2])),
+    result=_written,
 )
 def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, kv: LayerKV, batch: Batch, scale: float
+    q: Tensor, k: Tensor, v: Tensor, kv: LayerKV, batch: Batch, scale: float, window: int = 0
 ) -> tuple[Tensor, LayerKV]:
     """Store `k[n,k,h]`, `v[n,k,h]` in `kv`, attend causally with `q[n,k,g,h]`; return `o`, `kv`.
 
-    k kv heads x g query heads each; `scale` multiplies the logits.
+    k kv heads x g query heads each; `scale` multiplies the logits; a query sees the last `window`
+    tokens, itself included, or all if it is 0.
     """
-    run = kernel("paged_attention", q)
-    o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale)
+    o: Tensor
+    if window:
+        o = kernel("paged_attention", q, "window")(q, k, v, kv.k, kv.v, batch, scale, window)
+    else:
+        o = kernel("paged_attention", q)(q, k, v, kv.k, kv.v, batch, scale)
+    return o, kv
+
+
+@register_rule(
+    rule(
+        "n k g h, n k h, n k h, k g, b k s h, b k s h -> n k g h, b k s h, b k s h",
+        shard="k g",
+        depends=((0, 1, 2, 3, 4, 5), (1, 4), (2, 5)),
+    ),
+    donates=((4, 1), (5, 2)),
+    result=_written,
+)
+def sink_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    scale: float,
+    window: int = 0,
+) -> tuple[Tensor, LayerKV]:
+    """Attend as `paged_attention` does, `sinks[k,g]` being one more logit without a value."""
+    run = kernel("paged_attention", q, "window", "sinks")
+    o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale, window, sinks)
     return o, kv

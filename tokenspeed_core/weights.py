@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Weights from a checkpoint straight into a rank's packs."""
 
-import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -55,14 +54,19 @@ def _write(
     plan: Plan,
     rank: int,
 ) -> None:
+    source = source.among(checkpoint.names)
     sizes = dict(zip(member.names, member.sizes, strict=True))
     slices = dict(zip(member.names, member.slices(plan.mesh, rank), strict=True))
-    expected = tuple(math.prod(sizes[factor] for factor in dim) for dim in source.dims())
-    stored = checkpoint.shape(source.name)
-    if stored != expected:
-        raise WeightsError(
-            f"tensor {source.name} has shape {list(stored)}, but the config makes parameter "
-            f"{member.path} {list(expected)} ({source.pattern}); config and weights do not match"
-        )
-    window = checkpoint.read(source.name, source.window(sizes, slices))
-    member.write(target, source.read(window, member.names, sizes, slices))
+    expected = source.shape(sizes)
+
+    def read(name: str, window: tuple[slice, ...]) -> Tensor:
+        stored = checkpoint.shape(name)
+        if stored != expected:
+            raise WeightsError(
+                f"tensor {name} has shape {list(stored)}, but the config makes parameter "
+                f"{member.path} {list(expected)} ({source.pattern}); config and weights do not "
+                f"match"
+            )
+        return checkpoint.read(name, window)
+
+    member.write(target, source.load(read, member.names, sizes, slices))

@@ -73,9 +73,7 @@ class SimulatedEngine(LocalEngine):
         params: dict[str, Tensor] = dict(spec.family.derived(spec.config))
         with open_checkpoint(spec.path) as checkpoint:
             for path, source in spec.family.hf(spec.config).items():
-                names = source.pattern.partition("->")[2].split()
-                whole = {name: slice(0, sizes[name]) for name in names}
-                params[path] = source.read(checkpoint.read(source.name), names, sizes, whole)
+                params[path] = source.among(checkpoint.names).whole(checkpoint.read, sizes)
         self._simulation = Simulation(spec.plan(), params, self.runner.num_blocks)
 
     @torch.inference_mode()

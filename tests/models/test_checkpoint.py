@@ -16,6 +16,8 @@ PATTERNS = [
     "f d -> d f",
     "(k g h) -> k g h",
     "d -> d",
+    "e (two j) d -> e d j",
+    "e d (j two) -> e d j",
 ]
 
 
@@ -31,16 +33,19 @@ def slices(draw: st.DrawFn) -> tuple[str, dict[str, int], dict[str, slice]]:
     return pattern, sizes, cut
 
 
-@given(slices())
+@given(slices(), st.integers(0, 1))
 def test_a_slice_read_from_its_window_is_the_slice_of_the_whole(
-    case: tuple[str, dict[str, int], dict[str, slice]],
+    case: tuple[str, dict[str, int], dict[str, slice]], half: int
 ) -> None:
     pattern, sizes, cut = case
-    source = Source("w", pattern)
-    shape = [torch.Size([sizes[f] for f in dim]).numel() for dim in source.dims()]
+    source = Source("w", pattern, half)
+    shape = source.shape(sizes)
     stored = torch.arange(torch.Size(shape).numel()).view(shape)
     names = pattern.partition("->")[2].split()
-    whole = rearrange(stored, pattern, **{n: sizes[n] for n in names if "(" in pattern})
+    spelled = pattern.replace("->", "-> two") if "two" in pattern else pattern
+    known = {f: {**sizes, "two": 2}[f] for dim in source.dims() for f in dim}
+    whole = rearrange(stored, spelled, **known)
+    whole = whole[half] if "two" in pattern else whole
     expected = whole[tuple(cut[name] for name in names)]
     window = source.window(sizes, cut)
     assert torch.equal(source.read(stored[window], names, sizes, cut), expected)
@@ -54,6 +59,31 @@ def test_a_shard_of_heads_reads_only_its_rows() -> None:
     assert window == (slice(128, 256), slice(0, 32))
     window = source.window(sizes, {**whole, "k": slice(2, 3), "g": slice(1, 3)})
     assert window == (slice(144, 176), slice(0, 32))
+
+
+def test_a_rank_reads_the_tensors_of_its_own_experts_only() -> None:
+    source = Source("experts.{e}.gate", "j d -> e d j")
+    stored = {f"experts.{e}.gate": torch.randn(3, 5) for e in range(8)}
+    seen = []
+
+    def read(name: str, window: tuple[slice, ...]) -> torch.Tensor:
+        seen.append(name)
+        return stored[name][window]
+
+    sizes = {"e": 8, "j": 3, "d": 5}
+    cut = {"e": slice(4, 8), "j": slice(1, 3), "d": slice(0, 5)}
+    got = source.load(read, ("e", "d", "j"), sizes, cut)
+    expected = torch.stack([stored[f"experts.{e}.gate"][1:3].T for e in range(4, 8)])
+    assert torch.equal(got, expected)
+    assert seen == [f"experts.{e}.gate" for e in range(4, 8)]
+
+
+def test_a_source_is_the_form_that_the_checkpoint_has() -> None:
+    fused = Source("experts.gate_up", "e (two j) d -> e d j", 1)
+    source = Source("experts.{e}.up", "j d -> e d j", other=fused)
+    assert source.among({"experts.0.up"}) is source
+    assert source.among({"experts.gate_up"}) is fused
+    assert fused.shape({"e": 2, "j": 3, "d": 5}) == (2, 6, 5)
 
 
 def test_tables_name_every_parameter_once() -> None:

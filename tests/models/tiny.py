@@ -77,29 +77,52 @@ class Tiny:
 
 
 def make_tiny(changes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tiny:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Return a tiny Llama."""
+    from transformers import LlamaConfig
+
+    return tiny_of(LlamaConfig(**{**SIZES, **changes}), dtype)
+
+
+def tiny_of(
+    config: Any, dtype: torch.dtype = torch.float32, lengths: tuple[int, ...] = (19, 13)
+) -> Tiny:
+    """Return a random model of a transformers config, and requests of these lengths."""
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(7)
-    config = LlamaConfig(**{**SIZES, **changes}, attn_implementation="eager")
-    oracle = LlamaForCausalLM(config).eval().to(dtype)
-    with torch.no_grad():
-        for name, tensor in oracle.named_parameters():
-            if tensor.dim() == 2:
-                tensor.normal_(std=tensor.shape[-1] ** -0.5 * (3 if "embed" in name else 1))
-            else:
-                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
-    family = family_of("LlamaForCausalLM")
+    config._attn_implementation = config._experts_implementation = "eager"
+    oracle = AutoModelForCausalLM.from_config(config).eval().to(dtype)
+    randomise(oracle)
+    family = family_of(type(oracle).__name__)
     ours = family.config(config.to_dict())
     state = oracle.state_dict()
     sizes = {name: size for name, size in ours.sizes().items() if size}
-    params = {}
-    for path, source in family.hf(ours).items():
-        names = source.pattern.partition("->")[2].split()
-        whole = {name: slice(0, sizes[name]) for name in names}
-        params[path] = source.read(state[source.name], names, sizes, whole)
+    params = {
+        path: source.among(state).whole(lambda name, window: state[name][window], sizes)
+        for path, source in family.hf(ours).items()
+    }
     params.update(family.derived(ours))
-    tokens = tuple(torch.randint(0, config.vocab_size, (length,)) for length in (19, 13))
+    tokens = tuple(torch.randint(0, config.vocab_size, (length,)) for length in lengths)
     return Tiny(oracle, family, ours, params, tokens)
+
+
+def randomise(oracle: Any) -> None:
+    """Draw every parameter, so that logits are of order one and nothing is zero or equal."""
+    learned = [*oracle.named_parameters(), *oracle.named_buffers()]
+    with torch.no_grad():
+        for name, tensor in learned:
+            if "inv_freq" in name:
+                continue
+            if tensor.dim() == 1 or name.endswith("bias"):
+                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
+            else:
+                # Experts of some families are stored [experts, in, out].
+                inner = tensor.shape[
+                    -2
+                    if getattr(oracle.config, "model_type", "") == "gpt_oss" and tensor.dim() == 3
+                    else -1
+                ]
+                tensor.normal_(std=inner**-0.5 * (3 if "embed" in name else 1))
 
 
 def batch_of(
@@ -141,18 +164,24 @@ def batch_of(
 
 
 def conversation(
-    tiny: Tiny, step: Callable[[Batch], Tensor], multiple: int = 1
+    tiny: Tiny, step: Callable[[Batch], Tensor], multiple: int = 1, cut: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return (ours, oracle's) logits of two prefills, then 8 decode steps of both requests."""
+    """Return (ours, oracle's) logits of two prefills, then 8 decode steps of both requests.
+
+    With a `cut`, the first request's prefill is that many tokens alone, then the rest.
+    """
     found = []
     expected = [tiny.expected(row) for row in range(2)]
     lengths = [len(ids) - 8 for ids in tiny.tokens]
+    if cut:
+        logits = step(batch_of([(tiny.tokens[0][:cut], 0, 0)], every=True, multiple=multiple))
+        found.append((logits, expected[0][:cut]))
     rows = [
-        (ids[:length], 0, i)
+        (ids[:length], 0 if i else cut, i)
         for i, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
     ]
     logits = step(batch_of(rows, every=True, multiple=multiple))
-    found.append((logits, torch.cat([e[:n] for e, n in zip(expected, lengths, strict=True)])))
+    found.append((logits, torch.cat([expected[0][cut : lengths[0]], expected[1][: lengths[1]]])))
     for done in range(8):
         rows = [
             (ids[: length + done + 1], length + done, i)

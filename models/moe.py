@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Mixtures of experts: a router picks experts for each token; their weighted outputs are summed.
+
+Dims: n tokens, d model, e experts, j expert mlp, a active experts per token, o the experts again as
+a router offers them (whole on every rank).  By default each expert is cut over its mlp;
+`place={"j": "", "e": "tp"}` gives a rank whole experts instead.
+"""
+
+from torch import Tensor
+
+from ..ops import einsum, experts, softmax_router
+from ..sharding import Placed, module, spmd
+from .stream import Hidden
+
+# What routing and experts see: all tokens, unless a layout says otherwise.
+Tokens = Placed[Tensor, "n d"]
+
+
+@module
+class Moe:
+    """The router and the experts; `bias` corrects the scores of some routers."""
+
+    router: Placed[Tensor, "d o"]
+    w_gate: Placed[Tensor, "e d j@tp"]
+    w_up: Placed[Tensor, "e d j@tp"]
+    w_down: Placed[Tensor, "e j@tp d"]
+
+
+def expert_sizes(count: int, width: int) -> dict[str, int | None]:
+    """Return the sizes of e, o and j."""
+    return {"e": count, "o": count, "j": width}
+
+
+@spmd(budget="all_reduce<=1")
+def softmax_moe(p: Moe, x: Tokens, active: int, renormalise: bool) -> Hidden:
+    """Return the update of the `active` likeliest experts for normed `x[n,d]`."""
+    scores = einsum("n d, d o -> n o", x, p.router)
+    ids, weights = softmax_router(scores, active, renormalise)
+    return experts(x, ids, weights, p.w_gate, p.w_up, p.w_down)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""A tiny config of every family, and the layouts that its plans are held to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenspeed_core.sharding import Layout
+
+SIZES = dict(
+    vocab_size=96,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
+WINDOWED = dict(use_sliding_window=True, sliding_window=8, max_window_layers=2)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
+
+
+def qwen2() -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        **SIZES, **WINDOWED, intermediate_size=48, num_hidden_layers=4, tie_word_embeddings=True
+    )
+
+
+def qwen3() -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        **SIZES,
+        **WINDOWED,
+        head_dim=16,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        rope_parameters={**YARN, "rope_theta": 1e6},
+    )
+
+
+def qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        **SIZES,
+        head_dim=16,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=4,
+        num_experts=8,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        mlp_only_layers=[2],
+    )
+
+
+DENSE: dict[str, Callable[[], Any]] = {"qwen2": qwen2, "qwen3": qwen3}
+MIXTURES: dict[str, Callable[[], Any]] = {"qwen3-moe": qwen3_moe}
+FAMILIES = {**DENSE, **MIXTURES}
+
+LAYOUTS = {
+    "tp2": Layout("tp=2"),
+    "sp2": Layout("tp=2", types={"Hidden": "n@tp d"}),
+    "factored": Layout("tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep"}),
+    "factored-sp": Layout(
+        "tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep"}, types={"Hidden": "n@tp d"}
+    ),
+    "dp-tp": Layout("dp=2 tp=2"),
+}
+EXPERT_LAYOUTS = {
+    "experts2": Layout("tp=2", place={"j": "", "e": "tp"}),
+    "experts2-sp": Layout("tp=2", place={"j": "", "e": "tp"}, types={"Hidden": "n@tp d"}),
+    "experts-by-both": Layout(
+        "tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep", "e": "kv", "j": "rep"}
+    ),
+    "experts4": Layout("tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep", "e": "tp", "j": ""}),
+}
+CASES = [
+    (family, layout)
+    for family in FAMILIES
+    for layout in (*LAYOUTS, *(EXPERT_LAYOUTS if family in MIXTURES else ()))
+]
