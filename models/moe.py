@@ -13,7 +13,7 @@ from ..sharding import Placed, module, spmd
 from .stream import Hidden
 
 # What routing and experts see: all tokens, unless a layout says otherwise.
-Tokens = Placed[Tensor, "n d"]
+Tokens = Placed[Tensor, "~n d"]
 
 
 @module

@@ -65,6 +65,7 @@ def paged_attention(
         "n k g h, n k h, n k h, k g, b k s h, b k s h -> n k g h, b k s h, b k s h",
         shard="k g",
         depends=((0, 1, 2, 3, 4, 5), (1, 4), (2, 5)),
+        rows="n b",
     ),
     donates=((4, 1), (5, 2)),
     result=_written,

@@ -105,9 +105,16 @@ def requests(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 
 @settings(max_examples=40)
-@given(requests(), st.sampled_from([1, 2, 4]), st.integers(0, 3), st.integers(0, 2**31))
+@given(
+    requests(),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 3),
+    st.integers(0, 2**31),
+    st.sampled_from([0, 1, 3, 8]),
+    st.booleans(),
+)
 def test_paged_attention_is_causal_attention_over_each_request(
-    counts: list[tuple[int, int]], size: int, padding: int, seed: int
+    counts: list[tuple[int, int]], size: int, padding: int, seed: int, window: int, sunk: bool
 ) -> None:
     """Against dense attention, request by request, with blocks scattered over the cache."""
     random = torch.Generator().manual_seed(seed)
@@ -142,15 +149,24 @@ def test_paged_attention_is_causal_attention_over_each_request(
         context_lens=torch.tensor([sum(pair) for pair in counts], dtype=torch.int32),
         block_tables=tables,
     )
-    out = reference("paged_attention")(q, k, v, *caches, batch, 0.5)
+    sinks = randn(heads, groups) if sunk else torch.full((heads, groups), -math.inf).double()
+    if window:  # what no query sees may have been given to others
+        for row, (cached, _) in enumerate(counts):
+            tables[row, : max(cached - window + 1, 0) // size] = 0
+        for cache in caches:
+            cache[0] = math.nan
+    run = reference("paged_attention")
+    out = run(q, k, v, *caches, batch, 0.5, window, sinks if sunk else None)
     assert (out[total:] == 0).all()
     for row, (cached, new) in enumerate(counts):
         keys, values = dense[row]
         for index in range(new):
             seen = cached + index + 1
+            first = max(seen - window, 0) if window else 0
             query = q[starts[row] + index]
-            weights = torch.einsum("kgh,skh->kgs", query, keys[:seen]).mul(0.5).softmax(-1)
-            expected = torch.einsum("kgs,skh->kgh", weights, values[:seen])
+            scores = torch.einsum("kgh,skh->kgs", query, keys[first:seen]).mul(0.5)
+            weights = torch.cat((scores, sinks[..., None]), -1).softmax(-1)[..., :-1]
+            expected = torch.einsum("kgs,skh->kgh", weights, values[first:seen])
             torch.testing.assert_close(out[starts[row] + index], expected)
     for slot, key in zip(slots, k, strict=False):
         assert torch.equal(caches[0][slot // size, :, slot % size], key)

@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenspeed_core.ops import LayerKV, LayerLatent, einsum, latent_attention, paged_attention
+from tokenspeed_core.ops import (
+    LayerKV,
+    LayerLatent,
+    einsum,
+    latent_attention,
+    paged_attention,
+    sink_attention,
+)
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.rule import Rule, contraction
 
@@ -65,6 +72,12 @@ def attend(*operands: Tensor) -> tuple[Tensor, ...]:
     return o, kv.k, kv.v
 
 
+def attend_with_sinks(*operands: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, sinks, keys, values = operands
+    o, kv = sink_attention(q, k, v, sinks, LayerKV(k=keys, v=values), STEP, 0.3, 2)
+    return o, kv.k, kv.v
+
+
 def attend_latents(*operands: Tensor) -> tuple[Tensor, ...]:
     o, kv = latent_attention(*operands[:6], LayerLatent(rows=operands[6]), STEP, 0.3)  # type: ignore[arg-type]
     return o, kv.rows
@@ -103,6 +116,11 @@ CASES = [
     Case("zeros_like", ("n d",)),
     Case("widen", ("n d",)),
     Case("paged_attention", ("n k g h", "n k h", "n k h", "b k s h", "b k s h"), run=attend),
+    Case(
+        "sink_attention",
+        ("n k g h", "n k h", "n k h", "k g", "b k s h", "b k s h"),
+        run=attend_with_sinks,
+    ),
     Case(
         "latent_attention",
         ("n k h", "n k r", "n c", "n r", "k h c", "k u c", "b s x"),
