@@ -42,8 +42,11 @@ def compile_plan(
     dtype: torch.dtype,
     block_size: int,
     cache_dtype: torch.dtype | None = None,
+    tokens: int = 0,
 ) -> Plan:
     """Return the plan of a model under a layout: parameters in `dtype`, caches too if not told.
+
+    `tokens` of a step, all ranks together, decide how rows reach their experts (`build`).
 
     Raises:
         MeshError: the mesh does not divide the model; legal sizes are listed.
@@ -60,4 +63,5 @@ def compile_plan(
         params=params,
         caches=caches,
         constants=family.derived(config),
+        tokens=tokens,
     )

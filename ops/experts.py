@@ -20,6 +20,7 @@ from .kernel import kernel
         sums="e j",
         linear=((2,),),
         offset="e",
+        routes=True,
     )
 )
 def experts(
@@ -46,6 +47,7 @@ def experts(
         sums="e j",
         linear=((2,),),
         offset="e",
+        routes=True,
     )
 )
 def clamped_experts(

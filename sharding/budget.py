@@ -12,6 +12,8 @@ UNITS = {
     "reduce_scatter": 0.5,
     "all_gather": 0.5,
     "all_to_all": 0.5,
+    "dispatch": 0.5,
+    "combine": 0.5,
     "slice": 0.0,
 }
 
@@ -52,6 +54,7 @@ def check_budgets(program: Program) -> None:
                 for step in code.steps
                 if isinstance(step, Move)
                 and UNITS[step.kind]
+                and not step.joins
                 and owners[step][: len(regions)] == regions
             ]
             total = sum(UNITS[step.kind] for step in spent)
@@ -80,7 +83,7 @@ def _owners(code: Code) -> dict[Move, tuple[str, ...]]:
             if isinstance(apply, Apply):
                 made.update(dict.fromkeys(apply.results, apply.regions))
         if isinstance(step, Move):
-            pays = step.kind in ("all_reduce", "reduce_scatter")
+            pays = step.kind in ("all_reduce", "reduce_scatter", "combine")
             owners[step] = made.get(step.operand, ()) if pays else step.regions
             made[step.result] = owners[step]
     return owners

@@ -11,7 +11,15 @@ from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Var
 
 # How often a ring carries (ways - 1) / ways of the payload.
-TRIPS = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "slice": 0}
+TRIPS = {
+    "all_reduce": 2,
+    "reduce_scatter": 1,
+    "all_gather": 1,
+    "all_to_all": 1,
+    "dispatch": 1,
+    "combine": 1,
+    "slice": 0,
+}
 
 
 @attrs.frozen
@@ -39,13 +47,18 @@ def nbytes(var: Var, tokens: Mapping[str, int], mesh: Mesh | None = None) -> int
 def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK) -> Cost:
     """Return what a redistribution costs as a ring: reduce-scatter, all-gather, or both.
 
-    An all-to-all sends each peer its part directly.
+    An all-to-all sends each peer its part directly.  Of routed rows each goes to the ranks of its
+    experts, which are taken to be chosen evenly; what joins another move has no start of its own.
     """
     ways = mesh.size(move.axes)
     whole = max(nbytes(move.operand, tokens, mesh), nbytes(move.result, tokens, mesh))
     trips = TRIPS[move.kind]
     wire = trips * whole * (ways - 1) // ways
-    us = link.alpha_us + wire / (link.gb_per_s * 1e3) if trips else 0.0
+    if move.routed:
+        _, active = move.routed
+        wire = int(wire * (1 - (1 - 1 / ways) ** active))
+    start = 0.0 if move.joins else link.alpha_us
+    us = start + wire / (link.gb_per_s * 1e3) if trips else 0.0
     return Cost(whole if trips else 0, wire, us)
 
 

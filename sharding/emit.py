@@ -37,6 +37,8 @@ class Writer:
         self.code, self.mesh, self.checked = code, mesh, checked
         self.used: set[str] = set()
         self.joined = {id(step): user for step, user in _joined(code)}
+        self.bundles = _bundles(code)
+        self.trips: dict[Var, str] = {}
 
     def block(self) -> Iterator[str]:
         inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
@@ -57,7 +59,7 @@ class Writer:
     def body(self) -> Iterator[str]:
         skipped = {id(user) for user in self.joined.values()}
         for step in self.code.steps:
-            if id(step) in skipped:
+            if id(step) in skipped or (isinstance(step, Move) and step.joins):
                 continue
             for text, made_by in self.step(step):
                 yield from self.noted(text, made_by)
@@ -65,13 +67,14 @@ class Writer:
                     yield from self.checks(made_by)
 
     def checks(self, step: Step) -> Iterator[str]:
-        for var in step.results:
-            if not (var.kind == "cache" or id(step) in self.joined):
+        for var in (var for each in self.bundles.get(id(step), (step,)) for var in each.results):
+            if not (var.kind == "cache" or id(step) in self.joined or var in self.trips):
                 yield f'    c.check({self.name(var)}, {var.spec.axes!r}, "{var}")'
 
     def noted(self, text: str, step: Step) -> Iterator[str]:
         """Yield a line with its note at the end if both fit, else the note above it."""
-        types = ", ".join(str(var.spec) for var in step.results if var.kind != "cache")
+        results = [var for each in self.bundles.get(id(step), (step,)) for var in each.results]
+        types = ", ".join(str(var.spec) for var in results if var.kind != "cache")
         note = f"# {types}  {step.line}"
         if isinstance(step, Move):
             note += f"  {step.why}"
@@ -87,6 +90,9 @@ class Writer:
     def step(self, step: Step) -> Iterator[tuple[str, Step]]:
         match step:
             case Apply():
+                trips = [self.trips[var] for var in step.operands if var in self.trips]
+                if trips:
+                    self.trips[step.results[0]] = trips[0]
                 yield f"{self.targets(step)} = {self.call(step)}", step
             case Project():
                 yield from self.project(step)
@@ -166,6 +172,17 @@ class Writer:
         group = self.mesh.group(step.axes)
         operand = self.name(step.operand)
         made = self.name(step.result)
+        if step.kind == "combine":
+            return f'{made} = c.combine({operand}, {self.trips[step.operand]}, "{group}")'
+        if bundle := self.bundles.get(id(step)):
+            operands = ", ".join(self.name(move.operand) for move in bundle)
+            made = ", ".join(self.name(move.result) for move in bundle)
+            if step.kind == "all_gather":
+                return f'{made} = c.all_gathers(({operands}), "{group}", {step.dim})'
+            assert step.routed is not None
+            trip = f"{self.name(step.result)}_trip"
+            self.trips.update((move.result, trip) for move in bundle)
+            return f'{made}, {trip} = c.dispatch({operands}, "{group}", {step.routed[0]})'
         if step.kind == "slice":
             self.used.add("shard")
             ways = self.mesh.size(step.axes)
@@ -198,6 +215,19 @@ def _tree_name(var: Var) -> str:
 
 def _reads(step: Step) -> tuple[Var, ...]:
     return (*step.operands, *(step.metadata if isinstance(step, Apply) else ()))
+
+
+def _bundles(code: Code) -> dict[int, tuple[Move, ...]]:
+    """Return the moves that travel together, by the first of them."""
+    found: dict[int, tuple[Move, ...]] = {}
+    first = 0
+    for step in code.steps:
+        if isinstance(step, Move) and step.joins:
+            found[first] = (*found[first], step)
+        elif isinstance(step, Move):
+            first = id(step)
+            found[first] = (step,)
+    return {first: moves for first, moves in found.items() if len(moves) > 1}
 
 
 def _joined(code: Code) -> Iterator[tuple[Project, Apply]]:

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from .budget import check_budgets
+from .bundle import bundle
 from .cost import groups_of
 from .division import check_layout
 from .emit import emit
+from .exchange import exchange
 from .fuse import fuse
 from .layout import Layout
+from .link import NVLINK, Link
 from .mesh import Mesh
 from .pack import pack
 from .program import Program
@@ -145,14 +148,18 @@ def build(
     params: Any,
     caches: tuple[Any, ...],
     constants: Mapping[str, Tensor],
+    tokens: int = 0,
+    link: Link = NVLINK,
 ) -> Plan:
     """Compile a traced program for a layout; `ops` names the module of the emitted imports.
+
+    `tokens` of a step, all ranks together, decide how rows reach their experts; 0: by gathers.
 
     Raises:
         ShardingError: the layout does not fit the model, or a function exceeds its budget.
     """
     check_layout(layout, (params, caches), traced.aliases)
-    program = pack(fuse(propagate(traced, layout)))
+    program = bundle(exchange(pack(fuse(propagate(traced, layout))), tokens, link))
     verify(program)
     check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."

@@ -85,6 +85,11 @@ class Move:
     """A redistribution: a collective, or a slice, which is local.
 
     `dim` is scattered, gathered or sliced; an all_to_all moves the shard of dim `source` there.
+    One that `joins` travels with the move before it, as one collective.
+
+    A dispatch is an all_gather that brings a rank only the rows that its experts compute, and a
+    combine the reduce_scatter that brings the results back; `routed` is then how many experts a
+    rank of the group has, and how many of all are active for a row.
     """
 
     kind: str
@@ -96,6 +101,8 @@ class Move:
     line: Line
     regions: tuple[str, ...]
     source: int | None = None
+    joins: bool = False
+    routed: tuple[int, int] | None = None
 
     @property
     def operands(self) -> tuple[Var, ...]:

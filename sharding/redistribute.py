@@ -72,7 +72,7 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
             slices.append((after.axes[common:], index))
     for axes, index in [*slices] if exchange else ():
         for leaves, from_index in [*gathers]:
-            if leaves == axes:
+            if leaves == axes and all(index != leaving for _, leaving in gathers):
                 slices.remove((axes, index))
                 gathers.remove((leaves, from_index))
                 go("all_to_all", axes, index, from_index)

@@ -19,7 +19,9 @@ class Rule:
     reads its operand's shape only.  `depends` lists, for each result, the operands that it is
     computed from, where that is not all of them.  `rows` are factors that count what belongs to
     requests (tokens, rows, blocks) and point at each other: where ranks serve different requests
-    they are sharded together, and the op runs on each rank's requests alone.
+    they are sharded together, and the op runs on each rank's requests alone.  `routes` marks an op
+    whose second operand chooses, row by row, which shards of factor `offset` compute a row: the
+    others add nothing to its result.
     """
 
     inputs: tuple[Factors, ...]
@@ -31,6 +33,7 @@ class Rule:
     constant: bool = False
     depends: tuple[tuple[int, ...], ...] = ()
     rows: frozenset[str] = frozenset()
+    routes: bool = False
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -70,6 +73,7 @@ def rule(
     constant: bool = False,
     depends: tuple[tuple[int, ...], ...] = (),
     rows: str = "",
+    routes: bool = False,
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
     left, arrow, right = text.partition("->")
@@ -88,6 +92,7 @@ def rule(
         constant,
         depends,
         frozenset(rows.split()),
+        routes,
     )
 
 

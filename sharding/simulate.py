@@ -109,6 +109,46 @@ class LockStep:
 
         return self._exchange("all_to_all", x, axis, combine)
 
+    def all_gathers(self, values: tuple[Ranks, ...], axis: str, dim: int) -> tuple[Ranks, ...]:
+        """Return each value gathered, as one collective."""
+        made = tuple(self.all_gather(x, axis, dim) for x in values)
+        del self.log[len(self.log) - len(values) + 1 :]
+        return made
+
+    def dispatch(
+        self, x: Ranks, ids: Ranks, weights: Ranks, axis: str, share: int
+    ) -> tuple[Any, ...]:
+        """Return the rows of which a rank has an expert, `share` experts a rank, and their way."""
+        self.log.append(("dispatch", axis))
+        trips: list[Any] = [None] * self.mesh.num_ranks
+        received = {id(value): list[Any](value.parts) for value in (x, ids, weights)}
+        for group in self.mesh.groups(self._factors(axis)):
+            for place, rank in enumerate(group):
+                rows = [
+                    (ids.parts[source] // share == place).any(1).nonzero()[:, 0] for source in group
+                ]
+                trips[rank] = (rows, ids.parts[rank].shape[0])
+                for value in (x, ids, weights):
+                    received[id(value)][rank] = torch.cat(
+                        [value.parts[s][taken] for s, taken in zip(group, rows, strict=True)]
+                    )
+        return (*(Ranks(received[id(value)]) for value in (x, ids, weights)), Ranks(trips))
+
+    def combine(self, y: Ranks, trip: Ranks, axis: str) -> Ranks:
+        """Return each rank's own rows, summed over the ranks that computed them, in rank order."""
+        self.log.append(("combine", axis))
+        results: list[Any] = [None] * self.mesh.num_ranks
+        for group in self.mesh.groups(self._factors(axis)):
+            for place, rank in enumerate(group):
+                part = y.parts[rank]
+                total = part.new_zeros(trip.parts[rank][1], *part.shape[1:])
+                for other in group:
+                    rows, _ = trip.parts[other]
+                    mine = y.parts[other].split([len(taken) for taken in rows])[place]
+                    total.index_add_(0, rows[place], mine)
+                results[rank] = total
+        return Ranks(results)
+
     def check(self, x: Ranks, axes: tuple[str, ...], what: str) -> None:
         """Check that a value has the same bits on ranks that differ in other axes only.
 

@@ -54,6 +54,8 @@ class Verification:
         self.live: set[Var] = set()
         self.dead: set[Var] = set()
         self.reduced: set[Var] = set()
+        self.routed: dict[Var, tuple[Move, ...]] = {}  # what has its experts' rows only
+        self.last: Step | None = None
 
     def run(self) -> None:
         code = self.code
@@ -65,6 +67,8 @@ class Verification:
             self.step(step)
         for var in (*code.results, *code.cache_results):
             self.read(var, f"result of {code.name}")
+            if var in self.routed:
+                self.fail(var, "a result lacks the rows that went to other ranks")
         for before, after in zip(code.carry, code.results, strict=False):
             if code.carry and not _same_type(before, after):
                 self.fail(after, f"the carry came in as {before} and leaves as {after}")
@@ -81,6 +85,8 @@ class Verification:
         where = f"{step.line}: {type(step).__name__}"
         for var in step.operands:
             self.read(var, where)
+        if any(var in self.routed for var in step.operands):
+            self.route(step, where)
         for apply in applies:
             spread = self.apply(apply)
             for var in apply.metadata:
@@ -95,6 +101,29 @@ class Verification:
             self.loop(step)
         for var in step.results:
             self.define(var, where)
+        self.last = step
+
+    def route(self, step: Step, where: str) -> None:
+        """Check who reads rows of which others are elsewhere: an op that routes, or a combine."""
+        if isinstance(step, Move) and step.kind == "combine":
+            sent = self.routed[step.operand]
+            if (sent[0].axes, sent[0].dim, sent[0].routed) != (step.axes, step.dim, step.routed):
+                raise VerificationError(f"{where}: rows come back another way than they went")
+            return
+        if not isinstance(step, Apply) or not _own_rule(step).routes:
+            raise VerificationError(f"{where}: it reads rows of which others are elsewhere")
+        sent = self.routed.get(step.operands[0], ())
+        if tuple(move.result for move in sent) != step.operands[:3]:
+            raise VerificationError(f"{where}: its rows, ids and weights went different ways")
+        self.routed[step.results[0]] = sent
+        for factors, var in zip(step.rule.inputs, step.operands, strict=True):
+            if step.rule.offset in factors:
+                at = factors.index(step.rule.offset)
+                count, axes = var.sizes[at] or 0, var.spec.dims[at].axes
+                active = step.operands[1].sizes[1]
+                routed = (count // self.mesh.size(sent[0].axes), active)
+                if axes[: len(sent[0].axes)] != sent[0].axes or sent[0].routed != routed:
+                    raise VerificationError(f"{where}: rows go to other ranks than {var} lies on")
 
     def read(self, var: Var, where: str) -> None:
         if var in self.dead:
@@ -197,9 +226,25 @@ class Verification:
         partial = source.spec.partial
         if source.kind in ("param", "cache"):
             raise VerificationError(f"{where}: stored values are never moved")
+        if move.joins and not (
+            isinstance(self.last, Move)
+            and (self.last.kind, self.last.axes, self.last.dim) == (move.kind, move.axes, move.dim)
+            and self.last.routed == move.routed
+            and move.kind in ("all_gather", "dispatch")
+            and move.operand is not self.last.result
+        ):
+            raise VerificationError(f"{where}: it cannot join what stands before it")
+        if (move.kind in ("dispatch", "combine")) != (move.routed is not None):
+            raise VerificationError(f"{where}: rows are routed by a dispatch and a combine only")
+        if move.kind == "dispatch":
+            sent = self.routed[self.last.results[0]] if move.joins and self.last else ()
+            for each in (*sent, move):
+                self.routed[each.result] = (*sent, move)
+        if move.kind == "combine" and source not in self.routed:
+            raise VerificationError(f"{where}: nothing was dispatched")
         if move.kind == "all_reduce" and move.axes != self.mesh.ordered(set(move.axes)):
             raise VerificationError(f"{where}: a group is summed in mesh order, or bits differ")
-        if move.kind in ("all_reduce", "reduce_scatter"):
+        if move.kind in ("all_reduce", "reduce_scatter", "combine"):
             if not move.axes or not set(move.axes) <= set(partial):
                 raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")
             if move.kind == "all_reduce" and source in self.reduced:
@@ -209,7 +254,7 @@ class Verification:
             partial = tuple(axis for axis in partial if axis not in move.axes)
         elif set(move.axes) & set(partial):
             raise VerificationError(f"{where}: a sum is owed over these axes")
-        if move.kind == "all_gather":
+        if move.kind in ("all_gather", "dispatch"):
             used = dims[move.dim or 0].axes
             if move.dim is None or not move.axes or used[-len(move.axes) :] != move.axes:
                 raise VerificationError(f"{where}: not its minor axes on dim {move.dim}")
@@ -224,7 +269,7 @@ class Verification:
             assert move.dim is not None
             dims[move.source] = attrs.evolve(dims[move.source], axes=used[: -len(move.axes)])
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
-        elif move.kind in ("reduce_scatter", "slice"):
+        elif move.kind in ("reduce_scatter", "combine", "slice"):
             if move.dim is None or source.spec.reduce != "sum":
                 raise VerificationError(f"{where}: no dim to shard, or not a sum")
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))

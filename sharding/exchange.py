@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""The exchanging rewrite: rows go only to the ranks whose experts compute them.
+
+An op that routes (`Rule.routes`) between a gather of its rows and a scatter of its sums over one
+group costs (n - 1) copies of each row; sent only where it is needed a row costs at most as many as
+experts are active for it.  It takes more messages, so what is cheaper depends on how many rows
+there are: the choice is made once a plan, by cost.
+"""
+
+import attrs
+
+from .cost import cost
+from .link import Link
+from .mesh import Mesh
+from .program import Apply, Code, Loop, Move, Program, Step, Var
+
+# The counts of rows are exchanged first, and the host must know them.
+_COUNTS_US = 30.0
+
+
+def exchange(program: Program, tokens: int, link: Link) -> Program:
+    """Return `program` with each routing op exchanged whose rows then cost less.
+
+    `tokens` is how many a step computes, all ranks together; 0 keeps every gather.
+    """
+    if not tokens:
+        return program
+    given = {"n": tokens}
+    blocks = {id(code): _exchanged(code, {}, program.mesh, given, link) for code in program.blocks}
+    driver = _exchanged(program.driver, blocks, program.mesh, given, link)
+    return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
+
+
+def _exchanged(
+    code: Code, blocks: dict[int, Code], mesh: Mesh, given: dict[str, int], link: Link
+) -> Code:
+    new: dict[int, Move] = {}
+    for step in code.steps:
+        if isinstance(step, Apply) and step.rule.routes and (found := _seams(step, code)):
+            gathers, scatter = found
+            routed = _routed(step, scatter, mesh)
+            if routed is None:
+                continue
+            sent = [
+                attrs.evolve(move, kind="dispatch", routed=routed, joins=index > 0)
+                for index, move in enumerate(gathers)
+            ]
+            back = attrs.evolve(scatter, kind="combine", routed=routed)
+            before = sum(cost(move, mesh, given, link).us for move in (*gathers, scatter))
+            after = sum(cost(move, mesh, given, link).us for move in (*sent, back))
+            if after + _COUNTS_US < before:
+                new.update({id(old): made for old, made in zip(gathers, sent, strict=True)})
+                new[id(scatter)] = back
+    steps: list[Step] = []
+    for step in code.steps:
+        if isinstance(step, Loop):
+            step = attrs.evolve(step, block=blocks[id(step.block)])
+        steps.append(new.get(id(step), step))
+    return attrs.evolve(code, steps=tuple(steps))
+
+
+def _seams(step: Apply, code: Code) -> tuple[list[Move], Move] | None:
+    """Return the gathers of an op's rows and the scatter of its sums, if nobody else uses them."""
+    rows = step.operands[:3]
+    (result,) = step.results
+    made = {move.result: move for move in code.steps if isinstance(move, Move)}
+    gathers = [made[var] for var in rows if var in made and made[var].kind == "all_gather"]
+    users: dict[Var, int] = {}
+    for each in code.steps:
+        for var in each.operands:
+            users[var] = users.get(var, 0) + 1
+    scatters = [
+        each
+        for each in code.steps
+        if isinstance(each, Move) and each.operand is result and each.kind == "reduce_scatter"
+    ]
+    if len(gathers) != 3 or len(scatters) != 1 or result in code.results:
+        return None
+    seams = {(move.axes, move.dim) for move in (*gathers, *scatters)}
+    alone = all(users[var] == 1 for var in (*rows, result))
+    return (gathers, scatters[0]) if alone and seams == {(scatters[0].axes, 0)} else None
+
+
+def _routed(step: Apply, scatter: Move, mesh: Mesh) -> tuple[int, int] | None:
+    """Return the experts of a rank of the group and the active ones, or None if ids tell no rank.
+
+    They do where the group's axes are the major ones of the experts' dim.
+    """
+    for factors, var in zip(step.rule.inputs, step.operands, strict=True):
+        if step.rule.offset in factors:
+            at = factors.index(step.rule.offset)
+            count, active = var.sizes[at], step.operands[1].sizes[1]
+            major = var.spec.dims[at].axes[: len(scatter.axes)] == scatter.axes
+            if major and count is not None and active is not None:
+                return count // mesh.size(scatter.axes), active
+    return None
