@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Collectives of an emitted program between real processes."""
 
+from collections.abc import Mapping, Sequence
+
 import attrs
 import torch
 import torch.distributed as dist
@@ -16,6 +18,16 @@ class Group:
     rank: int
 
 
+@attrs.frozen(eq=False)
+class Trip:
+    """Where dispatched rows went: the rows by rank, how many there were, and the counts by rank."""
+
+    rows: Tensor
+    count: int
+    sent: list[int]
+    received: list[int]
+
+
 class Collectives:
     """Binds a program's collectives, by mesh axis, to torch.distributed.
 
@@ -25,6 +37,27 @@ class Collectives:
 
     def __init__(self, groups: dict[str, Group]) -> None:
         self._groups = groups
+
+    @classmethod
+    def join(
+        cls,
+        groups: Mapping[str, Sequence[Sequence[int]]],
+        world: int,
+        rank: int,
+        rendezvous: str,
+    ) -> "Collectives":
+        """Meet `world` ranks at `rendezvous`, an init method of torch; `groups` as a plan's."""
+        if world == 1:
+            return cls({})
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+        joined = {}
+        # Every rank creates every group, in one order: torch.distributed demands it.
+        for name, members in sorted(groups.items()):
+            for ranks in members:
+                process_group = dist.new_group(list(ranks), backend="gloo")
+                if rank in ranks:
+                    joined[name] = Group(process_group, len(ranks), ranks.index(rank))
+        return cls(joined)
 
     def rank(self, axis: str) -> int:
         """This rank's coordinate along `axis`; 0 on an axis of size 1."""
@@ -53,12 +86,67 @@ class Collectives:
         dist.all_to_all_single(parts, sent, group=group.process_group)
         return torch.cat(tuple(parts), source)
 
+    def all_gathers(self, values: tuple[Tensor, ...], axis: str, dim: int) -> tuple[Tensor, ...]:
+        """Gather several values, as bytes of one collective."""
+        sizes = [value.numel() * value.element_size() for value in values]
+        parts = [torch.split(part, sizes) for part in self._exchange(_bytes(values), axis)]
+        return tuple(
+            torch.cat([part[index].view(value.dtype).view(value.shape) for part in parts], dim)
+            for index, value in enumerate(values)
+        )
+
+    def dispatch(
+        self, x: Tensor, ids: Tensor, weights: Tensor, axis: str, share: int
+    ) -> tuple[Tensor, Tensor, Tensor, "Trip"]:
+        """Send the rows of `x[n,d]`, `ids[n,a]`, `weights[n,a]` to the ranks of their experts.
+
+        Rank p has the experts from `p * share` on.  Returns the rows that came, by rank, and how
+        to send results back.  The host waits for the counts of rows.
+        """
+        group = self._groups[axis]
+        wanted = torch.arange(group.size, device=ids.device)
+        places, rows = ((ids // share)[:, :, None] == wanted).any(1).T.nonzero(as_tuple=True)
+        sent = torch.bincount(places, minlength=group.size)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=group.process_group)
+        trip = Trip(rows, len(x), sent.tolist(), received.tolist())
+        values = [value[rows] for value in (x, ids, weights)]
+        widths = [value[0:1].numel() * value.element_size() for value in values]
+        packed = torch.cat([value.view(torch.uint8).view(len(rows), -1) for value in values], 1)
+        came = torch.split(self._send(packed, trip.sent, trip.received, group), widths, 1)
+        x_here, ids_here, weights_here = (
+            part.contiguous().view(value.dtype) for part, value in zip(came, values, strict=True)
+        )
+        return x_here, ids_here, weights_here, trip
+
+    def combine(self, y: Tensor, trip: "Trip", axis: str) -> Tensor:
+        """Bring results back to the ranks of their rows; sum them in rank order."""
+        back = self._send(y, trip.received, trip.sent, self._groups[axis])
+        total = y.new_zeros(
+            trip.count, *y.shape[1:], dtype=torch.promote_types(y.dtype, torch.float32)
+        )
+        for rows, part in zip(
+            torch.split(trip.rows, trip.sent), torch.split(back, trip.sent), strict=True
+        ):
+            total.index_add_(0, rows, part.to(total.dtype))
+        return total.to(y.dtype)
+
+    @staticmethod
+    def _send(x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
+        came = x.new_empty(sum(received), *x.shape[1:])
+        dist.all_to_all_single(came, x.contiguous(), received, sent, group=group.process_group)
+        return came
+
     def _exchange(self, x: Tensor, axis: str) -> list[Tensor]:
         group = self._groups[axis]
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(group.size)]
         dist.all_gather(parts, x, group=group.process_group)
         return parts
+
+
+def _bytes(values: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([value.contiguous().view(-1).view(torch.uint8) for value in values])
 
 
 def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -4,10 +4,9 @@
 import os
 
 import torch
-import torch.distributed as dist
 
 from .checkpoint import open_checkpoint
-from .collectives import Collectives, Group
+from .collectives import Collectives
 from .config import EngineConfig
 from .model_spec import ModelSpec
 from .runner import Runner, block_bytes
@@ -41,7 +40,7 @@ def load_rank(
     with open_checkpoint(spec.path) as checkpoint:
         packs = load_weights(plan, spec.family.hf(spec.config), checkpoint, rank, progress)
     num_blocks = _num_blocks(engine, spec, plan)
-    collectives = _collectives(plan, engine.tp, rank, rendezvous)
+    collectives = Collectives.join(plan.groups, engine.tp, rank, rendezvous)
     return Runner.of(
         plan,
         packs,
@@ -107,17 +106,3 @@ def _free_memory() -> int:
     except FileNotFoundError:  # no cgroup v2: the machine's own figure stands
         pass
     return max(free, 0)
-
-
-def _collectives(plan: Plan, world: int, rank: int, rendezvous: str) -> Collectives:
-    if world == 1:
-        return Collectives({})
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    groups = {}
-    # Every rank creates every group, in one order: torch.distributed demands it.
-    for name, members in sorted(plan.groups.items()):
-        for ranks in members:
-            process_group = dist.new_group(list(ranks), backend="gloo")
-            if rank in ranks:
-                groups[name] = Group(process_group, len(ranks), ranks.index(rank))
-    return Collectives(groups)
