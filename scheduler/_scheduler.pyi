@@ -82,7 +82,7 @@ class Scheduler:
         time_ns: int = 0,
         counts: bytes = b"",
     ) -> None: ...
-    def transferred(self, ticket: int, ok: bool) -> bool:
+    def transferred(self, ticket: int, ok: bool, time_ns: int = 0) -> bool:
         """A transfer has ended on all ranks; return whether somebody waited for this ticket."""
 
     def prefetch(self, tokens: bytes, salt: bytes = b"") -> None:

@@ -124,6 +124,15 @@ class EngineConfig:
         converter=_bytes,
     )
 
+    transfer_ms: int = _option(
+        10_000,
+        "cache",
+        "a copy to or from host memory that takes longer has failed; 0: never",
+        low=0,
+        high=86_400_000,
+        metavar="MS",
+    )
+
     record: str = _option(
         "",
         "processes",

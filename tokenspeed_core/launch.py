@@ -175,6 +175,7 @@ class Engine:
             parent_pid=os.getpid(),
             record_path=os.path.abspath(config.record) if config.record else "",
             record_bytes=config.record_bytes,
+            transfer_ms=config.transfer_ms,
         )
 
     @property

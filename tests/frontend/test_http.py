@@ -123,9 +123,11 @@ async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error(http: HttpSe
 
 async def test_session_salt_and_urgency_reach_the_scheduler(http: HttpServer) -> None:
     fields = {"session_id": "talk", "cache_salt": "me", "priority": -7, "deadline_ms": 900}
+    fields["retain_ms"] = 5000
     hints = {"protocol_version": "0.1", "actions": [{"action_type": "kv.retain"}]}
     await http.client().completions.create(
         model=MODEL, prompt="one two", max_tokens=1, extra_body={**fields, "kv_hints": hints}
     )
     sent = http.scheduler.submits[-1]
     assert (sent.session, sent.salt, sent.priority, sent.deadline_ms) == ("talk", b"me", -7, 900)
+    assert sent.retain_ms == 5000

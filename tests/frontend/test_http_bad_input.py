@@ -107,6 +107,8 @@ async def test_every_numeric_field_refuses_every_bad_value(
         ("cache_salt", "x" * 1000),
         ("session_id", "x" * 1000),
         ("kv_hints", {"message_id": "no version"}),
+        ("retain_ms", "long"),
+        ("retain_ms", -1),
         ("store", True),
         ("priority", 101),
         ("priority", "high"),

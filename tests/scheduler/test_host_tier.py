@@ -7,7 +7,7 @@ import pytest
 from replica import Replica
 
 from tokenspeed_core.ipc.codec import Decoder, int32_column, read_column
-from tokenspeed_core.ipc.messages import StepPlan
+from tokenspeed_core.ipc.messages import SessionAction, StepPlan
 
 VOCAB = 50
 plans = Decoder(StepPlan)
@@ -186,6 +186,44 @@ def test_a_prefetch_loads_before_the_request_comes() -> None:
     replica.run()
     assert replica.cached[again] == 36
     assert replica.worker.computed_tokens - before == 4 + 3
+
+
+def test_hints_move_what_the_session_said_last() -> None:
+    replica = Replica(num_blocks=33, host_blocks=100)
+    mine = {"session": "mine", "salt": b"a"}
+    replica.submit(prompt(40, seed=1), **mine)
+    replica.run()
+    for seed in range(2, 5):
+        replica.submit(prompt(90, seed=seed), salt=b"a")
+        replica.run()
+    for session, salt in (("mine", b"b"), ("other", b"a")):
+        replica.core.hint(session, SessionAction.PREFETCH, salt=salt)
+        assert not replica.plan()
+    replica.core.hint("mine", SessionAction.PREFETCH, salt=b"a")
+    replica.run()
+    assert replica.core.stats()["loaded_blocks"] == 10  # and one for its answer
+    replica.core.hint("mine", SessionAction.END, salt=b"a")
+    replica.core.hint("mine", SessionAction.PREFETCH, salt=b"a")
+    assert not replica.plan()
+    replica.check_idle()
+
+
+def test_a_demoted_session_is_stored_and_goes_first() -> None:
+    replica = Replica(num_blocks=60, host_blocks=12)
+    for name in ("mine", "other"):  # the host has room for one of them
+        replica.submit(prompt(40, seed=len(name)), session=name)
+        replica.run()
+    stored = replica.core.stats()["stored_blocks"]
+    replica.core.hint("mine", SessionAction.DEMOTE)
+    replica.run()
+    assert replica.core.stats()["stored_blocks"] == stored + 8
+    replica.submit(prompt(150, seed=9), session="third")
+    replica.run()
+    again = replica.submit(prompt(40, seed=5) + prompt(9, seed=2), session="other")
+    replica.run()
+    assert replica.cached[again] == 40
+    assert replica.core.stats()["loaded_blocks"] == 0
+    replica.check_idle()
 
 
 def test_the_end_of_an_epoch_drops_both_tiers() -> None:

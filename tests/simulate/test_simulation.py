@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -133,6 +134,26 @@ def test_a_host_tier_takes_what_the_pool_cannot_keep_and_its_link_takes_time() -
     for copies, ns in (("loaded_blocks", "loading_ns"), ("stored_blocks", "storing_ns")):
         assert tier.totals[ns] * 1e-9 == pytest.approx(tier.totals[copies] * block_s, rel=1e-3)
     assert device.step_seconds(tokens=1, sampled=1, context_read=1, pairs=1) > 0
+
+
+@pytest.mark.parametrize("eviction", ["reuse", "lru"])
+def test_a_link_that_is_slower_than_computing_is_not_waited_for(eviction: str) -> None:
+    lines = [
+        conversation([Turn(0, 3000, 8, 5), *[Turn(999, 200, 8, 5) for _ in range(8)]])
+        for _ in range(6)
+    ]
+    trace, workload = loaded(lines), Workload(sessions=6)
+    sizes = {"pool_tokens": 6000, "max_step_tokens": 2048, "eviction": eviction}
+    without = run(deployment(**sizes), workload, trace)
+    found = {}
+    for link in (64e9, 1e9):
+        device = attrs.evolve(H100, card=attrs.evolve(H100.card, link=link))
+        tier = run(deployment(device=device, host_tokens=60_000, **sizes), workload, trace)
+        found[link] = tier.host_rate, tier.totals["busy_ns"] / without.totals["busy_ns"]
+    assert found[64e9][0] > 0.4
+    assert found[64e9][1] < 0.9
+    assert found[1e9][0] < 0.1
+    assert found[1e9][1] < 1.2
 
 
 def test_rows_that_share_a_prefix_read_it_once() -> None:

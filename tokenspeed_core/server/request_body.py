@@ -43,6 +43,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     session_id: str = ""
     cache_salt: str = ""
+    retain_ms: int = 0
     kv_hints: KvHints | None = None
     priority: int = 0
     deadline_ms: int = 0
@@ -61,10 +62,10 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
         """Return the conversation that the request belongs to.
 
         Raises:
-            SessionError: a name is too long, or a time to live is no number.
+            SessionError: a name is too long, or a time is no number or negative.
         """
         hints = self.kv_hints.hints() if self.kv_hints is not None else ()
-        return Session(self.session_id, self.cache_salt, hints=hints)
+        return Session(self.session_id, self.cache_salt, self.retain_ms, hints)
 
     def urgency(self) -> Urgency:
         """Return how urgent the request is.

@@ -315,10 +315,10 @@ PYBIND11_MODULE(_scheduler, m) {
           py::arg("time_ns") = 0, py::arg("counts") = py::bytes())
       .def(
           "transferred",
-          [](Core& core, int32_t ticket, bool ok) {
-            return core.scheduler().Transferred(TicketId{ticket}, ok);
+          [](Core& core, int32_t ticket, bool ok, int64_t time_ns) {
+            return core.scheduler().Transferred(TicketId{ticket}, ok, time_ns);
           },
-          py::arg("ticket"), py::arg("ok"))
+          py::arg("ticket"), py::arg("ok"), py::arg("time_ns") = 0)
       .def(
           "prefetch",
           [](Core& core, const std::string& tokens, const std::string& salt) {

@@ -236,7 +236,7 @@ void WorkerGroup::TakeTransfers(int rank, const wire::Transfers& transfers) {
       session_.Drop("a report of transfer " + std::to_string(ticket) + " of epoch " +
                     std::to_string(transfers.epoch) + " that nobody waits for");
     } else if (verdict != Verdict::kTaken) {
-      scheduler_.Transferred(TicketId{ticket}, verdict == Verdict::kDone);
+      scheduler_.Transferred(TicketId{ticket}, verdict == Verdict::kDone, Now());
       if (verdict == Verdict::kFailed) {
         Log("transfer " + std::to_string(ticket) + " failed; its blocks are computed again");
       }

@@ -76,9 +76,9 @@ int Cadence::PrefillBudget(int decode_rows, int context, double stretch) const {
   return std::max(kLeastPrefill, static_cast<int>(length));
 }
 
-TimeNs Cadence::PrefillTime(int tokens) const {
+TimeNs Cadence::PrefillTime(int tokens, int context) const {
   if (!known_) return 0;
-  const double pairs = 0.5 * tokens * tokens / kPairs;
+  const double pairs = tokens * (context + 0.5 * tokens) / kPairs;
   return static_cast<TimeNs>(std::max(token_ns_ * tokens + pair_ns_ * pairs, 0.0));
 }
 

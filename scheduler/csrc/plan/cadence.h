@@ -37,8 +37,8 @@ class Cadence {
   // known yet.
   int PrefillBudget(int decode_rows, int context, double stretch) const;
 
-  // Estimated time to prefill `tokens` alone; 0 while nothing is known.
-  TimeNs PrefillTime(int tokens) const;
+  // Estimated time to prefill `tokens` behind `context` alone; 0 while nothing is known.
+  TimeNs PrefillTime(int tokens, int context = 0) const;
 
  private:
   static constexpr int kBuckets = 32;

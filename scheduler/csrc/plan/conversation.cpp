@@ -9,7 +9,15 @@ namespace tokenspeed::plan {
 void Scheduler::Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
                      TimeNs ttl) {
   Passed(now);
-  sessions_.Hint(sessions_.Find(salt, session), action, now_, ttl);
+  Session* known = sessions_.Find(salt, session);
+  if (known == nullptr) return;
+  if (transfers_ && !session.empty()) {
+    const std::span<const Token> tokens = history_.Of(session, salt);
+    const auto kind = static_cast<SessionAction>(action);
+    if (kind == SessionAction::kDemote) Demote(tokens, std::string(salt));
+    if (kind == SessionAction::kPrefetch) Prefetch(tokens, std::string(salt));
+  }
+  sessions_.Hint(known, action, now_, ttl);
 }
 
 void Scheduler::Passed(TimeNs now) {

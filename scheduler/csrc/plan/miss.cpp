@@ -103,6 +103,12 @@ void PromptHistory::Remember(ClientId client, std::string_view session, std::str
   }
 }
 
+std::span<const Token> PromptHistory::Of(std::string_view session, std::string_view salt) const {
+  const auto found = index_.find(Key{std::string(session), std::string(salt)});
+  if (found == index_.end()) return {};
+  return found->second->tokens;
+}
+
 Status PromptHistory::Verify() const {
   size_t tokens = 0;
   for (const Entry& entry : entries_) tokens += entry.tokens.size();

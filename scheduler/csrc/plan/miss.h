@@ -48,6 +48,10 @@ class PromptHistory {
   void Remember(ClientId client, std::string_view session, std::string_view salt,
                 std::vector<Token> tokens);
 
+  // What the session's last request under this salt ended with; empty if that is forgotten.
+  // REQUIRES: `session` is not empty.
+  std::span<const Token> Of(std::string_view session, std::string_view salt) const;
+
   Status Verify() const;
 
  private:

@@ -48,11 +48,12 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   last_step_ = StepId{last_step_.value + 1};
   step.step = last_step_;
   step.planned = now;
+  step.waits = false;
   step.work = {.decode_rows = decodes};
   WriteDecodes(step);
   WriteRows(short_rows_, step);
   WriteRows(long_rows_, step);
-  if (copies) transfers_->Write(plan_);
+  if (copies) transfers_->Write(plan_, last_step_);
   plan_.epoch = epoch_;
   plan_.step = last_step_;
   plan_.removed_slots.swap(removed_slots_);
@@ -115,7 +116,8 @@ void Scheduler::FindPrefix(Request& request) {
   const int width = pool_->block_size();
   if (!pool_->findable() || state.context % width != 0 || state.table.open() > 0) return;
   if (!request.loads.empty()) return;
-  if (transfers_) transfers_->BeginRun();
+  const bool loads = transfers_ && LoadPays(state.context);
+  if (loads) transfers_->BeginRun();
   const int before = state.context;
   // The last token is always computed, or there would be nothing to sample from.
   while (state.context + width < request.known()) {
@@ -126,7 +128,7 @@ void Scheduler::FindPrefix(Request& request) {
     const kv::ChainKey key = request.chain->At(block, request.tokens);
     if (auto hit = pool_->Find(key, content)) {
       On(state, fsm::PrefixFound{std::move(*hit), width});
-    } else if (!transfers_ || !ExpectBlock(request, state, key, content)) {
+    } else if (!loads || !ExpectBlock(request, state, key, content)) {
       break;
     }
   }
@@ -222,6 +224,7 @@ void Scheduler::WriteRows(const std::vector<Row>& rows, InFlightStep& step) {
     plan_.row_tokens.push_back(row.length);
     plan_.row_flags.push_back(row.flags);
     if (row.flags & kRowHasTokens) {
+      step.waits |= !row.request->loads.empty();
       step.work.prefill_tokens += row.length;
       step.work.prefill_pairs += row.length * (row.begin + row.length / 2.0);
       const auto begin = row.request->tokens.begin() + row.begin;

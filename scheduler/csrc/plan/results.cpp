@@ -58,7 +58,7 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   InFlightStep done = std::move(in_flight_.front());
   in_flight_.pop_front();
   // The workers run one step after the other.
-  if (now > 0) cadence_.Observe(done.work, now - std::max(done.planned, last_done_));
+  if (now > 0 && !done.waits) cadence_.Observe(done.work, now - std::max(done.planned, last_done_));
   last_done_ = now;
   pool_->Retired(step);
   ++counters_.steps;

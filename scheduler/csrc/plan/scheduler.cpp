@@ -215,6 +215,7 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
   removed_slots_.clear();
   batch_ = DecodeBatch(limits_.max_slots);
   cadence_ = {};
+  link_pace_ = {};
   last_done_ = 0;
   blocked_ = {};
   std::vector<Request*> impossible;

@@ -34,6 +34,7 @@
 #include "plan/decode_batch.h"
 #include "plan/epoch_shape.h"
 #include "plan/limits.h"
+#include "plan/link_pace.h"
 #include "plan/miss.h"
 #include "plan/prefix_groups.h"
 #include "plan/request.h"
@@ -95,7 +96,8 @@ class Scheduler {
   void AbortClient(ClientId client);
   void AbortAll();
   // What a frontend knows about a session (SessionAction); one that is not known does nothing.
-  // `ttl` 0: until the session's next request.
+  // `ttl` 0: until the session's next request. kDemote and kPrefetch move what its last request
+  // ended with between the tiers.
   void Hint(std::string_view salt, std::string_view session, int64_t action, TimeNs now,
             TimeNs ttl);
   // From now on every Submit is refused with kDraining.
@@ -118,7 +120,8 @@ class Scheduler {
                  TimeNs now = 0, std::span<const int32_t> counts = {});
 
   // A transfer of the running epoch has ended on all ranks. False: nobody waits for this ticket.
-  bool Transferred(TicketId ticket, bool ok);
+  // `now`: as of Advance.
+  bool Transferred(TicketId ticket, bool ok, TimeNs now = 0);
   // These tokens are about to be a prompt: loads what the host tier has of them into device blocks
   // that can be spared, without a request that waits.
   void Prefetch(std::span<const Token> tokens, const std::string& salt);
@@ -166,6 +169,7 @@ class Scheduler {
     StepId step;
     TimeNs planned = 0;
     bool wants_logprobs = false;
+    bool waits = false;  // for loads: its time tells nothing about its work
     StepWork work;
     std::vector<int32_t> slots;   // of the rows that sample, in their order
     std::vector<int32_t> widths;  // tokens that they bring at most; empty: one each
@@ -266,6 +270,8 @@ class Scheduler {
   // Transfers.
   bool ExpectBlock(Request& request, fsm::Prefilling& state, const kv::ChainKey& key,
                    std::span<const Token> content);
+  // Whether a block behind `context` comes sooner from the host tier than by computing it.
+  bool LoadPays(int context);
   void AnnounceLoads(const Request& request, SlotId id);
   void OfferStores(const kv::BlockTable& table);
   void ForgetStored(const kv::BlockTable& table);
@@ -346,6 +352,7 @@ class Scheduler {
   int guests_ = 0;  // of running_
 
   Cadence cadence_;
+  LinkPace link_pace_;
   TimeNs last_done_ = 0;
 
   StepPlan plan_;

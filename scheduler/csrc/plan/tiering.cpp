@@ -28,6 +28,16 @@ bool Scheduler::ExpectBlock(Request& request, fsm::Prefilling& state, const kv::
   return true;
 }
 
+// What is computed costs the same whether the blocks before it were loaded or not, so each block
+// may go the way that is shorter for it; the longer the context, the more often that is the load.
+bool Scheduler::LoadPays(int context) {
+  const TimeNs load = link_pace_.BlockTime();
+  const TimeNs compute = cadence_.PrefillTime(pool_->block_size(), context);
+  if (load == 0 || compute == 0 || load <= compute) return true;
+  link_pace_.Forgo();
+  return false;
+}
+
 void Scheduler::AnnounceLoads(const Request& request, SlotId id) {
   for (const TicketId ticket : request.loads) {
     plan_.wait_slots.push_back(id.value);
@@ -52,10 +62,16 @@ void Scheduler::ForgetStored(const kv::BlockTable& table) {
   for (int i = 0; i < table.sealed(); ++i) transfers_->Forget(table.sealed_at(i).key().hash);
 }
 
-bool Scheduler::Transferred(TicketId ticket, bool ok) {
+bool Scheduler::Transferred(TicketId ticket, bool ok, TimeNs now) {
   if (!transfers_) return false;
   const std::optional<Transfers::Ended> ended = transfers_->End(ticket, ok);
   if (!ended) return false;
+  if (ended->load && ok && now > 0) {
+    // It began with its step, that is when the one before was done, unless nobody waits for it.
+    const bool waited = !in_flight_.empty() && in_flight_.front().step <= ended->step;
+    link_pace_.Observe(ended->blocks, waited ? std::max(ended->begun, last_done_) : ended->begun,
+                       now);
+  }
   TransferEnded(*ended);
   return true;
 }

@@ -99,7 +99,7 @@ std::optional<Transfers::Expected> Transfers::Load(const kv::ChainKey& key,
   return Expected{load.blocks[static_cast<size_t>(at.index)].block.Share(), at.ticket};
 }
 
-void Transfers::Write(StepPlan& plan) {
+void Transfers::Write(StepPlan& plan, StepId step) {
   for (const TicketId ticket : starting_) {
     if (patience_ > 0) deadlines_.push_back({now_ + patience_, ticket});
     if (const auto store = stores_.find(ticket); store != stores_.end()) {
@@ -110,7 +110,10 @@ void Transfers::Write(StepPlan& plan) {
         plan.store_targets.push_back(block.target.id().value);
       }
     } else {
-      for (const Loading& block : loads_.at(ticket).blocks) {
+      LoadBatch& load = loads_.at(ticket);
+      load.step = step;
+      load.begun = now_;
+      for (const Loading& block : load.blocks) {
         plan.load_tickets.push_back(ticket.value);
         plan.load_groups.push_back(0);
         plan.load_sources.push_back(block.source.id().value);
@@ -138,7 +141,10 @@ Transfers::Ended Transfers::GiveUp(TicketId ticket, StoreBatch& store) {
   store.given_up = true;
   --stores_due_;
   due_ -= static_cast<int>(store.blocks.size());
-  return {.ticket = ticket, .blocks = static_cast<int>(store.blocks.size()), .waiters = {}};
+  Ended ended;
+  ended.ticket = ticket;
+  ended.blocks = static_cast<int>(store.blocks.size());
+  return ended;
 }
 
 Transfers::Ended Transfers::GiveUp(TicketId ticket, LoadBatch& load) {
@@ -148,10 +154,12 @@ Transfers::Ended Transfers::GiveUp(TicketId ticket, LoadBatch& load) {
     block.source.Forget();
   }
   due_ -= static_cast<int>(load.blocks.size());
-  return {.ticket = ticket,
-          .load = true,
-          .blocks = static_cast<int>(load.blocks.size()),
-          .waiters = std::exchange(load.waiters, {})};
+  Ended ended;
+  ended.ticket = ticket;
+  ended.load = true;
+  ended.blocks = static_cast<int>(load.blocks.size());
+  ended.waiters = std::exchange(load.waiters, {});
+  return ended;
 }
 
 std::optional<Transfers::Ended> Transfers::End(TicketId ticket, bool ok) {
@@ -171,6 +179,8 @@ std::optional<Transfers::Ended> Transfers::End(TicketId ticket, bool ok) {
       ended.emplace(Ended{.ticket = ticket,
                           .load = true,
                           .blocks = static_cast<int>(load.mapped().blocks.size()),
+                          .step = load.mapped().step,
+                          .begun = load.mapped().begun,
                           .waiters = std::move(load.mapped().waiters)});
       due_ -= ended->blocks;
       for (const Loading& block : load.mapped().blocks) place(block.source.id()) = {};

@@ -70,9 +70,9 @@ class Transfers {
   void Begin(TimeNs now);
   // Whether there is a copy to start.
   bool ready() const { return !starting_.empty(); }
-  // Writes the copies that the step starts.
+  // Writes the copies that `step` starts.
   // REQUIRES: Begin was called for this plan.
-  void Write(StepPlan& plan);
+  void Write(StepPlan& plan, StepId step);
 
   // What became of a ticket.
   struct Ended {
@@ -80,6 +80,8 @@ class Transfers {
     bool load = false;
     bool ok = false;
     int blocks = 0;
+    StepId step;                  // that started a load ...
+    TimeNs begun = 0;             // ... and when that was planned
     std::vector<Waiter> waiters;  // of a load
   };
   // The workers report the ticket. Nothing if it is unknown, or was given up: then its blocks are
@@ -111,6 +113,8 @@ class Transfers {
   struct LoadBatch {
     std::vector<Loading> blocks;
     std::vector<Waiter> waiters;
+    StepId step;
+    TimeNs begun = 0;
     bool given_up = false;
   };
   struct Place {  // of a host block, while a load reads it

@@ -48,7 +48,7 @@ void ForEachField(Event& event, Visit visit) {
     visit(event.salt), visit(event.session), visit(event.action), visit(event.now);
     visit(event.ttl);
   } else if constexpr (std::is_same_v<T, Transferred>) {
-    visit(event.ticket.value), visit(event.ok);
+    visit(event.ticket.value), visit(event.ok), visit(event.now);
   } else if constexpr (std::is_same_v<T, Prefetch> || std::is_same_v<T, Demote>) {
     visit(event.tokens), visit(event.salt);
   } else {

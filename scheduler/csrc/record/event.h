@@ -53,6 +53,7 @@ struct Hint {
 struct Transferred {
   TicketId ticket;
   bool ok = false;
+  TimeNs now = 0;
 };
 struct Prefetch {
   std::vector<Token> tokens;

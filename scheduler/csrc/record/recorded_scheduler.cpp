@@ -100,9 +100,9 @@ Status RecordedScheduler::Advance(StepId step, std::span<const Token> tokens,
   return status;
 }
 
-bool RecordedScheduler::Transferred(TicketId ticket, bool ok) {
-  if (box_) box_->Write(record::Transferred{ticket, ok});
-  const bool taken = Scheduler::Transferred(ticket, ok);
+bool RecordedScheduler::Transferred(TicketId ticket, bool ok, TimeNs now) {
+  if (box_) box_->Write(record::Transferred{ticket, ok, now});
+  const bool taken = Scheduler::Transferred(ticket, ok, now);
   Settle();
   return taken;
 }

@@ -49,7 +49,7 @@ class RecordedScheduler : private plan::Scheduler {
   void Planned(const Hash128& digest);
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
                  TimeNs now = 0, std::span<const int32_t> counts = {});
-  bool Transferred(TicketId ticket, bool ok);
+  bool Transferred(TicketId ticket, bool ok, TimeNs now);
   void Prefetch(std::span<const Token> tokens, const std::string& salt);
   void Demote(std::span<const Token> tokens, const std::string& salt);
 

@@ -134,7 +134,7 @@ Played Replay::Play(Event event, const RecordHead& head) {
     tell(core.Advance(advance->step, advance->tokens, advance->logprobs, advance->now,
                       advance->counts));
   } else if (const auto* transferred = std::get_if<record::Transferred>(&event)) {
-    core.Transferred(transferred->ticket, transferred->ok);
+    core.Transferred(transferred->ticket, transferred->ok, transferred->now);
   } else if (const auto* prefetch = std::get_if<record::Prefetch>(&event)) {
     core.Prefetch(prefetch->tokens, prefetch->salt);
   } else if (const auto* demote = std::get_if<record::Demote>(&event)) {

@@ -195,7 +195,7 @@ class Simulation {
     const TicketId ticket = link.copies.front().second;
     link.copies.pop_front();
     landings_.erase(ticket.value);
-    core_.Transferred(ticket, true);
+    core_.Transferred(ticket, true, now_);
   }
 
   void EndStep() {

@@ -8,6 +8,7 @@
 
 #include "expect.h"
 #include "plan/cadence.h"
+#include "plan/link_pace.h"
 #include "plan/rank.h"
 
 namespace tokenspeed::plan {
@@ -51,6 +52,27 @@ TimeNs Took(const StepWork& work) {
 
 StepWork Chunk(int rows, int tokens, int context) {
   return {rows, tokens, tokens * (context + tokens / 2.0)};
+}
+
+void LoadsAreTimedOneBehindTheOther() {
+  LinkPace pace;
+  EXPECT(pace.BlockTime() == 0);
+  pace.Observe(10, 0, 10 * kMillisecond);
+  EXPECT(pace.BlockTime() == kMillisecond);
+  // Two that began together: the second had the link behind the first.
+  pace.Observe(10, 20 * kMillisecond, 30 * kMillisecond);
+  pace.Observe(10, 20 * kMillisecond, 40 * kMillisecond);
+  EXPECT(pace.BlockTime() == kMillisecond);
+  pace.Observe(10, 50 * kMillisecond, 50 * kMillisecond);  // nobody knows
+  pace.Observe(0, 50 * kMillisecond, 60 * kMillisecond);
+  EXPECT(pace.BlockTime() == kMillisecond);
+  for (int i = 0; i < 100; ++i) {
+    const TimeNs begun = (100 + 50 * i) * kMillisecond;
+    pace.Observe(10, begun, begun + 30 * kMillisecond);
+  }
+  EXPECT(std::abs(pace.BlockTime() - 3 * kMillisecond) < kMillisecond / 100);
+  for (int i = 0; i < 100; ++i) pace.Forgo();
+  EXPECT(pace.BlockTime() < kMillisecond);
 }
 
 void NobodyToProtectIsNoBound() {
@@ -125,6 +147,7 @@ int main() {
   ALevelIsWorthAnAgeingTime();
   DeadlinesOrderABandAndNoMore();
   WhoRanBeforeComesBackBeforeTheFresh();
+  LoadsAreTimedOneBehindTheOther();
   NobodyToProtectIsNoBound();
   TheBudgetKeepsTheStretchOfADeviceItHasLearnt();
   OneSlowStepIsNotTheCadence();

@@ -350,8 +350,8 @@ class Trial {
         Fail("a report of a ticket counts twice");
       }
     }
-    scheduler_.Transferred(TicketId{ticket}, ok);
-    if (scheduler_.Transferred(TicketId{ticket}, !ok)) Fail("a ticket ends twice");
+    scheduler_.Transferred(TicketId{ticket}, ok, now_);
+    if (scheduler_.Transferred(TicketId{ticket}, !ok, now_)) Fail("a ticket ends twice");
     return true;
   }
 
@@ -359,7 +359,8 @@ class Trial {
     const int32_t ticket = static_cast<int32_t>(a % 64) - static_cast<int32_t>(b % 8);
     const std::vector<int32_t> tickets = worker_->tickets();
     if (std::ranges::find(tickets, ticket) != tickets.end()) return;
-    if (scheduler_.Transferred(TicketId{ticket}, c % 2)) Fail("a ticket that is not out ends");
+    if (scheduler_.Transferred(TicketId{ticket}, c % 2, now_))
+      Fail("a ticket that is not out ends");
   }
 
   // Straight into the core: another step, other counts, or tokens outside the vocabulary.
