@@ -9,7 +9,9 @@ from ..sharding.rule import rule
 from .kernel import kernel
 
 
-@register_rule(rule("... f, ... f -> ... f", shard="... f"), packed="silu_mul_packed")
+@register_rule(
+    rule("... f, ... f -> ... f", shard="... f", linear=((1,),)), packed="silu_mul_packed"
+)
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Return `silu(gate) * up`, both `[n,f]`."""
     return silu_mul_packed(torch.cat((gate, up), dim=-1))

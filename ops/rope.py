@@ -32,7 +32,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((run(x[..., :width], cos, sin), x[..., width:]), dim=-1)
 
 
-@register_rule(rule("n ... h, n r, n r -> n ... h", shard="n ...", linear=((0,),)))
+@register_rule(rule("n ... h, n r, n r -> n ... h", shard="n ...", linear=((0,), (1, 2))))
 def rope_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (even, odd) of `x[n,...,h]` by its row's angles `[n,r]`, r = h."""
     y: Tensor = kernel("rope_pairs", x)(x, cos, sin)
