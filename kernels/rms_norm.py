@@ -23,3 +23,23 @@ def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Te
     """Return `(rms_norm(residual + x), residual + x)` for `x[n,d]`, `residual[n,d]`."""
     residual = residual + x
     return rms_norm(residual, w, eps), residual
+
+
+@register("stack_totals", backend="torch")
+def stack_totals(left: Tensor, right: Tensor) -> Tensor:
+    """Return `[n,2]` of `left[n]`, `right[n]`."""
+    return torch.stack((left, right), dim=-1)
+
+
+@register("rms_norm_by_total", backend="torch")
+def rms_norm_by_total(
+    x: Tensor, totals: Tensor, w: Tensor, column: int, width: int, eps: float
+) -> Tensor:
+    """Return `w * cast(x / sqrt(totals[n,column] / width + eps))` for `x[n,...]`, `w[...]`.
+
+    The total is the sum of squares over all `width` elements of a row, of which `x` may be a part.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(totals[:, column] / width + eps)
+    normed = wide * scale.view(-1, *[1] * (x.dim() - 1))
+    return w * normed.to(x.dtype)

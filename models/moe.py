@@ -6,9 +6,10 @@ a router offers them (whole on every rank).  By default each expert is cut over 
 `place={"j": "", "e": "tp"}` gives a rank whole experts instead.
 """
 
+import torch
 from torch import Tensor
 
-from ..ops import einsum, experts, softmax_router
+from ..ops import einsum, experts, sigmoid_router, softmax_router
 from ..sharding import Placed, module, spmd
 from .stream import Hidden
 
@@ -18,9 +19,10 @@ Tokens = Placed[Tensor, "~n d"]
 
 @module
 class Moe:
-    """The router and the experts; `bias` corrects the scores of some routers."""
+    """The router and the experts; some routers correct their scores for the choice alone."""
 
     router: Placed[Tensor, "d o"]
+    correction: Placed[Tensor, "o", torch.float32] | None
     w_gate: Placed[Tensor, "e d j@tp"]
     w_up: Placed[Tensor, "e d j@tp"]
     w_down: Placed[Tensor, "e j@tp d"]
@@ -36,4 +38,13 @@ def softmax_moe(p: Moe, x: Tokens, active: int, renormalise: bool) -> Hidden:
     """Return the update of the `active` likeliest experts for normed `x[n,d]`."""
     scores = einsum("n d, d o -> n o", x, p.router)
     ids, weights = softmax_router(scores, active, renormalise)
+    return experts(x, ids, weights, p.w_gate, p.w_up, p.w_down)
+
+
+@spmd(budget="all_reduce<=1")
+def sigmoid_moe(p: Moe, x: Tokens, active: int) -> Hidden:
+    """Return the update of the `active` experts with the best corrected scores for `x[n,d]`."""
+    assert p.correction is not None, "declared without it"
+    scores = einsum("n d, d o -> n o", x, p.router)
+    ids, weights = sigmoid_router(scores, p.correction, active)
     return experts(x, ids, weights, p.w_gate, p.w_up, p.w_down)

@@ -46,17 +46,18 @@ MLP_BIAS: tuple[Row, ...] = (
 
 
 def moe_rows(
-    prefix: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    prefix: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
 ) -> tuple[Row, ...]:
-    """Return the rows of a router and its experts: a tensor an expert, or all in one."""
-    each, fused = f"{prefix}.experts.{{e}}", f"{prefix}.experts.gate_up_proj"
-    both = "e (two j) d -> e d j"
-    down_fused = Source(f"{prefix}.experts.down_proj", "e d j -> e j d")
+    """Return the rows of a router and its experts: a tensor an expert, or all in one in `mlp`."""
+    each, both = f"{prefix}.experts.{{e}}", "e (two j) d -> e d j"
+    fused = [Source("mlp.experts.gate_up_proj", both, half) for half in (0, 1)]
+    down_fused = Source("mlp.experts.down_proj", "e d j -> e j d")
+    router = Source("mlp.gate.weight", "o d -> d o")
     return (
-        row("moe.router", f"{prefix}.gate.weight", "o d -> d o"),
-        ("moe.w_gate", Source(f"{each}.{gate}.weight", "j d -> e d j", 0, Source(fused, both, 0))),
-        ("moe.w_up", Source(f"{each}.{up}.weight", "j d -> e d j", 0, Source(fused, both, 1))),
-        ("moe.w_down", Source(f"{each}.{down}.weight", "d j -> e j d", 0, down_fused)),
+        ("moe.router", Source(f"{prefix}.gate.weight", "o d -> d o", other=router)),
+        ("moe.w_gate", Source(f"{each}.{gate}.weight", "j d -> e d j", other=fused[0])),
+        ("moe.w_up", Source(f"{each}.{up}.weight", "j d -> e d j", other=fused[1])),
+        ("moe.w_down", Source(f"{each}.{down}.weight", "d j -> e j d", other=down_fused)),
     )
 
 

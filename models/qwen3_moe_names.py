@@ -12,6 +12,6 @@ def hf(config: Qwen3MoeConfig) -> Mapping[str, Source]:
     """Return the checkpoint tensor of each parameter path."""
     rows = [*NORMS, *ATTENTION, *QK_NORM]
     rows += [*QKV_BIAS, *O_BIAS] if config.attention_bias else []
-    experts = moe_rows("mlp")
+    experts = moe_rows()
     layers = [[*rows, *(experts if sparse else MLP)] for sparse in config.sparse]
     return table(layers, config.tied)

@@ -5,7 +5,20 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from . import llama, llama_names, qwen2, qwen2_names, qwen3, qwen3_moe, qwen3_moe_names, qwen3_names
+from . import (
+    gpt_oss,
+    gpt_oss_names,
+    llama,
+    llama_names,
+    minimax_m2,
+    minimax_m2_names,
+    qwen2,
+    qwen2_names,
+    qwen3,
+    qwen3_moe,
+    qwen3_moe_names,
+    qwen3_names,
+)
 from .attention import caches
 from .config import ConfigError
 from .decoder_config import GqaConfig
@@ -49,10 +62,30 @@ QWEN3_MOE = Family(
     hf=qwen3_moe_names.hf,
     derived=GqaConfig.derived,
 )
+GPT_OSS = Family(
+    name="gpt_oss",
+    config=gpt_oss.GptOssConfig.from_hf,
+    params=gpt_oss.params,
+    caches=caches,
+    forward=partial(decode, gpt_oss.layer),
+    hf=gpt_oss_names.hf,
+    derived=GqaConfig.derived,
+)
+MINIMAX_M2 = Family(
+    name="minimax_m2",
+    config=minimax_m2.MiniMaxM2Config.from_hf,
+    params=minimax_m2.params,
+    caches=caches,
+    forward=partial(decode, minimax_m2.layer),
+    hf=minimax_m2_names.hf,
+    derived=GqaConfig.derived,
+)
 
 # Architecture names, of transformers and of older files.
 FAMILIES: Mapping[str, Family[Any]] = {
+    "GptOssForCausalLM": GPT_OSS,
     "LlamaForCausalLM": LLAMA,
+    "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,

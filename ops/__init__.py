@@ -18,7 +18,7 @@ from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .experts import clamped_experts, expert_bias, experts
 from .latent_attention import LayerLatent, latent_attention
-from .norm import add_rms_norm, rms_norm
+from .norm import add_rms_norm, rms_norm, rms_norm_by_total, stack_totals
 from .rope import rope, rope_angles, rope_pairs
 from .router import sigmoid_router, softmax_router, topk_softmax_router
 from .shard import shard
@@ -46,6 +46,7 @@ __all__ = [
     "linear",
     "paged_attention",
     "rms_norm",
+    "rms_norm_by_total",
     "rope",
     "rope_angles",
     "rope_pairs",
@@ -56,6 +57,7 @@ __all__ = [
     "sink_attention",
     "softmax_router",
     "split",
+    "stack_totals",
     "take_rows",
     "topk_softmax_router",
     "widen",

@@ -12,6 +12,7 @@ from ..sharding.error import TraceError, explained
 from ..sharding.line import author_line
 from ..sharding.op import OPS, Op, Recorder, dispatch
 from ..sharding.rule import contraction
+from ..sharding.value import Value
 from .kernel import kernel
 
 
@@ -41,7 +42,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     """
     rule = contraction(equation)
     for factors, operand in zip(rule.inputs, operands, strict=True):
-        if isinstance(operand, Recorder) and factors != operand.names:
+        if isinstance(operand, Value) and factors != operand.names:
             raise TraceError(
                 explained(
                     author_line(),

@@ -20,3 +20,22 @@ def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Te
     """Return `(rms_norm(residual + x), residual + x)`; a sum owed by `x` is paid just before."""
     pair: tuple[Tensor, Tensor] = kernel("add_rms_norm", x)(x, residual, w, eps)
     return pair
+
+
+@register_rule(rule("n, n -> n z", shard="n", linear=((0, 1),)), sizes=lambda sizes, args: {"z": 2})
+def stack_totals(left: Tensor, right: Tensor) -> Tensor:
+    """Return `[n,2]` of `left[n]`, `right[n]`: sums owed by both are paid in one."""
+    y: Tensor = kernel("stack_totals", left)(left, right)
+    return y
+
+
+@register_rule(rule("n ..., n z, ... -> n ...", shard="n ..."))
+def rms_norm_by_total(
+    x: Tensor, totals: Tensor, w: Tensor, column: int, width: int, eps: float
+) -> Tensor:
+    """Return `w * x / sqrt(totals[n,column] / width + eps)`, `x[n,...]`, `w[...]`.
+
+    A norm over a sharded dim: the total is the sum of squares of all `width` elements of a row.
+    """
+    y: Tensor = kernel("rms_norm_by_total", x)(x, totals, w, column, width, eps)
+    return y

@@ -15,7 +15,7 @@ from tokenspeed_core.kernels.registry import candidates, choose
 OPS = [
     "linear", "rms_norm", "add_rms_norm", "rope", "rope_pairs", "silu_mul", "embedding",
     "paged_attention", "experts", "clamped_experts", "expert_bias", "softmax_router",
-    "topk_softmax_router", "sigmoid_router",
+    "topk_softmax_router", "sigmoid_router", "stack_totals", "rms_norm_by_total",
 ]  # fmt: skip
 
 
@@ -57,6 +57,15 @@ def test_add_rms_norm_is_add_then_norm() -> None:
     normed, total = reference("add_rms_norm")(x, r, w, 1e-5)
     torch.testing.assert_close(total, x + r)
     torch.testing.assert_close(normed, reference("rms_norm")(x + r, w, 1e-5))
+
+
+def test_a_norm_by_its_total_is_the_norm_of_all_heads() -> None:
+    x, w = torch.randn(3, 2, 4).double(), torch.randn(2, 4).double()
+    total = x.square().sum((1, 2))
+    totals = reference("stack_totals")(torch.randn(3).double(), total)
+    got = reference("rms_norm_by_total")(x, totals, w, 1, 8, 1e-3)
+    expected = reference("rms_norm")(x.flatten(1), w.flatten(), 1e-3)
+    torch.testing.assert_close(got.flatten(1), expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (5, 3, 8), (5, 2, 3, 8)])

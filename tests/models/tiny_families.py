@@ -54,8 +54,43 @@ def qwen3_moe() -> Any:
     )
 
 
+def gpt_oss() -> Any:
+    from transformers import GptOssConfig
+
+    return GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        sliding_window=8,
+        rope_parameters={**YARN, "rope_theta": 15e4, "truncate": False},
+    )
+
+
+def minimax_m2() -> Any:
+    from transformers import MiniMaxM2Config
+
+    return MiniMaxM2Config(
+        **SIZES,
+        head_dim=16,
+        rotary_dim=8,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
 DENSE: dict[str, Callable[[], Any]] = {"qwen2": qwen2, "qwen3": qwen3}
-MIXTURES: dict[str, Callable[[], Any]] = {"qwen3-moe": qwen3_moe}
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "qwen3-moe": qwen3_moe,
+    "gpt-oss": gpt_oss,
+    "minimax-m2": minimax_m2,
+}
 FAMILIES = {**DENSE, **MIXTURES}
 
 LAYOUTS = {

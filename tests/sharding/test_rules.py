@@ -20,6 +20,7 @@ from tokenspeed_core.ops import (
     einsum,
     latent_attention,
     paged_attention,
+    rms_norm_by_total,
     sink_attention,
 )
 from tokenspeed_core.sharding.op import OPS, Op
@@ -40,7 +41,7 @@ SIZE = {
     "a": 2,
     "j": 6,
 }
-SIZE |= {"b": 6, "s": 6, "l": 6, "w": 6, "p": 6, "o": 6, "x": 9, "y": 8, "c": 3, "u": 6}
+SIZE |= {"b": 6, "s": 6, "l": 6, "w": 6, "p": 6, "o": 6, "x": 9, "y": 8, "c": 3, "u": 6, "z": 2}
 WHOLE = object()
 
 
@@ -78,6 +79,10 @@ def attend_with_sinks(*operands: Tensor) -> tuple[Tensor, ...]:
     return o, kv.k, kv.v
 
 
+def norm_by_squares(x: Tensor, roots: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return (rms_norm_by_total(x, roots.square(), w, 1, 72, 1e-5),)
+
+
 def attend_latents(*operands: Tensor) -> tuple[Tensor, ...]:
     o, kv = latent_attention(*operands[:6], LayerLatent(rows=operands[6]), STEP, 0.3)  # type: ignore[arg-type]
     return o, kv.rows
@@ -95,6 +100,8 @@ CASES = [
     Case("scale", ("n k",), static=(1.5,)),
     Case("rms_norm", ("n d", "d"), static=(1e-5,)),
     Case("add_rms_norm", ("n d", "n d", "d"), static=(1e-5,)),
+    Case("stack_totals", ("n", "n")),
+    Case("rms_norm_by_total", ("n k g h", "n z", "k g h"), run=norm_by_squares),
     Case("rope", ("n k h", "n h", "n h")),
     Case("rope", ("n k h", "n r", "n r")),
     Case("rope_pairs", ("n k h", "n h", "n h")),
