@@ -8,7 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..sharding.error import TraceError, explained
+from ..sharding.alternative import relabelled
+from ..sharding.error import AnnotationError, TraceError, explained
+from ..sharding.fix import Fix
 from ..sharding.line import author_line
 from ..sharding.op import OPS, Op, Recorder, dispatch
 from ..sharding.rule import contraction
@@ -38,9 +40,14 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Contract tensors over named dims, `einsum("n d, d k h -> n k h", x, w)`.
 
     Raises:
-        TraceError: traced, a label is not the name of the dim it stands for.
+        TraceError: the equation is none, or a label is not the name of the dim it stands for.
     """
-    rule = contraction(equation)
+    try:
+        rule = contraction(equation)
+    except AnnotationError as error:
+        fixes = relabelled(equation, [getattr(each, "names", ()) for each in operands])
+        fixes = fixes or [Fix("write 'n d, d f -> n f': dims of each operand, then the result's")]
+        raise TraceError(explained(author_line(), str(error), fixes=fixes)) from None
     for factors, operand in zip(rule.inputs, operands, strict=True):
         if isinstance(operand, Value) and factors != operand.names:
             raise TraceError(
@@ -48,7 +55,10 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
                     author_line(),
                     f"einsum {equation!r} reads {operand!r} as '{' '.join(factors)}'",
                     why="dims of equal size but other meaning would be contracted",
-                    fixes=[f"write '{' '.join(operand.names)}' for this operand"],
+                    fixes=[
+                        *relabelled(equation, [getattr(each, "names", ()) for each in operands]),
+                        f"write '{' '.join(operand.names)}' for this operand",
+                    ],
                 )
             )
     result: Tensor = dispatch(_CONTRACTION, (equation, *operands), {}, rule)

@@ -15,6 +15,7 @@ from .explain import explain
 from .layout import Layout
 from .mesh import Mesh, parse_mesh
 from .op import register_rule
+from .place import place
 from .plan import CacheShape, Plan, build
 from .rule import rule
 from .scan import scan
@@ -48,6 +49,7 @@ __all__ = [
     "nest",
     "parse_mesh",
     "parse_spec",
+    "place",
     "register_rule",
     "rule",
     "scan",

@@ -2,12 +2,14 @@
 """Which layouts fit a model: its names exist, and every shard is a whole number of elements."""
 
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
 import attrs
 
 from .error import AnnotationError, MeshError, explained
+from .fix import Fix
 from .layout import Layout
 from .line import Line
 from .tree import Declared
@@ -48,7 +50,12 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                 legal = [n for n in range(1, common + 1) if common % n == 0]
                 rest = [other for each, other in sizes.items() if each != name]
                 whole = (
-                    [f"keep it whole on every rank: place={{'{name}': ''}}"]
+                    [
+                        Fix(
+                            f"keep it whole on every rank: place={{'{name}': ''}}",
+                            place=((name, ""),),
+                        )
+                    ]
                     if all(other % ways == 0 for other in rest)
                     else []
                 )
@@ -60,9 +67,21 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                             f"dims over {axis}: "
                             + ", ".join(f"{n}={s}" for n, s in sorted(sizes.items()))
                         ],
-                        fixes=[f"choose {axis} from {', '.join(map(str, legal))}", *whole],
+                        fixes=[
+                            Fix(
+                                f"choose {axis} from {', '.join(map(str, legal))}",
+                                mesh=_resized(str(layout.mesh), axis, max(legal)),
+                            ),
+                            *whole,
+                        ],
                     )
                 )
+
+
+def _resized(mesh: str, axis: str, size: int) -> str:
+    """Return a mesh's text with one plain axis of another size; nothing if it is no plain axis."""
+    made, count = re.subn(rf"\b{re.escape(axis)}=\d+", f"{axis}={size}", mesh)
+    return made if count == 1 else ""
 
 
 def _declared(tree: Any) -> list[Declared]:

@@ -40,10 +40,25 @@ def line_of(frame: FrameType) -> Line:
 
 def author_line() -> Line:
     """Return the innermost line on the call stack that belongs to neither us nor torch."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith(_INTERNAL):
-            return line_of(frame)
+    frame = _author_frame()
+    return line_of(frame) if frame else Line("<unknown>", 0)
+
+
+def author_expression() -> tuple[Line, str]:
+    """Return the author's line and the text of the expression that runs on it, if on one line."""
+    frame = _author_frame()
+    if frame is None:
+        return Line("<unknown>", 0), ""
+    positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    first, last, start, end = positions
+    line = Line(frame.f_code.co_filename, first or frame.f_lineno)
+    if first is None or first != last:
+        return line, ""
+    return line, linecache.getline(line.path, line.number).encode()[start:end].decode()
+
+
+def _author_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_INTERNAL):
         frame = frame.f_back
-    return Line("<unknown>", 0)
+    return frame

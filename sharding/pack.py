@@ -48,7 +48,7 @@ def contracted(apply: Apply) -> tuple[str, ...]:
     shared = tuple(factor for factor in left if factor in right)
     if w.kind != "param" or x.kind == "param" or left != (left[0], *shared) or not shared:
         return ()
-    if out[0] != left[0] or sorted(out[1:]) != sorted(set(right) - set(shared)):
+    if out[:1] != left[:1] or sorted(out[1:]) != sorted(set(right) - set(shared)):
         return ()
     return shared
 

@@ -8,6 +8,7 @@ import attrs
 
 from .equation import Block, Equation, Pin, Scan
 from .error import PlacementError, explained
+from .fix import annotate
 from .infer import Operand, RuleViolationError, infer
 from .layout import Layout
 from .line import Line
@@ -92,7 +93,7 @@ class Propagation:
                     value.line,
                     f"{value.name} is annotated Partial over {'+'.join(spec.partial)}",
                     why="a stored value is read by many steps; nobody would pay its sum",
-                    fixes=[f"annotate it as '{attrs.evolve(spec, partial=())}'"],
+                    fixes=[annotate("it", attrs.evolve(spec, partial=()), value.line)],
                 )
             )
         return spec
@@ -130,7 +131,7 @@ class Propagation:
                     f"{equation.op.name} cannot run on these placements",
                     operands=[f"{var} (placed by {var.line})" for var in operands],
                     why=str(violation),
-                    fixes=fixes(equation.rule, operands, self.layout.mesh),
+                    fixes=fixes(equation.rule, operands, self.layout.mesh, equation.line),
                 )
             ) from None
         results = []
@@ -198,7 +199,7 @@ class Propagation:
                     f"{var} cannot meet {where}",
                     operands=[f"{var} (placed by {var.line})"],
                     why=str(violation),
-                    fixes=[f"annotate it as '{var.spec}'"],
+                    fixes=[annotate("it", var.spec, pin.placement.line)],
                 )
             ) from None
 
@@ -337,7 +338,7 @@ def refuse_varying(spec: Spec, line: Line) -> None:
                 line,
                 f"'{spec}' is Varying over {'+'.join(spec.varying)}",
                 why="such a value has no global meaning, so no op may use it",
-                fixes=[f"annotate it as '{attrs.evolve(spec, varying=())}'"],
+                fixes=[annotate("it", attrs.evolve(spec, varying=()), line)],
             )
         )
 

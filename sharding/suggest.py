@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from .fix import Fix, annotate, move
 from .infer import Operand, RuleViolationError, infer
+from .line import Line
 from .mesh import Mesh
 from .program import Var
 from .redistribute import hops
@@ -13,9 +15,9 @@ from .rule import Rule
 from .spec import Spec
 
 
-def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, most: int = 3) -> list[str]:
+def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, line: Line, most: int = 3) -> list[Fix]:
     """Return up to `most` changes of one operand's placement under which the op type-checks."""
-    found = []
+    found: list[Fix] = []
     # A stored value's annotation is the likelier slip, and the fix that costs no communication.
     order = sorted(range(len(operands)), key=lambda i: operands[i].kind not in ("param", "cache"))
     for index in order:
@@ -25,9 +27,9 @@ def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, most: int = 3) -> lis
             tried[index] = spec
             if spec != var.spec and reachable(var, spec) and legal(rule, tried, operands, mesh):
                 action = (
-                    f"annotate {var.name} as '{spec}' (at {var.line})"
+                    annotate(var.name, spec, var.line)
                     if var.kind in ("param", "cache")
-                    else f"pin {var.name} to '{spec}' on the boundary of an @spmd function"
+                    else move(var.name.rstrip("_0123456789") or var.name, spec, line)
                 )
                 if action not in found:
                     found.append(action)

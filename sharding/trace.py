@@ -11,6 +11,7 @@ from torch import Tensor
 from .budget import Budget
 from .equation import Equation, Pin, Scan
 from .error import TraceError, explained
+from .fix import annotate
 from .line import Line, author_line
 from .op import Op
 from .rule import Rule
@@ -188,7 +189,7 @@ class Graph:
                     f"a value with dims '{' '.join(value.names)}' meets the annotation "
                     f"'{placement.spec}' of {placement.line}",
                     operands=[repr(value)],
-                    fixes=[f"annotate it as '{' '.join(value.names)}'"],
+                    fixes=[annotate("it", " ".join(value.names), placement.line)],
                 )
             )
         result = self.like(value, value.name, value.kind)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from .alternative import alternatives
 from .error import TraceError, explained
 from .line import Line, author_line
 from .op import Op, Recorder
@@ -86,12 +87,13 @@ class Value(Recorder):
         if function in known and not kwargs:
             return pointwise(known[function], *args)
         name = getattr(function, "__qualname__", repr(function))
-        raise TraceError(_unknown(f"torch function {name!r}"))
+        short = name.rpartition(".")[2].strip("_")
+        raise TraceError(_unknown(f"torch function {name!r}", short, tuple(args)))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise TraceError(_unknown(f"tensor attribute {name!r}"))
+        raise TraceError(_unknown(f"tensor attribute {name!r}", name, (self,)))
 
     def _forbidden(self, *args: Any) -> NoReturn:
         raise TraceError(
@@ -107,15 +109,33 @@ class Value(Recorder):
     __bool__ = __int__ = __float__ = __len__ = __iter__ = __index__ = _forbidden
 
     def __getitem__(self, index: Any) -> NoReturn:
-        raise TraceError(_unknown("tensor indexing"))
+        raise TraceError(_unknown("tensor indexing", "getitem", (self, index)))
+
+    def __matmul__(self, other: Any) -> NoReturn:
+        raise TraceError(_unknown("operator @", "matmul", (self, other)))
+
+    def __sub__(self, other: Any) -> NoReturn:
+        raise TraceError(_unknown("operator -", "sub", (self, other)))
+
+    def __truediv__(self, other: Any) -> NoReturn:
+        raise TraceError(_unknown("operator /", "div", (self, other)))
+
+    def _compared(self, other: Any) -> NoReturn:
+        raise TraceError(_unknown("a comparison", "compare", (self, other)))
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compared
+
+    def __neg__(self) -> NoReturn:
+        raise TraceError(_unknown("operator -", "neg", (self,)))
 
 
-def _unknown(what: str) -> str:
+def _unknown(what: str, name: str, args: tuple[Any, ...]) -> str:
     return explained(
         author_line(),
         f"{what} is not in the op set",
         why="without a rule nobody knows what it does to a sharded or Partial operand",
         fixes=[
+            *alternatives(name, args),
             "use an op of `tokenspeed_core.ops`",
             "give it a rule: decorate a function with `tokenspeed_core.sharding.register_rule`",
         ],

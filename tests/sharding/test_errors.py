@@ -163,7 +163,7 @@ def changes_the_carry(p: Any, x: Any, kv: Any, batch: Any) -> Any:
 CORPUS: list[tuple[Body, type[ShardingError], tuple[str, ...]]] = [
     (forgets_tp_on_bias, PlacementError, ("whole_bias", "'f@tp'", "wrong part")),
     (shards_a_norm_weight, PlacementError, ("sharded_norm", "'d'", "needs whole")),
-    (adds_unrelated_shards, PlacementError, ("unrelated shards", "pin")),
+    (adds_unrelated_shards, PlacementError, ("unrelated shards", "place(")),
     (swaps_labels, TraceError, ("'n d'", "other meaning")),
     (uses_an_unknown_function, TraceError, ("softmax", "register_rule")),
     (uses_an_unknown_method, TraceError, ("'transpose'", "register_rule")),
@@ -247,7 +247,7 @@ def test_an_offered_pin_type_checks(pinned: int) -> None:
 
     with pytest.raises(PlacementError) as raised:
         compiled(adds_unrelated_shards)
-    assert len(re.findall(r"fix \d: pin \w+ to 'n f'", str(raised.value))) == 2
+    assert len(re.findall(r"fix \d: move \w+ first: place", str(raised.value))) == 2
     assert compiled(body).source
 
 
