@@ -40,14 +40,15 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Contract tensors over named dims, `einsum("n d, d k h -> n k h", x, w)`.
 
     Raises:
-        TraceError: the equation is none, or a label is not the name of the dim it stands for.
+        AnnotationError: the equation is none.
+        TraceError: a label is not the name of the dim it stands for.
     """
     try:
         rule = contraction(equation)
     except AnnotationError as error:
         fixes = relabelled(equation, [getattr(each, "names", ()) for each in operands])
         fixes = fixes or [Fix("write 'n d, d f -> n f': dims of each operand, then the result's")]
-        raise TraceError(explained(author_line(), str(error), fixes=fixes)) from None
+        raise AnnotationError(explained(author_line(), str(error), fixes=fixes)) from None
     for factors, operand in zip(rule.inputs, operands, strict=True):
         if isinstance(operand, Value) and factors != operand.names:
             raise TraceError(

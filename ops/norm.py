@@ -29,7 +29,7 @@ def stack_totals(left: Tensor, right: Tensor) -> Tensor:
     return y
 
 
-@register_rule(rule("n ..., n z, ... -> n ...", shard="n ..."))
+@register_rule(rule("n ..., n z, ... -> n ...", shard="n ...", linear=((0,),)))
 def rms_norm_by_total(
     x: Tensor, totals: Tensor, w: Tensor, column: int, width: int, eps: float
 ) -> Tensor:

@@ -33,6 +33,8 @@ REFUSED = 400  # placements a sample may have for the figure of completeness
 STORED = {
     "rms_norm": (1,),
     "add_rms_norm": (2,),
+    "rms_norm_by_total": (2,),
+    "sink_attention": (3, 4, 5),
     "rope_angles": (1,),
     "embedding": (1,),
     "experts": (3, 4, 5),
