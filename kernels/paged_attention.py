@@ -72,3 +72,57 @@ def paged_attention(
         weights = scores.softmax(dim=-1)[..., : context - first]
         out[begin:end] = torch.einsum("kgqs,skh->qkgh", weights, values).to(q.dtype)
     return out
+
+
+@register("paged_attention_share", backend="torch")
+def paged_attention_share(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int,
+    place: int,
+    ways: int,
+) -> Tensor:
+    """Attend as `paged_attention` to part `place` of `ways` of the slots of every block.
+
+    Caches are `[b,k,s,h]`, s slots of blocks that have `s * ways`.  Returns `[n,k,g,h+1]`, float32
+    at least: the softmax-weighted mean of the values here, and the log of the weights' sum, minus
+    infinity where there is none.
+    """
+    part = k_cache.shape[2]
+    size = part * ways
+    block = torch.div(batch.cache_slots, size, rounding_mode="floor")
+    slot = batch.cache_slots % size - place * part
+    mine = (slot >= 0) & (slot < part)
+    k_cache[block[mine], :, slot[mine]] = k[mine]
+    v_cache[block[mine], :, slot[mine]] = v[mine]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = q.new_zeros(*q.shape[:-1], q.shape[-1] + 1, dtype=wide)
+    out[..., -1] = float("-inf")
+    starts = batch.query_starts.tolist()
+    for row, context in enumerate(batch.context_lens.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        blocks = batch.block_tables[row, : -(-context // size)]
+        keys = k_cache[blocks].transpose(1, 2).flatten(0, 1).to(wide)
+        values = v_cache[blocks].transpose(1, 2).flatten(0, 1).to(wide)
+        first = torch.arange(len(blocks), device=q.device)[:, None] * size + place * part
+        position = (first + torch.arange(part, device=q.device)).flatten()
+        at = torch.arange(context - (end - begin), context, device=q.device)[:, None]
+        hidden = position > at
+        if window:
+            hidden |= position <= at - window
+        scores = torch.einsum("qkgh,skh->qkgs", q[begin:end].to(wide), keys) * scale
+        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+        lse = scores.logsumexp(-1, keepdim=True)
+        weights = (scores - lse.clamp(min=torch.finfo(wide).min)).exp()
+        # What was never written may be anything, and must not meet a weight of zero.
+        values = values.masked_fill(hidden.all(0)[:, None, None], 0)
+        out[begin:end, ..., :-1] = torch.einsum("qkgs,skh->qkgh", weights, values)
+        out[begin:end, ..., -1:] = lse
+    return out

@@ -2,7 +2,13 @@
 """Functional ops: what is computed; on tensors they run a kernel, on traced values they record."""
 
 from .activation import silu_mul, silu_mul_packed
-from .attention import LayerKV, WindowKV, paged_attention, sink_attention
+from .attention import (
+    LayerKV,
+    WindowKV,
+    paged_attention,
+    paged_attention_share,
+    sink_attention,
+)
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
@@ -45,6 +51,7 @@ __all__ = [
     "latent_attention",
     "linear",
     "paged_attention",
+    "paged_attention_share",
     "rms_norm",
     "rms_norm_by_total",
     "rope",

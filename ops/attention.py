@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..sharding import Placed, module
-from ..sharding.op import register_rule
+from ..sharding.op import OPS, Op, Recorder, register_rule
 from ..sharding.rule import rule
 from .batch import Batch
 from .kernel import kernel
@@ -40,9 +40,11 @@ def _written(args: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, Any]
         shard="k g",
         depends=((0, 1, 2, 3, 4), (1, 3), (2, 4)),
         rows="n b",
+        merges="s",
     ),
     donates=((3, 1), (4, 2)),
     result=_written,
+    share="paged_attention_share",
 )
 def paged_attention(
     q: Tensor, k: Tensor, v: Tensor, kv: LayerKV, batch: Batch, scale: float, window: int = 0
@@ -58,6 +60,37 @@ def paged_attention(
     else:
         o = kernel("paged_attention", q)(q, k, v, kv.k, kv.v, batch, scale)
     return o, kv
+
+
+def paged_attention_share(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    scale: float,
+    *window_place_ways: int,
+) -> tuple[Tensor, LayerKV]:
+    """Attend as `paged_attention` does, to the slots that this rank has of every block.
+
+    Those are part `place` of `ways`, the last two arguments.  Returns `[n,k,g,h+1]`, float32 at
+    least: the share of `o`, and the log of its softmax weights' sum.
+    """
+    if isinstance(q, Recorder):
+        found: tuple[Tensor, LayerKV] = q.record(
+            _SHARE, (q, k, v, kv, batch, scale, *window_place_ways)
+        )
+        return found
+    *window, place, ways = window_place_ways
+    run = kernel("paged_attention_share", q)
+    o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale, *window or (0,), place, ways)
+    return o, kv
+
+
+# Only compiled plans call it, so its rule is never asked for a placement.
+_SHARE = OPS["paged_attention_share"] = Op(
+    "paged_attention_share", OPS["paged_attention"].rule, paged_attention_share
+)
 
 
 @register_rule(

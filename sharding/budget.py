@@ -11,6 +11,7 @@ UNITS = {
     "all_reduce": 1.0,
     "reduce_scatter": 0.5,
     "all_gather": 0.5,
+    "merge": 0.0,
     "all_to_all": 0.5,
     "dispatch": 0.5,
     "combine": 0.5,
@@ -41,13 +42,20 @@ def check_budgets(program: Program) -> None:
     """Refuse a program in which a function exceeds its budget.
 
     A reduction counts for the function that left the sum owed, wherever it is paid; a gather for
-    the function that asked for it.
+    the function that asked for it.  What a cache that is sharded by slot costs, the gather of its
+    queries and the merge, is a choice of the layout, not of the function.
 
     Raises:
         BudgetError: naming the function and each collective.
     """
     for code in (*program.blocks, program.driver):
         owners = _owners(code)
+        queries = {
+            var
+            for step in code.steps
+            if isinstance(step, Apply) and step.share()
+            for var in step.operands
+        }
         for regions, limit in code.budgets:
             spent = [
                 step
@@ -55,6 +63,7 @@ def check_budgets(program: Program) -> None:
                 if isinstance(step, Move)
                 and UNITS[step.kind]
                 and not step.joins
+                and step.result not in queries
                 and owners[step][: len(regions)] == regions
             ]
             total = sum(UNITS[step.kind] for step in spent)
@@ -83,7 +92,7 @@ def _owners(code: Code) -> dict[Move, tuple[str, ...]]:
             if isinstance(apply, Apply):
                 made.update(dict.fromkeys(apply.results, apply.regions))
         if isinstance(step, Move):
-            pays = step.kind in ("all_reduce", "reduce_scatter", "combine")
+            pays = step.kind in ("all_reduce", "reduce_scatter", "combine", "merge")
             owners[step] = made.get(step.operand, ()) if pays else step.regions
             made[step.result] = owners[step]
     return owners

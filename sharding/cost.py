@@ -15,6 +15,7 @@ TRIPS = {
     "all_reduce": 2,
     "reduce_scatter": 1,
     "all_gather": 1,
+    "merge": 2,
     "all_to_all": 1,
     "dispatch": 1,
     "combine": 1,
@@ -78,4 +79,6 @@ def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
         for step in code.steps:
             if isinstance(step, Apply) and (offset := step.offset(program.mesh)):
                 found.append(offset[2])
+            if isinstance(step, Apply) and (axes := step.share()):
+                found.append(axes)
     return tuple(dict.fromkeys(found))

@@ -131,8 +131,12 @@ class Writer:
             local = var.local(self.mesh)[index]
             size = f"{self.name(var)}.shape[{index}]" if local is None else str(local)
             args.append(f'c.rank("{self.mesh.group(axes)}") * {size}')
-        self.used.add(step.op.name)
-        return f"{step.op.name}({', '.join(args)})"
+        name = step.op.name
+        if axes := step.share():
+            name = step.op.share
+            args += [f'c.rank("{self.mesh.group(axes)}")', str(self.mesh.size(axes))]
+        self.used.add(name)
+        return f"{name}({', '.join(args)})"
 
     def targets(self, step: Step) -> str:
         names = (self.target(step, var) for var in step.results)
@@ -172,6 +176,9 @@ class Writer:
         group = self.mesh.group(step.axes)
         operand = self.name(step.operand)
         made = self.name(step.result)
+        if step.kind == "merge":
+            dtype = str(step.result.dtype).removeprefix("torch.")
+            return f'{made} = c.merge({operand}, "{group}", "{dtype}")'
         if step.kind == "combine":
             return f'{made} = c.combine({operand}, {self.trips[step.operand]}, "{group}")'
         if bundle := self.bundles.get(id(step)):

@@ -37,7 +37,8 @@ class Inference:
             Dim(name, self.axes.get(factor, ()))
             for factor, name in zip(factors, names, strict=True)
         )
-        return Spec(dims, self.partial, self.reduce if self.partial else "sum")
+        partial = tuple(a for a in self.partial if all(a not in dim.axes for dim in dims))
+        return Spec(dims, partial, self.reduce if partial else "sum")
 
 
 def infer(
@@ -119,6 +120,11 @@ def infer(
         if factor not in results:
             # A contracted factor: each rank has summed its own shard only.
             owed.update(axis for axis in used if axis not in spread or factor not in rule.rows)
+    merged = {axis for factor in rule.merges for axis in axes.get(factor, ())}
+    if merged and owed:
+        raise RuleViolationError("a sum and a merge by softmax weights would be owed by one value")
+    if merged:
+        return Inference(targets, axes, mesh.ordered(merged), "lse")
     if owed - set(carried) and reduce != "sum":
         raise RuleViolationError(f"a sum and a {reduce} would be owed by one value")
     return Inference(targets, axes, mesh.ordered(owed), reduce)
@@ -126,7 +132,7 @@ def infer(
 
 def _shards(rule: Rule, mesh: Mesh, factor: str, dim: Dim) -> tuple[str, ...]:
     """Return the axes of a dim over which the op can run on shards of it."""
-    if factor in rule.shardable:
+    if factor in rule.shardable | rule.merges:
         return dim.axes
     return tuple(axis for axis in dim.axes if _together(rule, mesh, axis, factor))
 

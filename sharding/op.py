@@ -26,7 +26,8 @@ class Op:
     the author's result from the arguments and the flat results; `text` prints a call
     (`"{0} + {1}"`); `packed` names the op that takes this one's operands side by side in one
     tensor; `after_add` the op that computes this one of a sum of two values, given apart, and
-    returns the sum too.
+    returns the sum too; `share` the function that computes this one's share of a rank, told its
+    place and the number of ranks (`Rule.merges`).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Op:
     text: str = ""
     packed: str = ""
     after_add: str = ""
+    share: str = ""
 
 
 class Recorder:

@@ -59,6 +59,16 @@ class Apply:
                 return (var, index, axes) if axes else None
         return None
 
+    def share(self) -> tuple[str, ...]:
+        """Return the axes over which the op computes shares that are merged by softmax weights."""
+        axes = [
+            dim.axes
+            for factors, var in zip(self.rule.inputs, self.operands, strict=True)
+            for factor, dim in zip(factors, var.spec.dims, strict=True)
+            if factor in self.rule.merges
+        ]
+        return axes[0] if axes else ()
+
 
 @attrs.frozen(eq=False)
 class Project:

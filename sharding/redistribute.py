@@ -53,7 +53,7 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
         if from_index is not None:
             left = dims[from_index].axes[: -len(axes)]
             dims[from_index] = attrs.evolve(dims[from_index], axes=left)
-        if kind in ("all_reduce", "reduce_scatter"):
+        if kind in ("all_reduce", "reduce_scatter", "merge"):
             partial = tuple(axis for axis in partial if axis not in axes)
         spec = Spec(tuple(dims), partial, spec.reduce if partial else "sum", spec.varying)
         found.append(Hop(kind, axes, index, spec, from_index))
@@ -83,6 +83,9 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
                 f"'{source}' cannot become '{target}': that needs an all-to-all of "
                 f"{'+'.join(axes)}, which only a boundary can ask for"
             )
+    if owed and source.reduce == "lse":  # parts of different weights: they cannot be added
+        go("merge", owed, None)
+        owed = ()
     entered = {index for _, index in slices}
     for axes, index in gathers:
         if index in entered:  # its new axes go below what is left, so the old ones leave first

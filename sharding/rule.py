@@ -21,7 +21,9 @@ class Rule:
     requests (tokens, rows, blocks) and point at each other: where ranks serve different requests
     they are sharded together, and the op runs on each rank's requests alone.  `routes` marks an op
     whose second operand chooses, row by row, which shards of factor `offset` compute a row: the
-    others add nothing to its result.
+    others add nothing to its result.  Over shards of a factor in `merges` an op with softmax
+    weights gives its first result for each shard alone, beside the logarithm of its weights' sum:
+    it is Partial(lse) then, to be merged by those sums.
     """
 
     inputs: tuple[Factors, ...]
@@ -34,6 +36,7 @@ class Rule:
     depends: tuple[tuple[int, ...], ...] = ()
     rows: frozenset[str] = frozenset()
     routes: bool = False
+    merges: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -74,6 +77,7 @@ def rule(
     depends: tuple[tuple[int, ...], ...] = (),
     rows: str = "",
     routes: bool = False,
+    merges: str = "",
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
     left, arrow, right = text.partition("->")
@@ -93,6 +97,7 @@ def rule(
         depends,
         frozenset(rows.split()),
         routes,
+        frozenset(merges.split()),
     )
 
 

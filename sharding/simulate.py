@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .error import VerificationError
+from .merge import merged
 from .mesh import Mesh
 from .op import Op, Recorder
 from .plan import Plan
@@ -108,6 +109,12 @@ class LockStep:
             return torch.cat([_shard(part, len(parts), dim, place) for part in parts], source)
 
         return self._exchange("all_to_all", x, axis, combine)
+
+    def merge(self, x: Ranks, axis: str, dtype: str) -> Ranks:
+        """Return attention merged from shares `[..., h + 1]`, the last column their log-sum-exp."""
+        return self._exchange(
+            "merge", x, axis, lambda parts, place: merged(parts).to(getattr(torch, dtype))
+        )
 
     def all_gathers(self, values: tuple[Ranks, ...], axis: str, dim: int) -> tuple[Ranks, ...]:
         """Return each value gathered, as one collective."""

@@ -7,6 +7,7 @@ Soundness is per mesh axis.  On each axis an op's operands must be in one of the
     one factor Sharded on all that have it,     -> results Sharded on it; Partial(sum) where a
       the rest Replicated                          summed factor is gone
     one linear group Partial, rest Replicated   -> results Partial
+    a merged factor Sharded, rest Replicated    -> first result Partial(lse), others Sharded on it
     ranks serve different requests there, and   -> results Sharded on theirs
       all operands that count rows of requests
       are Sharded on those, the rest Replicated
@@ -208,11 +209,15 @@ class Verification:
             expected = [REPLICATED if rule.constant else PARTIAL] * len(results)
         elif sharded:
             factor = sharded.pop()
-            if sharded or factor not in rule.shardable:
+            if sharded or factor not in rule.shardable | rule.merges:
                 raise VerificationError(f"{where}: on {axis} operands are {states}: not shardable")
             expected = [_sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
         else:
             expected = [REPLICATED] * len(results)
+        lse = not rule.merges.isdisjoint(states)
+        for state, result in zip(results, apply.results, strict=True):
+            if state == PARTIAL and (result.spec.reduce == "lse") != lse:
+                raise VerificationError(f"{where}: on {axis} {result} owes another reduction")
         if results != expected:
             raise VerificationError(
                 f"{where}: on {axis} operands {states} give {expected}, but it claims {results}"
@@ -244,9 +249,13 @@ class Verification:
             raise VerificationError(f"{where}: nothing was dispatched")
         if move.kind == "all_reduce" and move.axes != self.mesh.ordered(set(move.axes)):
             raise VerificationError(f"{where}: a group is summed in mesh order, or bits differ")
-        if move.kind in ("all_reduce", "reduce_scatter", "combine"):
+        if move.kind in ("all_reduce", "reduce_scatter", "combine", "merge"):
+            if source.spec.reduce != ("lse" if move.kind == "merge" else "sum"):
+                raise VerificationError(f"{where}: a {source.spec.reduce} is owed")
             if not move.axes or not set(move.axes) <= set(partial):
                 raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")
+            if move.kind == "merge" and move.axes != partial:
+                raise VerificationError(f"{where}: shares are merged all at once")
             if move.kind == "all_reduce" and source in self.reduced:
                 raise VerificationError(f"{where}: summed in two steps, ranks may differ in bits")
             if move.kind == "all_reduce":
@@ -273,7 +282,7 @@ class Verification:
             if move.dim is None or source.spec.reduce != "sum":
                 raise VerificationError(f"{where}: no dim to shard, or not a sum")
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
-        elif move.kind != "all_reduce" or move.dim is not None:
+        elif move.kind not in ("all_reduce", "merge") or move.dim is not None:
             raise VerificationError(f"{where}: unknown redistribution")
         spec = Spec(tuple(dims), partial, source.spec.reduce if partial else "sum")
         if (spec, source.sizes, source.dtype) != (result.spec, result.sizes, result.dtype):
@@ -312,6 +321,8 @@ def _sharded_result(rule: Rule, index: int, factor: str) -> str:
     depends = rule.depends[index] if rule.depends else range(len(rule.inputs))
     if factor in rule.outputs[index]:
         return factor
+    if factor in rule.merges:
+        return PARTIAL if index == 0 else REPLICATED
     if not any(factor in rule.inputs[operand] for operand in depends):
         return REPLICATED
     return PARTIAL if factor in rule.sums else "not defined"

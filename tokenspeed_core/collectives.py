@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .sharding.merge import merged
+
 
 @attrs.frozen
 class Group:
@@ -85,6 +87,10 @@ class Collectives:
         parts = torch.empty_like(sent)
         dist.all_to_all_single(parts, sent, group=group.process_group)
         return torch.cat(tuple(parts), source)
+
+    def merge(self, x: Tensor, axis: str, dtype: str) -> Tensor:
+        """Merge the ranks' shares of attention `x[..., h+1]` by their log-sum-exps, to `dtype`."""
+        return merged(self._exchange(x, axis)).to(getattr(torch, dtype))
 
     def all_gathers(self, values: tuple[Tensor, ...], axis: str, dim: int) -> tuple[Tensor, ...]:
         """Gather several values, as bytes of one collective."""

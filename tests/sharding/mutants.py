@@ -59,7 +59,14 @@ def mutants(program: Program) -> Iterator[tuple[str, Program]]:
             if after and step.result in after[0].operands:
                 late = [*before, after[0], step, *after[1:]]
                 yield f"late {label}", rebuilt(program, code, late, code.results)
-            for kind in ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice"):
+            for kind in (
+                "all_reduce",
+                "reduce_scatter",
+                "all_gather",
+                "all_to_all",
+                "slice",
+                "merge",
+            ):
                 for dim in (None, 0, 1):
                     if (kind, dim) != (step.kind, step.dim):
                         source = 1 - dim if kind == "all_to_all" and dim is not None else None

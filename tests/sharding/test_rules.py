@@ -244,7 +244,7 @@ def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
 
 def test_every_placeable_op_has_a_case() -> None:
     # These stand in compiled programs only.
-    compiled = {"shard", "linear", "split", "silu_mul_packed"}
+    compiled = {"shard", "linear", "split", "silu_mul_packed", "paged_attention_share"}
     assert set(OPS) - compiled == {case.name for case in CASES}
 
 
