@@ -3,6 +3,7 @@
 
 import importlib.util
 import linecache
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,7 @@ def imported(source: str, path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # annotations are evaluated by module name
     exec(compile(source, str(path), "exec"), vars(module))
     return module
 
