@@ -5,7 +5,8 @@
 
 SmolLM2 in bf16, real processes.  A conversation of `--context` tokens is served, another one of the
 same length pushes it off the device, then its next turn comes with 32 new tokens: the time to its
-first token, through the SDK.  Ours has a host tier, the peer is the same engine without one.
+first token, through the SDK.  Before the other one comes the stores have a moment to end, as they
+have between the turns of a person or a tool.  Ours has a host tier, the peer is the same engine without one.
 `device` is the same turn while the blocks are still on the device.  Figures are medians, the spread
 is (max - min) / median of ours.
 """
@@ -41,6 +42,14 @@ async def first_token_s(client: Client, prompt: list[int]) -> float:
     raise RuntimeError("the engine ended a request without a token")
 
 
+async def stored(client: Client) -> None:
+    """Wait until nothing has been stored for a second."""
+    seen = -1
+    while client.stats is None or client.stats.stored_blocks > seen:
+        seen = client.stats.stored_blocks if client.stats else -1
+        await asyncio.sleep(1)
+
+
 async def turns(client: Client, context: int, repeats: int) -> tuple[list[float], list[float]]:
     """Return the seconds of turns whose blocks are on the device, and of those where they went."""
     device, evicted = [], []
@@ -49,7 +58,9 @@ async def turns(client: Client, context: int, repeats: int) -> tuple[list[float]
         turn, next_turn = (tokens(NEW_TOKENS, 1000 * k + repeat) for k in (1, 2))
         await first_token_s(client, conversation)
         device.append(await first_token_s(client, conversation + turn))
+        await stored(client)
         await first_token_s(client, other)
+        await stored(client)
         evicted.append(await first_token_s(client, conversation + next_turn))
     return device, evicted
 
