@@ -55,12 +55,14 @@ def load_trace(
     max_context: int,
     shared_prefix: int | None = None,
     keep: Callable[[str], bool] = lambda name: True,
+    coarse: int = 1,
 ) -> tuple[Trace, TraceShape]:
     """Read a trace, without conversations that ever exceed `max_context` tokens.
 
     Conversations whose tool prefixes have equal sizes share them, and those whose system prompts
     have equal sizes too share both: a trace tells no more.  With `shared_prefix`, all conversations
-    share that many tokens instead.  `keep` chooses conversations by their ids.
+    share that many tokens instead.  `keep` chooses conversations by their ids;
+    blocks are `coarse` of the file's each.
 
     Raises:
         TraceError: the file cannot be read, or a line is no conversation.
@@ -72,15 +74,16 @@ def load_trace(
     for number, text in enumerate(_lines(path), 1):
         try:
             line = decoder.decode(text)
-            rows = [_row(row, i, line.block) for i, row in enumerate(line.rows)]
+            rows = [_row(row, i, line.block, coarse) for i, row in enumerate(line.rows)]
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise TraceError(f"{path}:{number}: {error}") from error
         block = block or line.block
+        width = block * coarse
         if line.block != block:
             raise TraceError(
                 f"{path}:{number}: blocks of {line.block} tokens, before {block} - at `$.block`"
             )
-        trace = trace or Trace(block)
+        trace = trace or Trace(width)
         if not keep(str(line.id)):
             continue
         if max(row[0] + row[1] for row in rows) > max_context:
@@ -88,9 +91,9 @@ def load_trace(
             continue
         if shared_prefix is None:
             keys = line.tool_tokens, line.tool_tokens << 32 | line.system_tokens
-            shares = line.tool_tokens // block, (line.tool_tokens + line.system_tokens) // block
+            shares = line.tool_tokens // width, (line.tool_tokens + line.system_tokens) // width
         else:
-            share = shared_prefix // block
+            share = shared_prefix // width
             keys, shares = (0, 0), (share, share)
         trace.add(
             tool_key=keys[0],
@@ -120,7 +123,9 @@ def _lines(path: Path) -> Iterator[bytes]:
     return iter(data.splitlines())
 
 
-def _row(row: _Row, index: int, block: int) -> tuple[int, int, int, int, float, float, int]:
+def _row(
+    row: _Row, index: int, block: int, coarse: int
+) -> tuple[int, int, int, int, float, float, int]:
     _, inputs, outputs, kept, tail, service, pause, stop = row
     blocks = kept + sum(count for _, count in tail)
     if blocks != inputs // block:
@@ -128,4 +133,5 @@ def _row(row: _Row, index: int, block: int) -> tuple[int, int, int, int, float, 
             f"{blocks} blocks of {block} for {inputs} input tokens, which have "
             f"{inputs // block} - at `$.rows[{index}][4]`"
         )
-    return inputs, outputs, kept, blocks, service or 0.0, pause or 0.0, STOPS.get(stop or "", 0)
+    times = service or 0.0, pause or 0.0
+    return inputs, outputs, kept // coarse, blocks // coarse, *times, STOPS.get(stop or "", 0)
