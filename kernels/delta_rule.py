@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The gated delta rule (Yang et al. 2024), token by token and chunk by chunk: torch references.
 
-Per value head, with a state `S[p,o]` per request: `S <- exp(g) S; S <- S + k (beta (v - S^T k))^T;
-out = scale S^T q`.  Dims: l key heads, w value heads a key head, p key dim, o value dim.
+Per value head, with a state `S[p,u]` per request: `S <- exp(g) S; S <- S + k (beta (v - S^T k))^T;
+out = scale S^T q`.  Dims: l key heads, w value heads a key head, p key dim, u value dim.
 """
 
 import torch
@@ -25,9 +25,9 @@ def gated_delta_rule(
     batch: StateRows,
     scale: float,
 ) -> Tensor:
-    """Return `out[n,l,w,o]` for `q[n,l,p]`, `k[n,l,p]`, `v[n,l,w,o]`, `decay`, `beta` `[n,l,w]`.
+    """Return `out[n,l,w,u]` for `q[n,l,p]`, `k[n,l,p]`, `v[n,l,w,u]`, `decay`, `beta` `[n,l,w]`.
 
-    `decay` is g, a logarithm.  `states[b,l,w,p,o]` holds S of each request and is written in
+    `decay` is g, a logarithm.  `states[b,l,w,p,u]` holds S of each request and is written in
     place; a request that begins has zeros.  All is computed in float32 at least, the result is in
     the dtype of `v`.  Rows that belong to no request come back as zeros.
     """
@@ -59,7 +59,7 @@ def gated_delta_rule(
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return unscaled `out[t,l,w,o]` and the state after t tokens of one request, one by one."""
+    """Return unscaled `out[t,l,w,u]` and the state after t tokens of one request, one by one."""
     out = torch.empty_like(v)
     for t in range(q.shape[0]):
         state = state * decay[t].exp()[..., None, None]

@@ -11,17 +11,28 @@ from .registry import register
 
 
 @register("softmax_router", backend="torch")
-def softmax_router(logits: Tensor, active: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def softmax_router(
+    logits: Tensor,
+    active: int,
+    renormalise: bool,
+    groups: int = 1,
+    kept_groups: int = 1,
+    factor: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Return `(ids[n,a] int32, weights[n,a])`: the likeliest experts of `logits[n,e]`.
 
-    Weights are probabilities in float32 at least, divided by their sum if `renormalise`, then in
-    the dtype of `logits`.
+    Experts lie in `groups` groups; only those of the `kept_groups` groups whose likeliest expert
+    is likeliest may be chosen (DeepSeek-V2 2024).  Weights are probabilities in float32 at least,
+    divided by their sum if `renormalise`, times `factor`, then in the dtype of `logits`.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights, ids = _top(wide.softmax(dim=-1), active)
+    scores = wide.softmax(dim=-1)
+    if kept_groups < groups:
+        scores = _kept(scores, groups, kept_groups, best=1, others=0.0)
+    weights, ids = _top(scores, active)
     if renormalise:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return ids.int(), weights.to(logits.dtype)
+    return ids.int(), (weights * factor).to(logits.dtype)
 
 
 @register("topk_softmax_router", backend="torch")
@@ -52,15 +63,18 @@ def sigmoid_router(
     scores = wide.sigmoid()
     biased = scores + bias
     if kept_groups < groups:
-        grouped = biased.view(biased.shape[0], groups, -1)
-        best = grouped.topk(2, dim=-1).values.sum(dim=-1)
-        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(
-            1, _top(best, kept_groups)[1], True
-        )
-        biased = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+        biased = _kept(biased, groups, kept_groups, best=2, others=float("-inf"))
     ids = _top(biased, active)[1]
     weights = scores.gather(1, ids)
     return ids.int(), weights / (weights.sum(dim=-1, keepdim=True) + epsilon) * factor
+
+
+def _kept(scores: Tensor, groups: int, kept_groups: int, best: int, others: float) -> Tensor:
+    """Return scores with `others` outside the groups whose `best` largest scores sum highest."""
+    grouped = scores.view(scores.shape[0], groups, -1)
+    sums = grouped.topk(best, dim=-1).values.sum(dim=-1)
+    kept = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, _top(sums, kept_groups)[1], True)
+    return grouped.masked_fill(~kept.unsqueeze(-1), others).flatten(1)
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,43 @@ from torch import Tensor
 
 _WORD = re.compile(r"\(([^()]*)\)|(\S+)")
 _EACH = re.compile(r"\{(\w+)\}")
-_TWO = "two"
+_DROPPED = {"one": 1, "two": 2}  # factors of files that parameters do not have
+_BEFORE, _AFTER = re.compile(r"(\d+)\+"), re.compile(r"\+(\d+)")
+
+
+@attrs.frozen
+class _Dim:
+    """One dim of a file's tensor: its factors; from factor `at` on they are one part of a sum.
+
+    `before` and `after` are the sizes of what stands beside that part, once for every index of
+    the factors before it.
+    """
+
+    factors: tuple[str, ...]
+    at: int = 0
+    before: int = 0
+    after: int = 0
+
+    @staticmethod
+    def parse(words: Sequence[str]) -> "_Dim":
+        factors: list[str] = []
+        at = before = after = 0
+        for word in words:
+            if found := _BEFORE.fullmatch(word):
+                at, before = len(factors), int(found[1])
+            elif found := _AFTER.fullmatch(word):
+                after = int(found[1])
+            else:
+                factors.append(word)
+        return _Dim(tuple(factors), at, before, after)
+
+    def unit(self, sizes: Mapping[str, int]) -> int:
+        """Return the size of the whole sum."""
+        return self.before + math.prod(sizes[name] for name in self.factors[self.at :]) + self.after
+
+    def inside(self, extents: Mapping[str, int]) -> bool:
+        """Return whether a window of these extents lies in the part of one index."""
+        return all(extents[name] == 1 for name in self.factors[: self.at])
 
 
 @attrs.frozen
@@ -21,14 +57,16 @@ class Source:
 
     `"(k g h) d -> d k g h"` reads a `[k*g*h, d]` tensor into a parameter of dims `d k g h`.  A name
     with `{e}` stands for one tensor an index of dim e, which only the parameter has.  Where the
-    pattern has a factor `two`, the parameter is that `half` of it.  `other` is where files of
-    another form keep the same parameter.
+    pattern has a factor `two`, the parameter is that `half` of it.  `"(k 8+ r +4) d"` is rows of
+    8, r and 4 for each k, of which the parameter is the middle.  `shift` is added in float32.
+    `other` is where files of another form keep the same parameter.
     """
 
     name: str
     pattern: str
     half: int = 0
     other: "Source | None" = None
+    shift: float = 0.0
 
     def under(self, prefix: str) -> "Source":
         """Return this source with `prefix` before its names."""
@@ -43,8 +81,11 @@ class Source:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape of each of the file's tensors for a parameter of these sizes."""
-        sizes = {**sizes, _TWO: 2}
-        return tuple(math.prod(sizes[factor] for factor in factors) for factors in self.dims())
+        sizes = {**sizes, **_DROPPED}
+        return tuple(
+            math.prod(sizes[name] for name in dim.factors[: dim.at]) * dim.unit(sizes)
+            for dim in self.parsed()
+        )
 
     def load(
         self,
@@ -66,8 +107,12 @@ class Source:
 
     def dims(self) -> tuple[tuple[str, ...], ...]:
         """Return the factors of each dim of the file's tensor."""
+        return tuple(dim.factors for dim in self.parsed())
+
+    def parsed(self) -> tuple[_Dim, ...]:
+        """Return how each dim of the file's tensor is made up."""
         left = self.pattern.partition("->")[0]
-        return tuple(tuple((group or word).split()) for group, word in _WORD.findall(left))
+        return tuple(_Dim.parse((group or word).split()) for group, word in _WORD.findall(left))
 
     def whole(
         self, read: Callable[[str, tuple[slice, ...]], Tensor], sizes: Mapping[str, int]
@@ -78,19 +123,20 @@ class Source:
 
     def window(self, sizes: Mapping[str, int], slices: Mapping[str, slice]) -> tuple[slice, ...]:
         """Return the smallest slice of the file's tensor that holds these slices of its factors."""
-        sizes, slices = self._halved(sizes, slices)
+        sizes, slices = self._dropped(sizes, slices)
         found = []
-        for factors in self.dims():
-            extents = _extents(factors, sizes, slices)
-            start, width = 0, 1
-            for factor in reversed(factors):
-                at = slices[factor].start if extents[factor] != sizes[factor] else 0
-                start += at * width
-                width *= sizes[factor]
-            length = 1
-            for factor in factors:
-                length *= extents[factor]
-            found.append(slice(start, start + length))
+        for dim in self.parsed():
+            extents = _extents(dim.factors, sizes, slices)
+            inside = dim.inside(extents)
+            start = dim.before if inside else 0
+            width = 1
+            for at, factor in reversed(list(enumerate(dim.factors))):
+                if extents[factor] != sizes[factor]:
+                    start += slices[factor].start * width
+                width = dim.unit(sizes) if at == dim.at else width * sizes[factor]
+            part = math.prod(extents[name] for name in dim.factors[dim.at :])
+            outer = math.prod(extents[name] for name in dim.factors[: dim.at])
+            found.append(slice(start, start + (part if inside else outer * dim.unit(sizes))))
         return tuple(found)
 
     def read(
@@ -101,26 +147,35 @@ class Source:
         slices: Mapping[str, slice],
     ) -> Tensor:
         """Return the slice of the parameter, dims `names`, from the window of the file's tensor."""
-        sizes, slices = self._halved(sizes, slices)
+        sizes, slices = self._dropped(sizes, slices)
         extents: dict[str, int] = {}
-        for factors in self.dims():
-            extents.update(_extents(factors, sizes, slices))
-        flat = [factor for factors in self.dims() for factor in factors]
-        left = self.pattern.partition("->")[0]
+        for at, dim in enumerate(self.parsed()):
+            extents.update(_extents(dim.factors, sizes, slices))
+            if not dim.inside(extents):
+                unit = dim.unit(sizes)
+                sums = part.reshape(*part.shape[:at], -1, unit, *part.shape[at + 1 :])
+                part = sums.narrow(at + 1, dim.before, unit - dim.before - dim.after)
+                part = part.flatten(at, at + 1)
+        groups = [dim.factors for dim in self.parsed()]
+        flat = [factor for factors in groups for factor in factors]
+        left = " ".join(f"({' '.join(factors)})" for factors in groups)
         opened = rearrange(part, f"{left} -> {' '.join(flat)}", **extents)
         for at, factor in enumerate(flat):
             wanted = slices[factor]
             if extents[factor] != wanted.stop - wanted.start:
                 opened = opened.narrow(at, wanted.start, wanted.stop - wanted.start)
-        if _TWO in flat:
-            opened = opened.squeeze(flat.index(_TWO))
-            flat.remove(_TWO)
-        return rearrange(opened, f"{' '.join(flat)} -> {' '.join(names)}")
+        kept = [factor for factor in flat if factor not in _DROPPED]
+        for at, factor in reversed(list(enumerate(flat))):
+            opened = opened.squeeze(at) if factor in _DROPPED else opened
+        if self.shift:
+            opened = opened.to(torch.promote_types(opened.dtype, torch.float32)) + self.shift
+        return rearrange(opened, f"{' '.join(kept)} -> {' '.join(names)}")
 
-    def _halved(
+    def _dropped(
         self, sizes: Mapping[str, int], slices: Mapping[str, slice]
     ) -> tuple[Mapping[str, int], Mapping[str, slice]]:
-        return {**sizes, _TWO: 2}, {**slices, _TWO: slice(self.half, self.half + 1)}
+        index = {"one": slice(0, 1), "two": slice(self.half, self.half + 1)}
+        return {**sizes, **_DROPPED}, {**slices, **index}
 
 
 def _extents(

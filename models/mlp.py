@@ -23,10 +23,15 @@ class Mlp:
     b_down: Placed[Tensor, "d"] | None
 
 
-@spmd(budget="all_reduce<=1")
-def mlp(p: Mlp, x: Hidden) -> Hidden:
-    """Return the update of the gated MLP for normed `x[n,d]`."""
+def gated_mlp(p: Mlp, x: Tensor) -> Tensor:
+    """Return the update of the MLP for `x[n,d]`; its sum may still be owed."""
     gate = biased(einsum("n d, d f -> n f", x, p.w_gate), p.b_gate)
     up = biased(einsum("n d, d f -> n f", x, p.w_up), p.b_up)
     hidden = silu_mul(gate, up)
     return biased(einsum("n f, f d -> n d", hidden, p.w_down), p.b_down)
+
+
+@spmd(budget="all_reduce<=1")
+def mlp(p: Mlp, x: Hidden) -> Hidden:
+    """Return the update of the gated MLP for normed `x[n,d]`."""
+    return gated_mlp(p, x)

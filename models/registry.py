@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import attrs
+
 from . import (
+    deepseek,
+    deepseek_config,
+    deepseek_names,
     gpt_oss,
     gpt_oss_names,
+    latent,
     llama,
     llama_names,
     minimax_m2,
@@ -81,9 +87,24 @@ MINIMAX_M2 = Family(
     derived=GqaConfig.derived,
 )
 
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    config=deepseek_config.DeepseekConfig.from_v2,
+    params=deepseek.params,
+    caches=latent.caches,
+    forward=partial(decode, deepseek.layer),
+    hf=deepseek_names.hf,
+    derived=deepseek_config.DeepseekConfig.derived,
+)
+DEEPSEEK_V3 = attrs.evolve(
+    DEEPSEEK_V2, name="deepseek_v3", config=deepseek_config.DeepseekConfig.from_v3
+)
+
 # Architecture names, of transformers and of older files.
 FAMILIES: Mapping[str, Family[Any]] = {
     "GptOssForCausalLM": GPT_OSS,
+    "DeepseekV2ForCausalLM": DEEPSEEK_V2,
+    "DeepseekV3ForCausalLM": DEEPSEEK_V3,
     "LlamaForCausalLM": LLAMA,
     "MiniMaxM2ForCausalLM": MINIMAX_M2,
     "Qwen2ForCausalLM": QWEN2,

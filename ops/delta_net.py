@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Gated delta nets: their ops, and the state that one layer keeps of each request.
 
-Dims: n tokens, l key heads, w value heads a key head, p key dim, o value dim, x convolution taps,
+Dims: n tokens, l key heads, w value heads a key head, p key dim, u value dim, x convolution taps,
 y inputs that a convolution keeps (x - 1), b states.
 """
 
@@ -25,8 +25,8 @@ class LayerState:
 
     conv_q: Placed[Tensor, "~b l@tp p y"]
     conv_k: Placed[Tensor, "~b l@tp p y"]
-    conv_v: Placed[Tensor, "~b l@tp w o y"]
-    delta: Placed[Tensor, "~b l@tp w p o"]
+    conv_v: Placed[Tensor, "~b l@tp w u y"]
+    delta: Placed[Tensor, "~b l@tp w p u"]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -70,8 +70,8 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
 
 @register_rule(
     rule(
-        "n l p, n l p, n l w o, n l w, n l w, b l w p o -> n l w o, b l w p o",
-        shard="l w o",
+        "n l p, n l p, n l w u, n l w, n l w, b l w p u -> n l w u, b l w p u",
+        shard="l w u",
         depends=((0, 1, 2, 3, 4, 5), (1, 2, 3, 4, 5)),
         rows="n b",
     ),
@@ -88,17 +88,17 @@ def gated_delta_rule(
     batch: Batch,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return `o[n,l,w,o]` and `states[b,l,w,p,o]` with this step in (Yang et al. 2024).
+    """Return `o[n,l,w,u]` and `states[b,l,w,p,u]` with this step in (Yang et al. 2024).
 
     A value head's state S decays by `exp(decay[n,l,w])`, then writes `k (beta (v - S^T k))^T`, then
-    is read: `o = scale S^T q`; `q`, `k` `[n,l,p]`, `v[n,l,w,o]`.
+    is read: `o = scale S^T q`; `q`, `k` `[n,l,p]`, `v[n,l,w,u]`.
     """
     o: Tensor = kernel("gated_delta_rule", v)(q, k, v, decay, beta, states, batch, scale)
     return o, states
 
 
-@register_rule(rule("... o, ... o, o -> ... o", shard="..."))
+@register_rule(rule("... u, ... u, u -> ... u", shard="..."))
 def gated_rms_norm(x: Tensor, z: Tensor, w: Tensor, eps: float) -> Tensor:
-    """Return `rms_norm(x, w) * silu(z)`: the mean square over `o` of `x[...,o]`, then the gate."""
+    """Return `rms_norm(x, w) * silu(z)`: the mean square over `u` of `x[...,u]`, then the gate."""
     y: Tensor = kernel("gated_rms_norm", x)(x, z, w, eps)
     return y

@@ -28,12 +28,23 @@ def _wide(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
 
 
 @register_rule(rule("n e -> n a, n a", shard="n"), sizes=_active, dtype=_dtypes)
-def softmax_router(logits: Tensor, active: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def softmax_router(
+    logits: Tensor,
+    active: int,
+    renormalise: bool,
+    groups: int = 1,
+    kept_groups: int = 1,
+    factor: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Return `(ids[n,a] int32, weights[n,a])`: the likeliest experts of `logits[n,e]`.
 
-    Weights are probabilities, divided by their sum if `renormalise`, in the dtype of `logits`.
+    Only experts of the `kept_groups` groups of `groups` that hold the likeliest ones may be chosen.
+    Weights are probabilities, divided by their sum if `renormalise`, times `factor`, in the dtype
+    of `logits`.
     """
-    pair: tuple[Tensor, Tensor] = kernel("softmax_router", logits)(logits, active, renormalise)
+    run = kernel("softmax_router", logits)
+    pair: tuple[Tensor, Tensor]
+    pair = run(logits, active, renormalise, groups, kept_groups, factor)
     return pair
 
 

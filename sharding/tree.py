@@ -50,8 +50,9 @@ def declare(
     sizes: Mapping[str, int | None],
     dtype: torch.dtype,
     present: Collection[str] = (),
+    **given: Any,
 ) -> T:
-    """Build a `cls` of `Declared` leaves.
+    """Build a `cls` of `Declared` leaves; fields that are `given` are taken as they are.
 
     A dim's size is `sizes[name]`; a field `tuple[M, ...]` has `sizes[field]` equal elements; a
     field that may be None is None unless its name is in `present`.
@@ -95,7 +96,12 @@ def declare(
 
     kinds: Any = cls
     fields = annotations(kinds)
-    return cls(**{name: build(name, kind) for name, kind in fields.items()})
+    return cls(
+        **{
+            name: given[name] if name in given else build(name, kind)
+            for name, kind in fields.items()
+        }
+    )
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

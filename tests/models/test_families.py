@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from tiny import BLOCK, Tiny, conversation, tiny_of
-from tiny_families import CASES, EXPERT_LAYOUTS, FAMILIES, LAYOUTS
+from tiny_families import CASES, FAMILIES, layouts
 from torch import Tensor
 
 from tokenspeed_core.models import compile_plan
@@ -17,7 +17,6 @@ from tokenspeed_core.sharding.simulate import Simulation
 TOLERANCE = 1e-4
 NUM_BLOCKS = 17
 LENGTHS = (25, 13)  # prefills of 17 and 5 tokens, then 8 decode steps
-ALL_LAYOUTS = {**LAYOUTS, **EXPERT_LAYOUTS}
 
 
 @cache
@@ -84,7 +83,7 @@ def test_emitted_program_agrees_with_transformers(family: str, cut: int) -> None
 def test_simulated_mesh_agrees_with_transformers(family: str, layout: str) -> None:
     model = tiny(family)
     plan = compile_plan(
-        model.family, model.config, ALL_LAYOUTS[layout], dtype=torch.float32, block_size=BLOCK
+        model.family, model.config, layouts(family)[layout], dtype=torch.float32, block_size=BLOCK
     )
     simulation = Simulation(plan, model.params, NUM_BLOCKS)
     check(conversation(model, simulation.step, plan.mesh.num_ranks, cut=10))
@@ -94,7 +93,7 @@ def test_simulated_mesh_agrees_with_transformers(family: str, layout: str) -> No
 def test_meshes_agree_with_one_device_in_float64(family: str, layout: str) -> None:
     model = tiny(family, torch.float64)
     runs = []
-    for each in (Layout(), ALL_LAYOUTS[layout]):
+    for each in (Layout(), layouts(family)[layout]):
         plan = compile_plan(model.family, model.config, each, dtype=torch.float64, block_size=BLOCK)
         simulation = Simulation(plan, model.params, NUM_BLOCKS)
         runs.append(conversation(model, simulation.step, 4))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenspeed_core.models import Family, family_of
 from tokenspeed_core.ops import Batch
-from tokenspeed_core.sharding import Layout
+from tokenspeed_core.sharding import Layout, leaves
 
 BLOCK = 4
 SIZES = dict(
@@ -96,11 +96,12 @@ def tiny_of(
     family = family_of(type(oracle).__name__)
     ours = family.config(config.to_dict())
     state = oracle.state_dict()
-    sizes = {name: size for name, size in ours.sizes().items() if size}
-    params = {
-        path: source.among(state).whole(lambda name, window: state[name][window], sizes)
-        for path, source in family.hf(ours).items()
-    }
+    params = {}
+    declared = dict(leaves(family.params(ours, dtype)))
+    for path, source in family.hf(ours).items():
+        sizes = dict(zip(declared[path].spec.names, declared[path].sizes, strict=True))
+        found = source.among(state)
+        params[path] = found.whole(lambda name, window: state[name][window], sizes)
     params.update(family.derived(ours))
     tokens = tuple(torch.randint(0, config.vocab_size, (length,)) for length in lengths)
     return Tiny(oracle, family, ours, params, tokens)

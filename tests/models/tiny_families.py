@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A tiny config of every family, and the layouts that its plans are held to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenspeed_core.sharding import Layout
@@ -85,11 +85,66 @@ def minimax_m2() -> Any:
     )
 
 
+LATENT = dict(
+    vocab_size=96,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=256,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    kv_lora_rank=16,
+    q_lora_rank=24,
+    qk_nope_head_dim=12,
+    qk_rope_head_dim=8,
+    v_head_dim=20,
+    num_hidden_layers=3,
+    first_k_dense_replace=1,
+    num_experts_per_tok=3,
+    n_routed_experts=8,
+)
+LATENT_YARN = dict(
+    **YARN, rope_theta=1e4, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.7
+)
+
+
+def deepseek_v2() -> Any:
+    from transformers import DeepseekV2Config
+
+    return DeepseekV2Config(
+        **LATENT,
+        n_shared_experts=2,
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=2.0,
+        rope_parameters=LATENT_YARN,
+    )
+
+
+def deepseek_v2_lite() -> Any:
+    from transformers import DeepseekV2Config
+
+    changes = dict(q_lora_rank=None, topk_method="greedy", n_shared_experts=2)
+    return DeepseekV2Config(**{**LATENT, **changes})
+
+
+def deepseek_v3() -> Any:
+    from transformers import DeepseekV3Config
+
+    return DeepseekV3Config(
+        **LATENT, n_group=4, topk_group=2, num_mtp_layers=0, rope_parameters=LATENT_YARN
+    )
+
+
 DENSE: dict[str, Callable[[], Any]] = {"qwen2": qwen2, "qwen3": qwen3}
 MIXTURES: dict[str, Callable[[], Any]] = {
     "qwen3-moe": qwen3_moe,
     "gpt-oss": gpt_oss,
     "minimax-m2": minimax_m2,
+    "deepseek-v2": deepseek_v2,
+    "deepseek-v2-lite": deepseek_v2_lite,
+    "deepseek-v3": deepseek_v3,
 }
 FAMILIES = {**DENSE, **MIXTURES}
 
@@ -110,8 +165,24 @@ EXPERT_LAYOUTS = {
     ),
     "experts4": Layout("tp=(kv=2,rep=2)", place={"k": "kv", "g": "rep", "e": "tp", "j": ""}),
 }
-CASES = [
-    (family, layout)
-    for family in FAMILIES
-    for layout in (*LAYOUTS, *(EXPERT_LAYOUTS if family in MIXTURES else ()))
-]
+# Families without query groups: all their heads divide over a mesh.
+HEADS = {
+    name: Layout(mesh, place=place, types=types)
+    for name, (mesh, place, types) in {
+        "tp2": ("tp=2", {}, {}),
+        "sp4": ("tp=4", {}, {"Hidden": "n@tp d"}),
+        "dp-tp": ("dp=2 tp=2", {}, {}),
+        "experts2-sp": ("tp=2", {"j": "", "e": "tp"}, {"Hidden": "n@tp d"}),
+        "experts4": ("tp=4", {"j": "", "e": "tp"}, {}),
+    }.items()
+}
+
+
+def layouts(family: str) -> Mapping[str, Layout]:
+    """Return the layouts that a family's plans are held to."""
+    if "deepseek" in family:
+        return HEADS
+    return {**LAYOUTS, **(EXPERT_LAYOUTS if family in MIXTURES else {})}
+
+
+CASES = [(family, layout) for family in FAMILIES for layout in layouts(family)]

@@ -118,6 +118,7 @@ CASES = [
     ),
     Case("expert_bias", ("n a", "n a", "e d"), ids={0: "e"}),
     Case("softmax_router", ("n e",), static=(2, True)),
+    Case("softmax_router", ("n e",), static=(2, False, 3, 2, 1.5)),
     Case("topk_softmax_router", ("n e",), static=(2,)),
     Case("sigmoid_router", ("n e", "e"), static=(2, 3, 2, 1e-20, 2.5)),
     Case("zeros_like", ("n d",)),
