@@ -20,6 +20,7 @@ from tokenspeed_core.ops import (
     einsum,
     latent_attention,
     paged_attention,
+    paged_attention_share,
     rms_norm_by_total,
     sink_attention,
 )
@@ -55,6 +56,7 @@ class Case:
     equation: str = ""
     static: tuple[object, ...] = ()
     run: Callable[..., tuple[Tensor, ...]] | None = None  # where the op's is not on plain tensors
+    share: Callable[..., tuple[Tensor, ...]] | None = None  # of a rank: (place, ways, *operands)
 
 
 # Two requests: four tokens of a new one, then two that follow three; caches of six blocks or
@@ -70,6 +72,13 @@ STEP = SimpleNamespace(
 
 def attend(*operands: Tensor) -> tuple[Tensor, ...]:
     o, kv = paged_attention(*operands[:3], LayerKV(k=operands[3], v=operands[4]), STEP, 0.3)  # type: ignore[arg-type]
+    return o, kv.k, kv.v
+
+
+def attend_share(place: int, ways: int, *operands: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, keys, values = operands
+    kv = LayerKV(k=keys, v=values)
+    o, kv = paged_attention_share(q, k, v, kv, STEP, 0.3, place, ways)  # type: ignore[arg-type]
     return o, kv.k, kv.v
 
 
@@ -123,7 +132,12 @@ CASES = [
     Case("sigmoid_router", ("n e", "e"), static=(2, 3, 2, 1e-20, 2.5)),
     Case("zeros_like", ("n d",)),
     Case("widen", ("n d",)),
-    Case("paged_attention", ("n k g h", "n k h", "n k h", "b k s h", "b k s h"), run=attend),
+    Case(
+        "paged_attention",
+        ("n k g h", "n k h", "n k h", "b k s h", "b k s h"),
+        run=attend,
+        share=attend_share,
+    ),
     Case(
         "sink_attention",
         ("n k g h", "n k h", "n k h", "k g", "b k s h", "b k s h"),

@@ -20,6 +20,7 @@ from tokenspeed_core.ops import einsum
 from tokenspeed_core.sharding import VerificationError, parse_mesh, parse_spec
 from tokenspeed_core.sharding.infer import Operand, RuleViolationError, infer
 from tokenspeed_core.sharding.line import Line
+from tokenspeed_core.sharding.merge import merged
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.program import Apply, Code, Var
 from tokenspeed_core.sharding.rule import Rule
@@ -119,8 +120,8 @@ class Sample:
 
     def spec(self, factors: Sequence[str], state: State) -> Spec:
         plain = parse_spec(" ".join(f"x{factor.strip('.')}" for factor in factors))
-        if state == "P":
-            return attrs.evolve(plain, partial=("tp",))
+        if state in ("P", "L"):
+            return attrs.evolve(plain, partial=("tp",), reduce="sum" if state == "P" else "lse")
         dims = [
             attrs.evolve(dim, axes=("tp",) if index == state else ())
             for index, dim in enumerate(plain.dims)
@@ -173,18 +174,27 @@ class Sample:
             for index, factors in enumerate(self.rule.inputs)
             if self.rule.offset in factors and states[index] == factors.index(self.rule.offset)
         ]
+        merges = any(
+            isinstance(state, int) and factors[state] in self.rule.merges
+            for factors, state in zip(self.rule.inputs, states, strict=True)
+        )
         ranks = []
         for rank in range(ways):
+            operands = [pieces[rank] for pieces in local]
             start = [rank * local[index][rank].shape[dim] for index, dim in offset[:1]]
             try:
-                ranks.append(self.run([pieces[rank] for pieces in local], *start))
+                if merges and self.case.share:
+                    copies = [operand.clone() for operand in operands]
+                    ranks.append(self.case.share(rank, ways, *copies))
+                else:
+                    ranks.append(self.run(operands, *start))
             except (RuntimeError, IndexError, ValueError, TypeError):
                 return [set() for _ in self.rule.outputs]
         expected = self.run(self.whole)
         return [
             {
                 state
-                for state in ("R", "P", *range(whole.dim()))
+                for state in ("R", "P", "L", *range(whole.dim()))
                 if same(joined([rank[index] for rank in ranks], state), whole)
             }
             for index, whole in enumerate(expected)
@@ -193,7 +203,7 @@ class Sample:
 
 def state_of(spec: Spec) -> State:
     if spec.partial:
-        return "P"
+        return "P" if spec.reduce == "sum" else "L"
     return next((index for index, dim in enumerate(spec.dims) if dim.axes), "R")
 
 
@@ -210,6 +220,8 @@ def joined(pieces: list[Tensor], state: State) -> Tensor | None:
     try:
         if state == "P":
             return torch.stack(pieces).sum(0)
+        if state == "L":
+            return merged(pieces) if pieces[0].is_floating_point() else None
         if state == "R":
             return pieces[0] if all(torch.equal(pieces[0], piece) for piece in pieces) else None
         return torch.cat(pieces, int(state))
@@ -250,7 +262,7 @@ def test_no_other_claim_is_verified(case: Case) -> None:
         specs = [sample.spec(f, s) for f, s in zip(sample.rule.inputs, states, strict=True)]
         claims = list(
             itertools.product(
-                *(("R", "P", *range(len(factors))) for factors in sample.rule.outputs)
+                *(("R", "P", "L", *range(len(factors))) for factors in sample.rule.outputs)
             )
         )
         right = sample.denoted(states, 2)
