@@ -152,6 +152,26 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "drafts count as accepted",
+        (
+            Edit(
+                "plan/drafting.cpp",
+                ".tokens = std::max(1, taken), .block",
+                ".tokens = width, .block",
+            ),
+        ),
+    ),
+    Mutant(
+        "blocks cover what drafts bring at least, not at most",
+        (
+            Edit(
+                "plan/drafting.cpp",
+                "block_size() - state.ceiling();",
+                "block_size() - state.context;",
+            ),
+        ),
+    ),
+    Mutant(
         "a rank's report counts twice",
         (Edit("plan/step_quorum.cpp", "  if (ack) return Verdict::kIgnored;\n", ""),),
     ),
