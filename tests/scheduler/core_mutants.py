@@ -86,7 +86,7 @@ MUTANTS = (
         (
             Edit(
                 "kv/block_pool.cpp",
-                "|| !std::ranges::equal(own, tokens)) return",
+                "|| !SameTokens(own, tokens)) return",
                 "|| own.size() != tokens.size()) return",
             ),
         ),
@@ -97,8 +97,8 @@ MUTANTS = (
         (
             Edit(
                 "kv/block_pool.cpp",
-                "node(*id).key.parent != key.parent || !std::ranges",
-                "!std::ranges",
+                "node(*id).key.parent != key.parent || !SameTokens",
+                "!SameTokens",
             ),
         ),
         COLLISIONS,

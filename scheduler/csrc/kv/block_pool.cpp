@@ -2,11 +2,21 @@
 #include "kv/block_pool.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "base/check.h"
 
 namespace tokenspeed::kv {
+
+namespace {
+
+bool SameTokens(std::span<const Token> own, std::span<const Token> tokens) {
+  return own.size() == tokens.size() &&
+         std::memcmp(own.data(), tokens.data(), own.size_bytes()) == 0;
+}
+
+}  // namespace
 
 BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
     : num_blocks_(num_blocks),
@@ -148,7 +158,7 @@ std::optional<BlockId> BlockPool::Lookup(const ChainKey& key, std::span<const To
   if (!id) return std::nullopt;
   // A hash is a hint: the content and the chain before it decide.
   const std::span<const Token> own = content(*id);
-  if (node(*id).key.parent != key.parent || !std::ranges::equal(own, tokens)) return std::nullopt;
+  if (node(*id).key.parent != key.parent || !SameTokens(own, tokens)) return std::nullopt;
   return id;
 }
 

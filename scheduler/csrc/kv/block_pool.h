@@ -62,9 +62,9 @@ class BlockPool {
   Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
   // Block `id`, if it still is the one that is found by this hash.
   std::optional<SealedBlock> Hold(BlockId id, const Hash128& hash);
-  // Find and seals of this key will be soon.
-  void Prefetch(const ChainKey& key) const {
-    if (findable_) index_.Prefetch(key.hash);
+  // Find and seals of this hash will be soon.
+  void Prefetch(const Hash128& hash) const {
+    if (findable_) index_.Prefetch(hash);
   }
   // A block of this key was evicted, as far as the pool remembers.
   bool WasEvicted(const ChainKey& key) const { return evicted_.Holds(key.hash); }

@@ -10,21 +10,23 @@ namespace tokenspeed::kv {
 BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
   std::swap(sealed_, other.sealed_);
   std::swap(open_, other.open_);
+  std::swap(closed_, other.closed_);
   return *this;
 }
 
 BlockId BlockTable::at(int i) const {
   const size_t index = static_cast<size_t>(i);
-  return index < sealed_.size() ? sealed_[index].id() : open_[index - sealed_.size()].id();
+  if (index < sealed_.size()) return sealed_[index].id();
+  return open_[closed_ + index - sealed_.size()].id();
 }
 
 void BlockTable::Append(SealedBlock block) {
-  TS_CHECK(open_.empty(), "sealed block " << block.id().value << " behind an open one");
+  TS_CHECK(open() == 0, "sealed block " << block.id().value << " behind an open one");
   sealed_.push_back(std::move(block));
 }
 
 void BlockTable::Fill(int tokens, int ahead, int block_size) {
-  for (OpenBlock& block : open_) {
+  for (OpenBlock& block : std::span(open_).subspan(closed_)) {
     const int room = block_size - block.filled();
     const int part = std::min(tokens, room);
     const int drafts = std::min(ahead, room - part);
@@ -37,7 +39,7 @@ void BlockTable::Fill(int tokens, int ahead, int block_size) {
 }
 
 void BlockTable::Accept(int tokens, int block_size) {
-  for (OpenBlock& block : open_) {
+  for (OpenBlock& block : std::span(open_).subspan(closed_)) {
     if (tokens == 0) return;
     const int part = std::min(tokens, block_size - block.filled());
     block.Accept(part);
@@ -48,18 +50,21 @@ void BlockTable::Accept(int tokens, int block_size) {
 
 int BlockTable::filled() const {
   int filled = 0;
-  for (const OpenBlock& block : open_) filled += block.filled();
+  for (const OpenBlock& block : std::span(open_).subspan(closed_)) filled += block.filled();
   return filled;
 }
 
 void BlockTable::Seal(const ChainKey& key, std::span<const Token> tokens) {
-  TS_CHECK(!open_.empty(), "no open block to seal");
-  sealed_.push_back(std::move(open_.front()).Seal(key, tokens));
-  open_.erase(open_.begin());
+  TS_CHECK(open() > 0, "no open block to seal");
+  sealed_.push_back(std::move(open_[closed_++]).Seal(key, tokens));
+  if (open() > 0) return;
+  open_.clear();
+  closed_ = 0;
 }
 
 void BlockTable::Clear() {
   while (!open_.empty()) open_.pop_back();
+  closed_ = 0;
   while (!sealed_.empty()) sealed_.pop_back();
 }
 

@@ -12,13 +12,13 @@ namespace tokenspeed::kv {
 class BlockTable {
  public:
   BlockTable() = default;
-  BlockTable(BlockTable&&) noexcept = default;
+  BlockTable(BlockTable&& other) noexcept { *this = std::move(other); }
   BlockTable& operator=(BlockTable&& other) noexcept;
   ~BlockTable() { Clear(); }
 
-  int size() const { return static_cast<int>(sealed_.size() + open_.size()); }
+  int size() const { return sealed() + open(); }
   int sealed() const { return static_cast<int>(sealed_.size()); }
-  int open() const { return static_cast<int>(open_.size()); }
+  int open() const { return static_cast<int>(open_.size() - closed_); }
   BlockId at(int i) const;
   // REQUIRES: i < sealed()
   const SealedBlock& sealed_at(int i) const { return sealed_[static_cast<size_t>(i)]; }
@@ -45,6 +45,7 @@ class BlockTable {
  private:
   std::vector<SealedBlock> sealed_;
   std::vector<OpenBlock> open_;
+  size_t closed_ = 0;  // of open_, from the front: sealed since, their handles are empty
 };
 
 }  // namespace tokenspeed::kv

@@ -10,6 +10,10 @@ HashChain::HashChain(const Hash128& key, std::string_view salt, int block_size)
   hashes_.push_back(SipHash128(key, std::as_bytes(std::span(salt.data(), salt.size()))));
 }
 
+void HashChain::Truncate(int blocks) {
+  if (blocks < known()) hashes_.resize(static_cast<size_t>(blocks) + 1);
+}
+
 ChainKey HashChain::At(int i, std::span<const Token> tokens) {
   const size_t block = static_cast<size_t>(i);
   const size_t width = static_cast<size_t>(block_size_);

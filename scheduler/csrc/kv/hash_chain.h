@@ -18,6 +18,14 @@ class HashChain {
   // REQUIRES: block i is whole; earlier tokens are those of earlier calls.
   ChainKey At(int i, std::span<const Token> tokens);
 
+  int block_size() const { return block_size_; }
+  // Blocks whose hash is known already.
+  int known() const { return static_cast<int>(hashes_.size()) - 1; }
+  // REQUIRES: i < known()
+  const Hash128& Known(int i) const { return hashes_[static_cast<size_t>(i) + 1]; }
+  // Other tokens follow behind the first `blocks`.
+  void Truncate(int blocks);
+
  private:
   Hash128 key_;
   int block_size_;

@@ -55,6 +55,7 @@ bool Scheduler::Fits(Request& head) {
   const int room = Room();
   // Who was preempted over and over comes back when there is room for all of it.
   const int needed = head.preemptions < kWorn ? BlocksNeeded(head) : BlocksFor(head.limit - 1);
+  if (needed <= room) return true;
   // More hits than last time would begin with the block that was missing then.
   int hits = 0;
   int unheld = 0;  // of the hits: they would leave the pool's available blocks
@@ -79,7 +80,10 @@ bool Scheduler::PrefillsAt(int32_t priority) const {
       prefilling_, [priority](const Request* request) { return request->priority >= priority; });
 }
 
-void Scheduler::StartChain(Request& request) const {
+void Scheduler::StartChain(Request& request) {
+  if (request.chain) return;
+  request.chain = history_.TakeChain(request.name.client, request.session_name, request.salt,
+                                     request.tokens, pool_->block_size());
   if (request.chain) return;
   request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
 }

@@ -40,13 +40,10 @@ void Scheduler::Recognise(Request& request, const kv::BlockTable& table) {
       return Enter(request, *session);
     }
   }
-  const int whole = request.prompt_tokens / pool_->block_size();
-  for (int block = whole - 1; block >= hits; --block) {
-    if (Session* session = sessions_.EndingWith(request.chain->At(block, request.tokens).hash)) {
-      return Enter(request, *session);
-    }
-  }
-  Enter(request, sessions_.Unnamed());
+  const auto prompt =
+      std::span<const Token>(request.tokens).first(static_cast<size_t>(request.prompt_tokens));
+  Session* session = sessions_.ExtendedBy(prompt, hits, *request.chain);
+  Enter(request, session != nullptr ? *session : sessions_.Unnamed());
 }
 
 // The blocks that it found are kept for it from now on. Those behind one that is its own already
@@ -83,7 +80,12 @@ void Scheduler::Depart(Request& request) {
   const bool tip = chained && last && session->key.empty() && !session->over;
   const Hash128 end = tip ? request.chain->At(whole - 1, request.tokens).hash : Hash128{};
   sessions_.Leave(*session, now_, visit);
-  if (tip) sessions_.SetTip(*session, end, whole);
+  if (tip) {
+    const auto width_of = static_cast<size_t>(width);
+    const auto last = std::span<const Token>(request.tokens)
+                          .subspan(static_cast<size_t>(whole - 1) * width_of, width_of);
+    sessions_.SetTip(*session, end, whole, last);
+  }
 }
 
 }  // namespace tokenspeed::plan

@@ -48,6 +48,10 @@ void Scheduler::PlanDecodes() {
   due_.swap(stalled_);
   batch_.AppendDue(StepId{last_step_.value + 1}, due_);
   if (due_.empty()) return;
+  for (const SlotId id : due_) {
+    const auto* memory = reinterpret_cast<const std::byte*>(slot(id).request);
+    for (size_t line = 0; line < sizeof(Request); line += 64) __builtin_prefetch(memory + line);
+  }
   std::erase_if(due_, [this](SlotId id) {
     Request& request = *slot(id).request;
     auto& state = *std::get_if<fsm::Decoding>(&request.state);
@@ -57,7 +61,7 @@ void Scheduler::PlanDecodes() {
       LeaveBatch(request, state);
     } else if (SealsNext(request, state.table, state.context) && pool_->findable()) {
       // All hashes first: the index's memory comes in while the next one is computed.
-      pool_->Prefetch(request.chain->At(state.table.sealed(), request.tokens));
+      pool_->Prefetch(request.chain->At(state.table.sealed(), request.tokens).hash);
     }
     return over;
   });

@@ -2,6 +2,7 @@
 #include "plan/miss.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace tokenspeed::plan {
@@ -14,7 +15,15 @@ constexpr size_t kSame = 32;     // equal tokens that tell that it goes on the s
 constexpr int kAgain = 2;
 
 size_t CommonPrefix(std::span<const Token> a, std::span<const Token> b) {
-  return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+  constexpr size_t kAtOnce = 4096;
+  const size_t most = std::min(a.size(), b.size());
+  size_t same = 0;
+  while (same + kAtOnce <= most &&
+         std::memcmp(a.data() + same, b.data() + same, kAtOnce * sizeof(Token)) == 0) {
+    same += kAtOnce;
+  }
+  while (same < most && a[same] == b[same]) ++same;
+  return same;
 }
 
 // Whether both go on the same some tokens behind the first difference.
@@ -83,11 +92,11 @@ MissReport PromptHistory::Explain(ClientId client, std::string_view session, std
 }
 
 void PromptHistory::Remember(ClientId client, std::string_view session, std::string_view salt,
-                             std::vector<Token> tokens) {
+                             std::vector<Token> tokens, std::optional<kv::HashChain> chain) {
   Key key{NameOf(client, session), std::string(salt)};
   const auto found = index_.find(key);
   if (found == index_.end()) {
-    entries_.push_front({.key = key, .tokens = {}});
+    entries_.push_front({.key = key, .tokens = {}, .chain = {}});
     index_.emplace(std::move(key), entries_.begin());
   } else {
     entries_.splice(entries_.begin(), entries_, found->second);
@@ -95,6 +104,7 @@ void PromptHistory::Remember(ClientId client, std::string_view session, std::str
   Entry& entry = entries_.front();
   tokens_ -= entry.tokens.size();
   entry.tokens = std::move(tokens);
+  entry.chain = std::move(chain);
   tokens_ += entry.tokens.size();
   while (tokens_ > most_tokens_ || entries_.size() > kMostEntries) {
     tokens_ -= entries_.back().tokens.size();
@@ -107,6 +117,19 @@ std::span<const Token> PromptHistory::Of(std::string_view session, std::string_v
   const auto found = index_.find(Key{std::string(session), std::string(salt)});
   if (found == index_.end()) return {};
   return found->second->tokens;
+}
+
+std::optional<kv::HashChain> PromptHistory::TakeChain(ClientId client, std::string_view session,
+                                                      std::string_view salt,
+                                                      std::span<const Token> prompt,
+                                                      int block_size) {
+  const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
+  if (found == index_.end()) return std::nullopt;
+  Entry& entry = *found->second;
+  if (!entry.chain || entry.chain->block_size() != block_size) return std::nullopt;
+  std::optional<kv::HashChain> chain = std::exchange(entry.chain, std::nullopt);
+  chain->Truncate(static_cast<int>(CommonPrefix(prompt, entry.tokens)) / block_size);
+  return chain;
 }
 
 Status PromptHistory::Verify() const {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <list>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "kv/hash_chain.h"
 
 namespace tokenspeed::plan {
 
@@ -44,9 +46,13 @@ class PromptHistory {
   // `session` may be empty: then `client` stands for it.
   MissReport Explain(ClientId client, std::string_view session, std::string_view salt,
                      std::span<const Token> prompt, int cached, int evicted);
-  // The session's history is `tokens` from now on.
+  // The session's history is `tokens` from now on, and `chain`, if any, is theirs.
   void Remember(ClientId client, std::string_view session, std::string_view salt,
-                std::vector<Token> tokens);
+                std::vector<Token> tokens, std::optional<kv::HashChain> chain = std::nullopt);
+  // The history's chain as far as it is the prompt's too; it is the caller's from now on.
+  std::optional<kv::HashChain> TakeChain(ClientId client, std::string_view session,
+                                         std::string_view salt, std::span<const Token> prompt,
+                                         int block_size);
 
   // What the session's last request under this salt ended with; empty if that is forgotten.
   // REQUIRES: `session` is not empty.
@@ -63,6 +69,7 @@ class PromptHistory {
   struct Entry {
     Key key;
     std::vector<Token> tokens;
+    std::optional<kv::HashChain> chain;
     int nonces = 0;  // requests that differed early and went on the same
   };
   using Place = std::list<Entry>::iterator;

@@ -126,6 +126,10 @@ void Scheduler::FindPrefix(Request& request) {
         std::span<const Token>(request.tokens)
             .subspan(static_cast<size_t>(state.context), static_cast<size_t>(width));
     const kv::ChainKey key = request.chain->At(block, request.tokens);
+    constexpr int kAhead = 8;  // blocks whose place in the index is on its way from memory
+    if (block + kAhead < request.chain->known()) {
+      pool_->Prefetch(request.chain->Known(block + kAhead));
+    }
     if (auto hit = pool_->Find(key, content)) {
       On(state, fsm::PrefixFound{std::move(*hit), width});
     } else if (!loads || !ExpectBlock(request, state, key, content)) {

@@ -97,10 +97,10 @@ struct alignas(64) Request {
   RequestName name;
   int32_t limit = 0;  // tokens at which it ends with kLength
   int32_t cached_tokens = 0;
+  int32_t prompt_tokens = 0;
   StopIds stop_ids;
 
   fsm::State state;
-  int32_t prompt_tokens = 0;
   int32_t host_tokens = 0;      // of cached_tokens: loaded from the host tier
   std::vector<TicketId> loads;  // under way: its blocks hang on them
   bool admitted = false;        // has been on a slot

@@ -62,14 +62,18 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   last_done_ = now;
   pool_->Retired(step);
   ++counters_.steps;
-  constexpr size_t kAhead = 8;  // rows whose requests are on their way from memory
-  size_t at = 0;                // in `tokens`
+  size_t at = 0;  // in `tokens`
   for (size_t i = 0; i < done.slots.size(); ++i) {
-    if (i + kAhead < done.slots.size()) {
-      __builtin_prefetch(slot(SlotId{done.slots[i + kAhead]}).request);
+    PrefetchRow(done, i);
+    const Slot& place = slot(SlotId{done.slots[i]});
+    const float* logprob = logprobs.empty() ? nullptr : &logprobs[at];
+    if (done.widths.empty() && place.first <= step && tokens[at] >= 0) {
+      // It decodes; its state hears of the token when it is settled.
+      const FinishReason reason = Deliver(*place.request, tokens[at++], logprob);
+      if (reason != FinishReason::kNone) Remove(*place.request, reason);
+      continue;
     }
     Request& request = TenantOf(SlotId{done.slots[i]}, step);
-    const float* logprob = logprobs.empty() ? nullptr : &logprobs[at];
     if (!done.widths.empty()) {
       const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
       RunArrived(request, tokens.subspan(at, count), logprob, done.widths[i]);
@@ -87,6 +91,16 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   done.widths.clear();
   spare_steps_.push_back(std::move(done));
   return Ok{};
+}
+
+// Asks for the memory of rows to come: first the request's, then the end of its tokens.
+void Scheduler::PrefetchRow(const InFlightStep& done, size_t row) const {
+  constexpr size_t kAhead = 8;
+  const auto tenant = [&](size_t i) { return slots_[static_cast<size_t>(done.slots[i])].request; };
+  if (row + 2 * kAhead < done.slots.size()) __builtin_prefetch(tenant(row + 2 * kAhead));
+  if (row + kAhead >= done.slots.size()) return;
+  const Request* request = tenant(row + kAhead);
+  if (request != nullptr) __builtin_prefetch(request->tokens.data() + request->tokens.size(), 1);
 }
 
 void Scheduler::Explain(const Request& request) {

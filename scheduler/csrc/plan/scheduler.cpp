@@ -96,9 +96,14 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
                                              " fit the model");
   }
   for (const auto* tokens : {&s.prompt, &s.stop_ids}) {
-    uint32_t largest = 0;  // negative ids are the largest of all; this loop has no branches
-    for (const Token token : *tokens) largest = std::max(largest, static_cast<uint32_t>(token));
-    if (largest < static_cast<uint32_t>(limits_.vocab_size)) continue;
+    // The sign bit tells of an id below 0 or over the last; this loop has no branches.
+    const auto last_id = static_cast<uint32_t>(limits_.vocab_size - 1);
+    uint32_t signs = 0;
+    for (const Token token : *tokens) {
+      const auto id = static_cast<uint32_t>(token);
+      signs |= id | (last_id - id);
+    }
+    if (signs >> 31 == 0) continue;
     const auto bad = std::ranges::find_if(*tokens, outside);
     return refuse(RefusalCode::kTokenId, "token id " + std::to_string(*bad) +
                                              " is outside the vocabulary of " +
@@ -303,7 +308,7 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
   ++openings_;
   if (request.admitted) {
     history_.Remember(request.name.client, request.session_name, request.salt,
-                      std::move(request.tokens));
+                      std::move(request.tokens), std::move(request.chain));
   }
   auto gone = requests_.extract(request.name);
   auto* ending = std::get_if<fsm::Ending>(&request.state);

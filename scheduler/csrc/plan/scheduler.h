@@ -229,7 +229,7 @@ class Scheduler {
   // A prefill of this level or a higher one is unfinished.
   bool PrefillsAt(int32_t priority) const;
   // Before the first look for the request's blocks in the pool.
-  void StartChain(Request& request) const;
+  void StartChain(Request& request);
   // The first of the queue; a deadline that cannot be met any more no longer counts.
   Request& Head(TimeNs now);
   bool Fits(Request& head);
@@ -284,6 +284,7 @@ class Scheduler {
   void AbortIf(Matches matches);
   Status ValidateResult(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
                         std::span<const int32_t> counts) const;
+  void PrefetchRow(const InFlightStep& done, size_t row) const;
   void Arrived(Request& request, Token token, const float* logprob);
   // A token of a request that has not ended, and its event; the reason if it is the last.
   fsm::FinishReason Deliver(Request& request, Token token, const float* logprob);

@@ -12,6 +12,13 @@ namespace {
 // A hint that names no time holds for this long at most.
 constexpr TimeNs kLongestHint = TimeNs{3600} * 1'000'000'000;
 
+// Cheap, and no more than a hint.
+uint64_t PrintOf(std::span<const Token> tokens) {
+  uint64_t print = 0;
+  for (const Token token : tokens) print = (print ^ static_cast<uint32_t>(token)) * 0x100000001B3u;
+  return print;
+}
+
 }  // namespace
 
 std::string SessionTable::KeyOf(std::string_view salt, std::string_view name) {
@@ -37,6 +44,20 @@ Session& SessionTable::Named(std::string_view salt, std::string_view name) {
 Session* SessionTable::EndingWith(const Hash128& tip) {
   const auto found = by_tip_.find(tip);
   return found == by_tip_.end() ? nullptr : found->second;
+}
+
+Session* SessionTable::ExtendedBy(std::span<const Token> prompt, int blocks, kv::HashChain& chain) {
+  const auto width = static_cast<size_t>(chain.block_size());
+  auto depth = prints_.upper_bound(static_cast<int>(prompt.size() / width));
+  while (depth != prints_.begin()) {
+    --depth;
+    if (depth->first <= blocks) break;
+    const auto last = prompt.subspan(static_cast<size_t>(depth->first - 1) * width, width);
+    if (!depth->second.contains(PrintOf(last))) continue;
+    Session* session = EndingWith(chain.At(depth->first - 1, prompt).hash);
+    if (session != nullptr) return session;
+  }
+  return nullptr;
 }
 
 Session* SessionTable::Of(kv::OwnerId owner) {
@@ -93,15 +114,22 @@ void SessionTable::Leave(Session& session, TimeNs now, const kv::Visit& visit) {
   }
 }
 
-void SessionTable::SetTip(Session& session, const Hash128& tip, int blocks) {
+void SessionTable::SetTip(Session& session, const Hash128& tip, int blocks,
+                          std::span<const Token> last) {
   TS_CHECK(session.key.empty() && session.live == 0, "a tip of a session that needs none");
   if (!by_tip_.emplace(tip, &session).second) return;
   session.tip = tip;
   session.tip_blocks = blocks;
+  session.tip_print = PrintOf(last);
+  prints_[blocks].insert(session.tip_print);
 }
 
 void SessionTable::ClearTip(Session& session) {
-  if (session.tip_blocks > 0) by_tip_.erase(session.tip);
+  if (session.tip_blocks == 0) return;
+  by_tip_.erase(session.tip);
+  const auto depth = prints_.find(session.tip_blocks);
+  depth->second.erase(depth->second.find(session.tip_print));
+  if (depth->second.empty()) prints_.erase(depth);
   session.tip_blocks = 0;
 }
 
@@ -149,7 +177,9 @@ Status SessionTable::Verify() const {
   }
   if (sessions_.size() > max_sessions_) return Error{"the session table overflows"};
   if (named != by_key_.size()) return Error{"session names are not conserved"};
-  if (tips != by_tip_.size()) return Error{"session tips are not conserved"};
+  size_t prints = 0;
+  for (const auto& [depth, set] : prints_) prints += set.size();
+  if (tips != by_tip_.size() || tips != prints) return Error{"session tips are not conserved"};
   return retention_.Verify();
 }
 

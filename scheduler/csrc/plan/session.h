@@ -7,15 +7,19 @@
 #pragma once
 
 #include <list>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/siphash.h"
+#include "kv/hash_chain.h"
 #include "kv/retention.h"
 
 namespace tokenspeed::plan {
@@ -34,11 +38,12 @@ enum class SessionAction : int32_t {
 struct Session {
   std::string key;  // of its salt and name; empty: unnamed
   kv::OwnerId owner;
-  int live = 0;        // requests that wait or run
-  bool over = false;   // to be forgotten once no request is live
-  int borrowed = 0;    // leading blocks that another session brought
-  Hash128 tip;         // unnamed: the last whole block of its last prompt ...
-  int tip_blocks = 0;  // ... and how many there were; 0: none
+  int live = 0;            // requests that wait or run
+  bool over = false;       // to be forgotten once no request is live
+  int borrowed = 0;        // leading blocks that another session brought
+  Hash128 tip;             // unnamed: the last whole block of its last prompt ...
+  int tip_blocks = 0;      // ... and how many there were; 0: none
+  uint64_t tip_print = 0;  // of its tokens
 };
 
 class SessionTable {
@@ -53,14 +58,16 @@ class SessionTable {
   Session& Unnamed() { return Add(std::string()); }
   // The idle unnamed session whose last prompt ended with this block.
   Session* EndingWith(const Hash128& tip);
+  // The one of the longest last prompt that `prompt` extends, of more than `blocks` blocks.
+  Session* ExtendedBy(std::span<const Token> prompt, int blocks, kv::HashChain& chain);
   Session* Of(kv::OwnerId owner);
 
   // A request of the session comes, and goes.
   void Enter(Session& session, TimeNs now, int64_t blocks);
   void Leave(Session& session, TimeNs now, const kv::Visit& visit);
-  // Until when the session's next prompt ends with this block.
+  // The session's last prompt had `blocks` and ended with this one, whose tokens are `last`.
   // REQUIRES: unnamed and idle.
-  void SetTip(Session& session, const Hash128& tip, int blocks);
+  void SetTip(Session& session, const Hash128& tip, int blocks, std::span<const Token> last = {});
   // Nothing for an unknown session or action.
   void Hint(Session* session, int64_t action, TimeNs now, TimeNs ttl);
 
@@ -85,6 +92,8 @@ class SessionTable {
   std::list<Session> sessions_;  // most recently used first
   std::unordered_map<std::string, Place> by_key_;
   std::unordered_map<Hash128, Session*, HashOfHash> by_tip_;
+  // Prints of all tips by their depth: most prompts need no hash to know that they extend none.
+  std::map<int, std::unordered_multiset<uint64_t>> prints_;
   std::vector<std::optional<Place>> by_owner_;
 };
 
