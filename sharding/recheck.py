@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: MIT
+"""Re-verification of an emitted file from its text: it is run on types instead of tensors.
+
+Each op and collective of the file makes one step of a program, which the verifier checks; weights
+and caches have the types that the plan stores.  So a program that was opened and edited by hand
+is accepted only if it still denotes what the model computes on one device, placement by placement.
+"""
+
+import linecache
+from typing import Any
+
+import attrs
+
+from .error import VerificationError
+from .infer import Operand, RuleViolationError, infer
+from .line import author_line
+from .mesh import Mesh
+from .op import OPS, Op, Recorder
+from .plan import Plan
+from .pointwise import ADD, MUL, pointwise
+from .program import Apply, Code, Loop, Move, Step, Var
+from .rule import Rule, contraction
+from .spec import Dim, Spec
+from .storage import Member, Pack, nest
+from .tree import leaves, map_leaves
+from .verify import Verification
+
+
+def recheck(plan: Plan, source: str, path: str = "<program>") -> None:
+    """Check a text of the emitted program of `plan`; `path` is its file, for messages.
+
+    Raises:
+        VerificationError: naming the line of the text, and the rule that it breaks.
+    """
+    lines = source.splitlines(keepends=True)
+    linecache.cache[path] = (len(source), None, lines, path)
+    names: dict[str, Any] = {"__name__": path}
+    exec(compile(source, path, "exec"), names)
+    check = Check(plan)
+    columns = {var.name.partition(".")[2]: check.given(var) for var in plan.program.driver.batch}
+    batch = attrs.make_class("Columns", list(columns))(**columns)
+    result, _ = names["forward"](Collectives(check), check.weights(), check.caches(), batch)
+    made = tuple(leaf.var for _, leaf in leaves(result))
+    expected = plan.program.driver.results
+    for got, wanted in zip(made, expected, strict=True):
+        if (got.spec, got.dtype) != (wanted.spec, wanted.dtype):
+            raise VerificationError(
+                f"{got.line}: the result is {got}, it should be '{wanted.spec}'"
+            )
+
+
+class Check:
+    """One run of a text: what the plan stores, and the verifier that sees every step."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.mesh = plan, plan.mesh
+        empty: tuple[Any, ...] = ()
+        code = Code(plan.name, empty, empty, empty, empty, empty, empty, empty, empty, empty)
+        self.verifier = Verification(plan.mesh, code)
+
+    def given(self, var: Var) -> "Local":
+        """Return a stored value of the type of `var`."""
+        own = attrs.evolve(var)
+        self.verifier.define(own, "the plan")
+        return Local(self, own)
+
+    def step(self, step: Step) -> None:
+        self.verifier.step(step)
+
+    def weights(self) -> dict[str, Any]:
+        packs: dict[str, Any] = {}
+        for pack in self.plan.storage:
+            members = [self.given(_stored(member, pack)) for member in pack.members]
+            plain = "(" not in pack.members[0].pattern
+            packs[pack.name] = members[0] if plain else Weights(pack, tuple(members))
+        return nest(packs)
+
+    def caches(self) -> Any:
+        specs: dict[str, Var] = {var.name: var for var in self.plan.program.driver.cache}
+        for step in self.plan.program.driver.steps:
+            if isinstance(step, Loop):
+                for layer in range(step.start, step.stop):
+                    for var in step.block.cache:
+                        specs[f"caches.{layer}.{var.name.partition('.')[2]}"] = var
+
+        def stored(path: str, _: Any) -> Any:
+            var = specs.get(f"caches.{path}")
+            return self.given(var) if var else None
+
+        return map_leaves(stored, self.plan.caches)
+
+
+class Local(Recorder):
+    """A typed value of the text: what stands there for a tensor."""
+
+    def __init__(self, check: Check, var: Var) -> None:
+        self.check, self.var, self.names = check, var, var.spec.names
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        if op.name == "linear":
+            return args[1].applied(self, self)
+        if op.name == "shard":
+            ways = self.check.mesh.size(args[1].axes)
+            if args[2] != ways:
+                raise VerificationError(f"{author_line()}: {args[2]} shards, not {ways}")
+            return moved(self, "slice", args[1].axes, args[3])
+        return applied(self.check, op, args, rule)
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Return the sizes of a rank's shard."""
+        return self.var.local(self.check.mesh)
+
+    def flatten(self, start: int) -> "Columns":
+        return Columns(self)
+
+    def __add__(self, other: Any) -> Any:
+        return pointwise(ADD, self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return pointwise(MUL, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class Columns(Recorder):
+    """A value whose dims after the first are side by side, as `linear` takes it."""
+
+    def __init__(self, of: Local) -> None:
+        self.of = of
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        return args[1].applied(self.of, self)
+
+
+class Rows(Recorder):
+    """The results of one `linear`, side by side until they are split."""
+
+    def __init__(self, check: Check, values: tuple[Local, ...]) -> None:
+        self.check, self.values = check, values
+
+    def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        if op.name == "split":
+            if tuple(value.shape[1:] for value in self.values) != args[1:]:
+                raise VerificationError(f"{author_line()}: split does not meet what is stored")
+            return self.values
+        for user in OPS.values():
+            if user.packed == op.name:
+                return applied(self.check, user, self.values, None)
+        raise VerificationError(f"{author_line()}: {op.name} takes values that are not split")
+
+    def unflatten(self, dim: int, shape: tuple[int, ...]) -> Local:
+        assert (dim, shape) == (1, self.values[0].shape[1:]), (dim, shape)
+        return self.values[0]
+
+
+@attrs.frozen(eq=False)
+class Weights:
+    """A stored tensor of several parameters that one `linear` contracts with an activation."""
+
+    pack: Pack
+    members: tuple[Local, ...]
+
+    def applied(self, x: Local, given: Recorder) -> Any:
+        """Return the contractions of `x` with each parameter."""
+        made = []
+        for member, weight in zip(self.pack.members, self.members, strict=True):
+            out, shared = member.pattern.partition("->")[2].strip(" ()").split(") (")
+            left = (x.names[0], *shared.split())
+            if x.names != left or (len(left) > 2) != isinstance(given, Columns):
+                raise VerificationError(
+                    f"{author_line()}: {self.pack.name} contracts '{shared}', got {x.var}"
+                )
+            equation = f"{' '.join(left)}, {' '.join(weight.names)} -> {left[0]} {out}"
+            rule = contraction(equation)
+            made.append(applied(x.check, OPS["einsum"], (equation, x, weight), rule))
+        alone = len(made) == 1 and len(made[0].names) == 2
+        return made[0] if alone else Rows(x.check, tuple(made))
+
+
+@attrs.frozen
+class Start:
+    """A rank's place along axes, times the size of a shard: where its shard begins."""
+
+    axes: tuple[str, ...]
+    size: int | None = 1
+
+    def __mul__(self, size: int | None) -> "Start":
+        return attrs.evolve(self, size=size)
+
+
+class Collectives:
+    """The `c` of the text: each call is a move that the verifier checks."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def rank(self, group: str) -> Start:
+        return Start(_axes(self.check.mesh, group))
+
+    def all_reduce(self, x: Local, group: str) -> Local:
+        return moved(x, "all_reduce", _axes(self.check.mesh, group), None)
+
+    def reduce_scatter(self, x: Local, group: str, dim: int) -> Local:
+        return moved(x, "reduce_scatter", _axes(self.check.mesh, group), dim)
+
+    def all_gather(self, x: Local, group: str, dim: int) -> Local:
+        return moved(x, "all_gather", _axes(self.check.mesh, group), dim)
+
+    def all_gathers(self, every: tuple[Local, ...], group: str, dim: int) -> tuple[Local, ...]:
+        return tuple(self.all_gather(x, group, dim) for x in every)
+
+    def all_to_all(self, x: Local, group: str, source: int, dim: int) -> Local:
+        return moved(x, "all_to_all", _axes(self.check.mesh, group), dim, source)
+
+    def __getattr__(self, name: str) -> Any:
+        raise VerificationError(f"{author_line()}: c.{name} cannot be re-verified from text")
+
+
+def applied(check: Check, op: Op, args: tuple[Any, ...], rule: Rule | None) -> Any:
+    """Return the typed results of an op, which may move nothing."""
+    line = author_line()
+    found = [leaf for _, leaf in leaves(args) if isinstance(leaf, Local)]
+    count = len((rule or op.rule).inputs)
+    operands = tuple(leaf.var for leaf in found[:count])
+    bound = (rule or op.rule).expanded(tuple(len(var.spec.dims) for var in operands))
+    for factors, var in zip(bound.inputs, operands, strict=False):
+        if len(factors) != len(var.spec.dims) or len(operands) < count:
+            raise VerificationError(f"{line}: {op.name} takes '{' '.join(factors)}', got {var}")
+    specs = [var.spec for var in operands]
+    try:
+        inferred = infer(bound, [Operand(spec, False) for spec in specs], check.mesh)
+    except RuleViolationError as error:
+        raise VerificationError(f"{line}: {op.name}: {error}") from None
+    for var, target in zip(operands, inferred.targets, strict=True):
+        if var.spec != target:
+            raise VerificationError(f"{line}: {op.name} needs {var} as '{target}'")
+    names, sizes = _factors(op, bound, operands, args)
+    kinds = op.dtype(operands[op.dtype_of].dtype)
+    donors = {result: operand for operand, result in op.donates}
+    results = []
+    for index, factors in enumerate(bound.outputs):
+        if index in donors:
+            results.append(attrs.evolve(operands[donors[index]], line=line))
+            continue
+        spec = inferred.result(factors, [names[factor] for factor in factors])
+        dtype = kinds[len(results)] if isinstance(kinds, tuple) else kinds
+        size = tuple(sizes[factor] for factor in factors)
+        results.append(Var(op.name, spec, size, dtype, "activation", line))
+    plain = tuple(arg.var if isinstance(arg, Local) else arg for arg in args)
+    metadata = tuple(leaf.var for leaf in found[count:])
+    step = Apply(op, bound, plain, operands, metadata, tuple(results), line, ())
+    if offset := step.offset(check.mesh):
+        var, at, axes = offset
+        start = Start(axes, var.local(check.mesh)[at])
+        if start not in args:
+            raise VerificationError(
+                f"{line}: {op.name} is not told that its shard starts at {start}"
+            )
+    check.step(step)
+    flat = tuple(Local(check, var) for var in results)
+    if op.result:
+        return op.result(args, flat)
+    return flat[0] if len(flat) == 1 else flat
+
+
+def moved(
+    x: Local, kind: str, axes: tuple[str, ...], dim: int | None, source: int | None = None
+) -> Local:
+    """Return `x` after a redistribution over `axes`."""
+    line, spec = author_line(), x.var.spec
+    dims = list(spec.dims)
+    partial = spec.partial
+    if kind in ("all_reduce", "reduce_scatter"):
+        partial = tuple(axis for axis in partial if axis not in axes)
+    if kind == "all_gather" and dim is not None:
+        dims[dim] = _less(dims[dim], axes)
+    if kind in ("reduce_scatter", "slice", "all_to_all") and dim is not None:
+        dims[dim] = attrs.evolve(dims[dim], axes=(*dims[dim].axes, *axes))
+    if source is not None:
+        dims[source] = _less(dims[source], axes)
+    made = Spec(tuple(dims), partial, spec.reduce if partial else "sum")
+    result = attrs.evolve(x.var, name=kind, spec=made, kind="activation", line=line)
+    x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source))
+    return Local(x.check, result)
+
+
+def _less(dim: Dim, axes: tuple[str, ...]) -> Dim:
+    return attrs.evolve(dim, axes=tuple(axis for axis in dim.axes if axis not in axes))
+
+
+def _factors(
+    op: Op, rule: Rule, operands: tuple[Var, ...], args: tuple[Any, ...]
+) -> tuple[dict[str, str], dict[str, int | None]]:
+    names: dict[str, str] = {}
+    sizes: dict[str, int | None] = {}
+    for factors, var in zip(rule.inputs, operands, strict=True):
+        for factor, dim, size in zip(factors, var.spec.dims, var.sizes, strict=True):
+            names.setdefault(factor, dim.name)
+            if sizes.get(factor) is None:
+                sizes[factor] = size
+    for factor, size in op.sizes(sizes, args).items():
+        names[factor], sizes[factor] = factor, size
+    return names, sizes
+
+
+def _stored(member: Member, pack: Pack) -> Var:
+    dims = tuple(Dim(n, a) for n, a in zip(member.names, member.axes, strict=True))
+    return Var(member.path, Spec(dims), member.sizes, pack.dtype, "param", author_line())
+
+
+def _axes(mesh: Mesh, group: str) -> tuple[str, ...]:
+    return mesh.expand(tuple(group.split("+")))
