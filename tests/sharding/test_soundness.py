@@ -43,8 +43,6 @@ STORED = {
     "expert_bias": (2,),
     "sigmoid_router": (1,),
     "paged_attention": (3, 4),
-    "rms_norm_by_total": (2,),
-    "sink_attention": (3, 4, 5),
     "latent_attention": (4, 5, 6),
     "causal_conv": (1, 2),
     "delta_gates": (2, 3),
