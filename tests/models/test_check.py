@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""`tokenspeed check`: it passes what is right, and says what is wrong."""
+
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from tokenspeed_core.__main__ import main
+from tokenspeed_core.model_check import Finding, ModelCheckError, check
+from tokenspeed_core.model_definition import ModelDefinition
+from tokenspeed_core.models import family_of
+from tokenspeed_core.ops import Batch
+
+CONFIG = dict(
+    model_type="qwen3_moe",
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_hidden_layers=2,
+    num_experts=8,
+    num_experts_per_tok=3,
+    norm_topk_prob=True,
+    vocab_size=96,
+    max_position_embeddings=256,
+)
+FAMILY = family_of("Qwen3MoeForCausalLM")
+
+
+def failures(definition: ModelDefinition) -> list[Finding]:
+    return [finding for finding in check(definition) if not finding.holds]
+
+
+def test_a_right_family_holds_on_every_mesh() -> None:
+    found = list(check(ModelDefinition(FAMILY, CONFIG)))
+    assert all(finding.holds for finding in found), "\n".join(map(str, found))
+    assert sum("in float64" in finding.detail for finding in found) >= 4
+
+
+def test_another_number_than_transformers_fails() -> None:
+    wrong = attrs.evolve(FAMILY, config=lambda raw: FAMILY.config({**raw, "rms_norm_eps": 0.1}))
+    (finding,) = failures(ModelDefinition(wrong, CONFIG))
+    assert "equal transformers'" in finding.what
+
+
+def test_a_name_that_is_missing_fails() -> None:
+    wrong = attrs.evolve(
+        FAMILY,
+        hf=lambda config: {k: v for k, v in FAMILY.hf(config).items() if k != "norm"},
+    )
+    (finding,) = failures(ModelDefinition(wrong, CONFIG))
+    assert finding.detail == "norm"
+
+
+def test_a_write_to_a_parameter_fails() -> None:
+    def forward(p: object, caches: object, batch: Batch, config: object) -> object:
+        if isinstance(p.norm, torch.Tensor):  # type: ignore[attr-defined]
+            p.norm.mul_(1.0)  # type: ignore[attr-defined]
+        return FAMILY.forward(p, caches, batch, config)
+
+    wrong = attrs.evolve(FAMILY, forward=forward)
+    (finding,) = failures(ModelDefinition(wrong, CONFIG))
+    assert "writes norm" in finding.detail
+
+
+def test_a_config_that_transformers_does_not_know_is_refused() -> None:
+    unknown = {**CONFIG, "model_type": "nothing"}
+    with pytest.raises(ModelCheckError, match="model_type"):
+        failures(ModelDefinition(FAMILY, unknown))
+
+
+def test_the_command_prints_each_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tokenspeed_core.models import family_of\n"
+        "FAMILY = family_of('Qwen3MoeForCausalLM')\n"
+        f"CONFIG = {CONFIG!r}\n"
+    )
+    assert main(["check", str(file), "--against", "hf"]) == 0
+    assert capsys.readouterr().out.endswith("all hold\n")

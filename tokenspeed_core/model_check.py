@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Checks of a model definition: against transformers, on every small mesh, and by the dispatcher.
+
+The model is the definition's config as it stands, with random weights: give a tiny one.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .model_definition import ModelDefinition
+from .models.family import compile_plan
+from .ops import Batch
+from .sharding import Layout, MeshError, Plan, ShardingError, leaves, map_leaves
+from .sharding.layout_text import parse_layout
+from .sharding.recheck import recheck
+from .sharding.simulate import Simulation
+
+BLOCK, BLOCKS, PROMPT, STEPS = 4, 9, 16, 8
+LAYOUTS = (
+    "tp=1",
+    "tp=2",
+    "tp=4",
+    "tp=2; Hidden=n@tp d",
+    "tp=4; Hidden=n@tp d",
+    "dp=2 tp=2",
+    "tp=(kv=2,rep=2); k:kv g:rep",
+)
+TOLERANCE = 1e-4
+
+
+class ModelCheckError(ValueError):
+    """A definition cannot be checked as asked."""
+
+
+@attrs.frozen
+class Finding:
+    """One thing that was checked: whether it holds, and the figure that says so."""
+
+    what: str
+    holds: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.holds else 'FAIL'} {self.what:<44} {self.detail}"
+
+
+def check(definition: ModelDefinition) -> Iterator[Finding]:
+    """Yield what holds of a model, cheapest first.
+
+    Raises:
+        ModelCheckError: transformers does not know the config's `model_type`.
+        ShardingError: the model cannot be traced.
+    """
+    family, config = definition.family, definition.config
+    declared = dict(leaves(family.params(config, torch.float32)))
+    named = set(family.hf(config)) | set(family.derived(config))
+    odd = sorted(named ^ set(declared))
+    yield Finding("the names table covers every parameter", not odd, ", ".join(odd) or "all")
+    if odd:
+        return
+    torch.manual_seed(7)
+    oracle = _oracle(definition)
+    params = _params(definition, oracle, declared)
+    tokens = torch.randint(0, int(oracle.config.vocab_size), (PROMPT + STEPS,))
+    with torch.no_grad():
+        expected = oracle(tokens[None]).logits[0]
+    eager, watched = _eager(definition, params)
+    ours = _conversation(tokens, eager)
+    worst = float((ours - expected).abs().max())
+    what = f"logits of {PROMPT} + {STEPS} tokens equal transformers'"
+    yield Finding(what, worst <= TOLERANCE, f"off by {worst:.1e}, of {expected.std():.1f}")
+    yield _unchanged(watched)
+    yield from _meshes(definition, params, tokens)
+
+
+def _oracle(definition: ModelDefinition) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    stored = dict(definition.stored)
+    try:
+        config = AutoConfig.for_model(stored.pop("model_type"), **stored)
+    except (KeyError, ValueError) as error:
+        raise ModelCheckError(
+            f"transformers has no model for this config ({error}); give CONFIG a 'model_type'"
+        ) from None
+    config._attn_implementation = config._experts_implementation = "eager"
+    oracle: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    oracle.eval()
+    with torch.no_grad():
+        for name, tensor in oracle.named_parameters():
+            if tensor.dim() == 1:
+                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
+            else:
+                tensor.normal_(std=tensor.shape[-1] ** -0.5 * (3 if "embed" in name else 1))
+    return oracle
+
+
+def _params(
+    definition: ModelDefinition, oracle: Any, declared: dict[str, Any]
+) -> dict[str, Tensor]:
+    state = oracle.state_dict()
+    params = {}
+    for path, source in definition.family.hf(definition.config).items():
+        sizes = dict(zip(declared[path].spec.names, declared[path].sizes, strict=True))
+        found = source.among(state)
+        params[path] = found.whole(lambda name, window: state[name][window], sizes)
+    return params | dict(definition.family.derived(definition.config))
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The dispatcher's own account: every call that writes to a tensor that is not a cache."""
+
+    def __init__(self, kept: dict[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kept, self.calls = kept, 0
+        self.written: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.calls += 1
+        for value, given in zip(args, function._schema.arguments, strict=False):
+            written = given.alias_info is not None and given.alias_info.is_write
+            if written and isinstance(value, Tensor):
+                path = self.kept.get(value.untyped_storage().data_ptr())
+                self.written += [f"{function} writes {path}"] if path else []
+        return function(*args, **(kwargs or {}))
+
+
+def _eager(
+    definition: ModelDefinition, params: dict[str, Tensor]
+) -> tuple[Callable[[Batch], Tensor], Watch]:
+    family, config = definition.family, definition.config
+    tree = map_leaves(lambda path, _: params[path], family.params(config, torch.float32))
+    caches = map_leaves(
+        lambda _, leaf: torch.zeros([BLOCKS if size is None else size for size in leaf.sizes]),
+        family.caches(config, BLOCK, torch.float32),
+    )
+    watch = Watch({x.untyped_storage().data_ptr(): path for path, x in params.items()})
+
+    def step(batch: Batch) -> Tensor:
+        nonlocal caches
+        with watch, torch.no_grad():
+            logits, caches = family.forward(tree, caches, batch, config)
+        return logits  # type: ignore[no-any-return]
+
+    return step, watch
+
+
+def _unchanged(watch: Watch) -> Finding:
+    detail = "; ".join(watch.written[:3]) or f"{watch.calls} dispatcher calls, none does"
+    return Finding("no op writes to a parameter", not watch.written, detail)
+
+
+def _meshes(
+    definition: ModelDefinition, params: dict[str, Tensor], tokens: Tensor
+) -> Iterator[Finding]:
+    wide = {path: x.double() for path, x in params.items()}
+    first: Tensor | None = None
+    for text in LAYOUTS:
+        what = f"simulated on {text}"
+        try:
+            plan = _plan(definition, parse_layout(text))
+        except MeshError as error:
+            yield Finding(what, True, f"does not fit: {str(error).splitlines()[0]}")
+            continue
+        except ShardingError as error:
+            yield Finding(what, False, str(error))
+            continue
+        recheck(plan, plan.source)
+        simulation = Simulation(plan, wide, BLOCKS)
+        logits = _conversation(tokens, simulation.step, plan.mesh.num_ranks)
+        first = logits if first is None else first
+        worst = float((logits - first).abs().max())
+        issued = len(simulation.collectives.log) / (STEPS + 1)
+        detail = f"off by {worst:.0e} in float64, {issued:g} collectives a step"
+        yield Finding(what, worst < 1e-10, detail)
+
+
+def _plan(definition: ModelDefinition, layout: Layout) -> Plan:
+    return compile_plan(
+        definition.family,
+        definition.config,
+        layout,
+        dtype=torch.float64,
+        block_size=BLOCK,
+    )
+
+
+def _conversation(tokens: Tensor, step: Callable[[Batch], Tensor], multiple: int = 1) -> Tensor:
+    """Return the logits of every token: a prefill of the prompt, then one token a step."""
+    found = [step(_batch(tokens, 0, PROMPT, multiple))]
+    for at in range(PROMPT, len(tokens)):
+        found.append(step(_batch(tokens, at, at + 1, multiple)))
+    return torch.cat(found)
+
+
+def _batch(tokens: Tensor, start: int, stop: int, multiple: int) -> Batch:
+    """Return the step of tokens `start` to `stop` of one request in blocks 1, 2, ..."""
+    short = [0] * (-(stop - start) % multiple)
+    places = range(start, stop)
+    int32 = torch.int32
+    return Batch(
+        tokens=torch.tensor([*tokens[start:stop].tolist(), *short], dtype=int32),
+        positions=torch.tensor([*places, *short], dtype=int32),
+        cache_slots=torch.tensor([*(BLOCK + place for place in places), *short]),
+        query_starts=torch.tensor([0, stop - start], dtype=int32),
+        context_lens=torch.tensor([stop], dtype=int32),
+        block_tables=torch.arange(1, BLOCKS, dtype=int32)[None],
+        logit_rows=torch.arange(stop - start),
+        state_blocks=torch.tensor([1]),
+        num_rows=1,
+        num_decode_rows=int(stop - start == 1),
+        max_query=stop - start,
+        max_context=stop,
+    )
