@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .model_definition import ModelDefinition
 from .models.family import compile_plan
 from .ops import Batch
+from .oracle import oracle_of
 from .sharding import Layout, MeshError, Plan, ShardingError, leaves, map_leaves
 from .sharding.layout_text import parse_layout
 from .sharding.recheck import recheck
@@ -33,10 +34,6 @@ LAYOUTS = (
 TOLERANCE = 1e-4
 
 
-class ModelCheckError(ValueError):
-    """A definition cannot be checked as asked."""
-
-
 @attrs.frozen
 class Finding:
     """One thing that was checked: whether it holds, and the figure that says so."""
@@ -53,7 +50,7 @@ def check(definition: ModelDefinition) -> Iterator[Finding]:
     """Yield what holds of a model, cheapest first.
 
     Raises:
-        ModelCheckError: transformers does not know the config's `model_type`.
+        OracleError: transformers does not know the config's `model_type`.
         ShardingError: the model cannot be traced.
     """
     family, config = definition.family, definition.config
@@ -64,7 +61,7 @@ def check(definition: ModelDefinition) -> Iterator[Finding]:
     if odd:
         return
     torch.manual_seed(7)
-    oracle = _oracle(definition)
+    oracle = oracle_of(definition)
     params = _params(definition, oracle, declared)
     tokens = torch.randint(0, int(oracle.config.vocab_size), (PROMPT + STEPS,))
     with torch.no_grad():
@@ -76,28 +73,6 @@ def check(definition: ModelDefinition) -> Iterator[Finding]:
     yield Finding(what, worst <= TOLERANCE, f"off by {worst:.1e}, of {expected.std():.1f}")
     yield _unchanged(watched)
     yield from _meshes(definition, params, tokens)
-
-
-def _oracle(definition: ModelDefinition) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    stored = dict(definition.stored)
-    try:
-        config = AutoConfig.for_model(stored.pop("model_type"), **stored)
-    except (KeyError, ValueError) as error:
-        raise ModelCheckError(
-            f"transformers has no model for this config ({error}); give CONFIG a 'model_type'"
-        ) from None
-    config._attn_implementation = config._experts_implementation = "eager"
-    oracle: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    oracle.eval()
-    with torch.no_grad():
-        for name, tensor in oracle.named_parameters():
-            if tensor.dim() == 1:
-                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
-            else:
-                tensor.normal_(std=tensor.shape[-1] ** -0.5 * (3 if "embed" in name else 1))
-    return oracle
 
 
 def _params(

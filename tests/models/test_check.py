@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tokenspeed_core.__main__ import main
-from tokenspeed_core.model_check import Finding, ModelCheckError, check
+from tokenspeed_core.model_check import Finding, check
 from tokenspeed_core.model_definition import ModelDefinition
 from tokenspeed_core.models import family_of
 from tokenspeed_core.ops import Batch
+from tokenspeed_core.oracle import OracleError
 
 CONFIG = dict(
     model_type="qwen3_moe",
@@ -69,7 +70,7 @@ def test_a_write_to_a_parameter_fails() -> None:
 
 def test_a_config_that_transformers_does_not_know_is_refused() -> None:
     unknown = {**CONFIG, "model_type": "nothing"}
-    with pytest.raises(ModelCheckError, match="model_type"):
+    with pytest.raises(OracleError, match="model_type"):
         failures(ModelDefinition(FAMILY, unknown))
 
 
