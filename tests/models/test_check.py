@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`tokenspeed check`: it passes what is right, and says what is wrong."""
 
+import re
 from pathlib import Path
 
 import attrs
@@ -9,7 +10,7 @@ import torch
 
 from tokenspeed_core.__main__ import main
 from tokenspeed_core.model_check import Finding, check
-from tokenspeed_core.model_definition import ModelDefinition
+from tokenspeed_core.model_definition import ModelDefinition, define
 from tokenspeed_core.models import family_of
 from tokenspeed_core.ops import Batch
 from tokenspeed_core.oracle import OracleError
@@ -85,3 +86,13 @@ def test_the_command_prints_each_finding(
     )
     assert main(["check", str(file), "--against", "hf"]) == 0
     assert capsys.readouterr().out.endswith("all hold\n")
+
+
+def test_the_model_of_the_guide_holds(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[2] / "models" / "WRITE_YOUR_OWN.md"
+    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    file = tmp_path / "mistral.py"
+    file.write_text(code)
+    found = list(check(define(str(file))))
+    assert all(finding.holds for finding in found), "\n".join(map(str, found))
+    assert len(found) > 5

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from einops import einsum as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def test_einsum_reads_whole_words(equation: str, letters: str) -> None:
     left = letters.partition("->")[0].split(",")
     operands = [torch.randn([size[letter] for letter in side]) for side in left]
     torch.testing.assert_close(einsum(equation, *operands), torch.einsum(letters, *operands))
+    torch.testing.assert_close(einsum(equation, *operands), reference(*operands, equation))
 
 
 def test_einsum_refuses_a_result_dim_from_nowhere() -> None:
