@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: MIT
 """Time to trace, place, verify and emit Llama 70B (80 layers) for 8 ranks, cold.
 
-`python tests/bench/bench_trace.py [--json]`
+`python tests/bench/bench_trace.py [--json] [--peer PYTHON_WITH_JAX]`
 """
 
 import argparse
+import ast
 import json
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import Layout, Plan, explain
+from tokenspeed_core.sharding.program import Loop
 
 CONFIG = dict(
     hidden_size=8192,
@@ -30,12 +36,13 @@ LAYOUTS = {
     "one rank": Layout("tp=1"),
 }
 REPETITIONS = 21
+PEER = str(Path(__file__).with_name("bench_trace_peer.py"))
 
 
-def compiled(layout: Layout) -> Plan:
+def compiled(layout: Layout, **changes: int) -> Plan:
     """Compile from nothing; only Python's own imports are warm."""
     family = family_of("LlamaForCausalLM")
-    config = family.config(CONFIG)
+    config = family.config({**CONFIG, **changes})
     return compile_plan(family, config, layout, dtype=torch.bfloat16, block_size=16)
 
 
@@ -48,10 +55,92 @@ def timed(run: Callable[[], object]) -> list[float]:
     return times
 
 
-def rows() -> list[dict[str, object]]:
+class Null:
+    """What null ops take and return: the driver's own time is what is left."""
+
+    def flatten(self, dim: int) -> "Null":
+        return self
+
+    def unflatten(self, dim: int, shape: object) -> "Null":
+        return self
+
+    def __add__(self, other: object) -> "Null":
+        return self
+
+    def reduced(self, *args: object) -> "Null":
+        return NULL
+
+    shape = (0, 0, 0, 0)
+    all_reduce = all_gather = reduce_scatter = reduced
+
+    def rank(self, axis: str) -> int:
+        return 0
+
+
+NULL = Null()
+RESULTS = {"add_rms_norm": 2, "rope_angles": 2, "paged_attention": 2}
+
+
+def null_step(plan: Plan) -> tuple[Callable[[], object], int]:
+    """Return a step of the emitted program on null ops and collectives, and its equations."""
+    tree = ast.parse(plan.source)
+    (imported,) = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+    tree.body.remove(imported)
+    names: dict[str, Any] = {}
+    for alias in imported.names:
+        values = (NULL,) * RESULTS.get(alias.name, 1)
+        made = values if len(values) > 1 else NULL
+        names[alias.name] = lambda *args, made=made: made
+    names["split"] = lambda y, *shapes: (NULL,) * len(shapes)
+    exec(compile(tree, "<null>", "exec"), names)
+    weights = plan.weights({pack.name: NULL for pack in plan.storage})  # type: ignore[misc]
+    caches = (NULL,) * len(plan.cache)
+    columns = ("tokens", "positions", "logit_rows")
+    batch = SimpleNamespace(**dict.fromkeys(columns, NULL))
+    count = sum(
+        len(step.block.steps) * (step.stop - step.start) if isinstance(step, Loop) else 1
+        for step in plan.program.driver.steps
+    )
+    return lambda: names["forward"](NULL, weights, caches, batch), count
+
+
+def driver_row(name: str, plan: Plan) -> dict[str, object]:
+    """Return the eager driver's overhead: microseconds an equation on null ops."""
+    step, count = null_step(plan)
+    times = sorted(ms * 1e3 / count for ms in timed(step))
+    return {
+        "bench": "trace",
+        "case": f"llama 70B, 80 layers, {name}",
+        "metric": f"driver, {count} null equations",
+        "unit": "us an equation",
+        "ours": round(statistics.median(times), 4),
+        "peer": None,
+        "peer_name": None,
+        "spread": round(times[-3] - times[2], 4),
+    }
+
+
+def rows(peer: str = "") -> list[dict[str, object]]:
     found = []
+    if peer:
+        times = sorted(timed(lambda: compiled(LAYOUTS["tensor parallel"], num_hidden_layers=60)))
+        done = subprocess.run([peer, PEER], capture_output=True, text=True, check=True)
+        for form, ms in json.loads(done.stdout).items():
+            found.append(
+                {
+                    "bench": "trace",
+                    "case": "llama 70B, 60 layers, tensor parallel",
+                    "metric": "trace to emitted plan",
+                    "unit": "ms",
+                    "ours": round(statistics.median(times), 3),
+                    "peer": round(ms, 1),
+                    "peer_name": f"JAX explicit sharding, {form}, trace and lower",
+                    "spread": round(times[-3] - times[2], 3),
+                }
+            )
     for name, layout in LAYOUTS.items():
         plan = compiled(layout)
+        found.append(driver_row(name, plan))
         for metric, run in (
             ("trace to emitted plan", lambda layout=layout: compiled(layout)),
             ("load emitted plan", plan.load),
@@ -76,14 +165,16 @@ def rows() -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    as_json = parser.parse_args().json
-    for row in rows():
-        if as_json:
+    parser.add_argument("--peer", default="", help="a Python that has jax, to time beside")
+    given = parser.parse_args()
+    for row in rows(given.peer):
+        if given.json:
             print(json.dumps(row))
         else:
             print(
-                f"{row['case']:<46} {row['metric']:<24} {row['ours']:8.3f} ms "
+                f"{row['case']:<46} {row['metric']:<30} {row['ours']:8.3f} {row['unit']} "
                 f"(spread {row['spread']:.3f})"
+                + (f"; {row['peer']} {row['peer_name']}" if row["peer"] else "")
             )
 
 
