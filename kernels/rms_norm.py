@@ -7,18 +7,19 @@ from torch import Tensor
 from .registry import register
 
 
-@register("rms_norm", backend="torch")
+@register("rms_norm", backend="torch", features=("wide_weight",))
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """Return `w * cast(x / sqrt(mean_d(x^2) + eps))` for `x[n,d]`, `w[d]`.
 
-    The statistics are in float32 at least; the product with `w` is in the dtype of `x`.
+    The statistics are in float32 at least; the product with `w` is in the dtype of `w`, so that
+    a float32 weight on narrower rows rounds once.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return w * normed.to(x.dtype)
+    return (w * normed.to(w.dtype)).to(x.dtype)
 
 
-@register("add_rms_norm", backend="torch")
+@register("add_rms_norm", backend="torch", features=("wide_weight",))
 def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return `(rms_norm(residual + x), residual + x)` for `x[n,d]`, `residual[n,d]`."""
     residual = residual + x

@@ -4,8 +4,6 @@
 Dims: n tokens, d model, f mlp; experts as in `moe.py`, attention as in `latent.py`.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,17 +27,15 @@ from .stream import Angles, Decoder, Hidden, Stream, decoder
 
 @module
 class Scores:
-    """What the router multiplies and, in V3, adds for the choice: float32 whatever the model is."""
+    """What the router multiplies: float32 or wider, whatever the model is."""
 
     router: Placed[Tensor, "d o"]
-    correction: Placed[Tensor, "o"] | None
 
 
 @module
 class SharedMoe(Moe):
     """Routed experts, and one MLP that computes every token."""
 
-    correction: Placed[Tensor, "o"] | None
     shared: Mlp
 
 
@@ -103,9 +99,8 @@ def params(config: DeepseekConfig, dtype: torch.dtype) -> Decoder:
     attn = latent_attention_params(config, dtype)
     shared = declare(Mlp, {**sizes, "f": config.shared_size}, dtype)
     present = ["correction"] if config.sigmoid else []
-    scores = declare(Scores, sizes, torch.promote_types(dtype, torch.float32), present)
-    own: Any = {"router": scores.router, "correction": scores.correction, "shared": shared}
-    mixture = declare(SharedMoe, sizes, dtype, **own)
+    scores = declare(Scores, sizes, torch.promote_types(dtype, torch.float32))
+    mixture = declare(SharedMoe, sizes, dtype, present, router=scores.router, shared=shared)
     dense = declare(Layer, sizes, dtype, attn=attn)
     sparse = declare(MoeLayer, sizes, dtype, attn=attn, moe=mixture)
     first = min(config.first_sparse, config.num_layers)

@@ -24,6 +24,9 @@ from . import (
     qwen3_moe,
     qwen3_moe_names,
     qwen3_names,
+    qwen3_next,
+    qwen3_next_config,
+    qwen3_next_names,
 )
 from .attention import caches
 from .config import ConfigError
@@ -100,6 +103,19 @@ DEEPSEEK_V3 = attrs.evolve(
     DEEPSEEK_V2, name="deepseek_v3", config=deepseek_config.DeepseekConfig.from_v3
 )
 
+QWEN3_NEXT = Family(
+    name="qwen3_next",
+    config=qwen3_next_config.Qwen3NextConfig.from_next,
+    params=qwen3_next.params,
+    caches=qwen3_next.caches,
+    forward=partial(decode, qwen3_next.layer),
+    hf=qwen3_next_names.hf,
+    derived=GqaConfig.derived,
+)
+QWEN3_5 = attrs.evolve(
+    QWEN3_NEXT, name="qwen3_5", config=qwen3_next_config.Qwen3NextConfig.from_3_5
+)
+
 # Architecture names, of transformers and of older files.
 FAMILIES: Mapping[str, Family[Any]] = {
     "GptOssForCausalLM": GPT_OSS,
@@ -110,6 +126,11 @@ FAMILIES: Mapping[str, Family[Any]] = {
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Qwen3NextForCausalLM": QWEN3_NEXT,
+    "Qwen3_5ForCausalLM": QWEN3_5,
+    "Qwen3_5ForConditionalGeneration": QWEN3_5,
+    "Qwen3_5MoeForCausalLM": QWEN3_5,
+    "Qwen3_5MoeForConditionalGeneration": QWEN3_5,
 }
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Functional ops: what is computed; on tensors they run a kernel, on traced values they record."""
 
-from .activation import silu_mul, silu_mul_packed
+from .activation import sigmoid, silu_mul, silu_mul_packed
 from .attention import (
     LayerKV,
     WindowKV,
@@ -58,6 +58,7 @@ __all__ = [
     "rope_angles",
     "rope_pairs",
     "shard",
+    "sigmoid",
     "sigmoid_router",
     "silu_mul",
     "silu_mul_packed",

@@ -17,6 +17,12 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return silu_mul_packed(torch.cat((gate, up), dim=-1))
 
 
+@register_rule(rule("... -> ...", shard="..."))
+def sigmoid(x: Tensor) -> Tensor:
+    """Return `1 / (1 + exp(-x))`."""
+    return x.sigmoid()
+
+
 @register_rule(
     rule("n p -> n f", shard="n"),
     sizes=lambda sizes, args: {"f": None if sizes["p"] is None else sizes["p"] // 2},

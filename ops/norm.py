@@ -10,15 +10,21 @@ from .kernel import kernel
 
 @register_rule(rule("... d, d -> ... d", shard="..."), after_add="add_rms_norm")
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    """Return `w * x / sqrt(mean_d(x^2) + eps)`, `x[n,d]`, `w[d]` (Zhang and Sennrich 2019)."""
-    y: Tensor = kernel("rms_norm", x)(x, w, eps)
+    """Return `w * x / sqrt(mean_d(x^2) + eps)`, `x[n,d]`, `w[d]` (Zhang and Sennrich 2019).
+
+    The norm is rounded to the dtype of `w` before their product, which is rounded to that of `x`.
+    """
+    run = kernel("rms_norm", x) if w.dtype == x.dtype else kernel("rms_norm", x, "wide_weight")
+    y: Tensor = run(x, w, eps)
     return y
 
 
 @register_rule(rule("... d, ... d, d -> ... d, ... d", shard="..."))
 def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return `(rms_norm(residual + x), residual + x)`; a sum owed by `x` is paid just before."""
-    pair: tuple[Tensor, Tensor] = kernel("add_rms_norm", x)(x, residual, w, eps)
+    plain = w.dtype == x.dtype
+    run = kernel("add_rms_norm", x) if plain else kernel("add_rms_norm", x, "wide_weight")
+    pair: tuple[Tensor, Tensor] = run(x, residual, w, eps)
     return pair
 
 

@@ -211,7 +211,7 @@ def agree(x: Ranks, what: str) -> Tensor:
 
 
 def _bits(x: Tensor) -> Tensor:
-    return x.reshape(-1).view(torch.uint8)
+    return x.reshape(-1).contiguous().view(torch.uint8)
 
 
 class Simulation:

@@ -115,7 +115,8 @@ def randomise(oracle: Any) -> None:
             if "inv_freq" in name:
                 continue
             if tensor.dim() == 1 or name.endswith("bias"):
-                tensor.normal_(mean=1.0 if "norm" in name else 0.0, std=0.3)
+                # Norms start at 1, or at 0 where 1 is added to them.
+                tensor.normal_(mean=float(tensor.flatten()[0]) if "norm" in name else 0.0, std=0.3)
             else:
                 # Experts of some families are stored [experts, in, out].
                 inner = tensor.shape[

@@ -137,7 +137,53 @@ def deepseek_v3() -> Any:
     )
 
 
-DENSE: dict[str, Callable[[], Any]] = {"qwen2": qwen2, "qwen3": qwen3}
+LINEAR = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=12,
+    num_hidden_layers=4,
+)
+EXPERTS = dict(
+    moe_intermediate_size=16,
+    shared_expert_intermediate_size=24,
+    num_experts=8,
+    num_experts_per_tok=3,
+)
+TEXT_ROPE = dict(
+    rope_type="default",
+    rope_theta=1e7,
+    partial_rotary_factor=0.5,
+    mrope_section=[3, 3, 2],
+    mrope_interleaved=True,
+)
+
+
+def qwen3_next() -> Any:
+    from transformers import Qwen3NextConfig
+
+    return Qwen3NextConfig(
+        **SIZES, **LINEAR, **EXPERTS, head_dim=16, intermediate_size=48, mlp_only_layers=[1]
+    )
+
+
+def qwen3_5() -> Any:
+    from transformers import Qwen3_5TextConfig
+
+    return Qwen3_5TextConfig(
+        **SIZES, **LINEAR, head_dim=32, intermediate_size=48, rope_parameters=TEXT_ROPE
+    )
+
+
+def qwen3_5_moe() -> Any:
+    from transformers import Qwen3_5MoeTextConfig
+
+    return Qwen3_5MoeTextConfig(
+        **SIZES, **LINEAR, **EXPERTS, head_dim=32, rope_parameters=TEXT_ROPE
+    )
+
+
+DENSE: dict[str, Callable[[], Any]] = {"qwen2": qwen2, "qwen3": qwen3, "qwen3.5": qwen3_5}
 MIXTURES: dict[str, Callable[[], Any]] = {
     "qwen3-moe": qwen3_moe,
     "gpt-oss": gpt_oss,
@@ -145,6 +191,8 @@ MIXTURES: dict[str, Callable[[], Any]] = {
     "deepseek-v2": deepseek_v2,
     "deepseek-v2-lite": deepseek_v2_lite,
     "deepseek-v3": deepseek_v3,
+    "qwen3-next": qwen3_next,
+    "qwen3.5-moe": qwen3_5_moe,
 }
 FAMILIES = {**DENSE, **MIXTURES}
 
@@ -176,12 +224,29 @@ HEADS = {
         "experts4": ("tp=4", {"j": "", "e": "tp"}, {}),
     }.items()
 }
+# Families with delta nets: value heads of one key head divide as query groups do.
+DELTA = {
+    name: Layout(mesh, place=place, types=types)
+    for name, (mesh, place, types) in {
+        "tp2": ("tp=2", {}, {}),
+        "sp2": ("tp=2", {}, {"Hidden": "n@tp d"}),
+        "dp-tp": ("dp=2 tp=2", {}, {}),
+        "factored-sp": (
+            "tp=(kv=2,rep=2)",
+            {"k": "kv", "g": "rep", "l": "kv", "w": "rep"},
+            {"Hidden": "n@tp d"},
+        ),
+    }.items()
+}
 
 
 def layouts(family: str) -> Mapping[str, Layout]:
     """Return the layouts that a family's plans are held to."""
     if "deepseek" in family:
         return HEADS
+    if family in ("qwen3-next", "qwen3.5", "qwen3.5-moe"):
+        placed = {"experts2": EXPERT_LAYOUTS["experts2"]} if family in MIXTURES else {}
+        return {**DELTA, **placed}
     return {**LAYOUTS, **(EXPERT_LAYOUTS if family in MIXTURES else {})}
 
 

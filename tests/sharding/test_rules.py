@@ -115,6 +115,7 @@ CASES = [
     Case("rope", ("n k h", "n r", "n r")),
     Case("rope_pairs", ("n k h", "n h", "n h")),
     Case("rope_angles", ("n", "i"), ids={0: "n"}),
+    Case("sigmoid", ("n f",)),
     Case("silu_mul", ("n f", "n f")),
     Case("embedding", ("n", "v d"), ids={0: "v"}),
     Case("take_rows", ("n d", "m"), ids={1: "n"}),
