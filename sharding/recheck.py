@@ -97,8 +97,13 @@ class Local(Recorder):
         self.check, self.var, self.names = check, var, var.spec.names
 
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
-        if op.name == "linear":
+        if op.name == "linear" and isinstance(args[1], Weights):
             return args[1].applied(self, self)
+        if op.name == "linear":  # one parameter that other ops read too, stored as it is
+            (row, shared), (out, _) = self.names, args[1].names
+            equation = f"{row} {shared}, {out} {shared} -> {row} {out}"
+            bound = contraction(equation)
+            return applied(self.check, OPS["einsum"], (equation, self, args[1]), bound)
         if op.name == "shard":
             ways = self.check.mesh.size(args[1].axes)
             if args[2] != ways:
