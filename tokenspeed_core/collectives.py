@@ -97,7 +97,9 @@ class Collectives:
         sizes = [value.numel() * value.element_size() for value in values]
         parts = [torch.split(part, sizes) for part in self._exchange(_bytes(values), axis)]
         return tuple(
-            torch.cat([part[index].view(value.dtype).view(value.shape) for part in parts], dim)
+            torch.cat(
+                [part[index].clone().view(value.dtype).view(value.shape) for part in parts], dim
+            )
             for index, value in enumerate(values)
         )
 
@@ -121,7 +123,8 @@ class Collectives:
         packed = torch.cat([value.view(torch.uint8).view(len(rows), -1) for value in values], 1)
         came = torch.split(self._send(packed, trip.sent, trip.received, group), widths, 1)
         x_here, ids_here, weights_here = (
-            part.contiguous().view(value.dtype) for part, value in zip(came, values, strict=True)
+            part.clone(memory_format=torch.contiguous_format).view(value.dtype)
+            for part, value in zip(came, values, strict=True)
         )
         return x_here, ids_here, weights_here, trip
 

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import BLOCK, CASES, batch_of, make_tiny
+from tiny import BLOCK, CASES, apart, make_tiny
 
 from tokenspeed_core.models import compile_plan
 from tokenspeed_core.sharding import Layout, MeshError
@@ -35,17 +35,8 @@ def test_each_rank_answers_its_own_requests(layout: str) -> None:
         )
         for each in (Layout(), LAYOUTS[layout])
     )
-    lengths = [len(ids) - 8 for ids in tiny.tokens]
-    for done in range(9):
-        rows = [
-            (ids[: length + done], length + done - 1 if done else 0, request)
-            for request, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
-        ]
-        expected = one.step(batch_of(rows))
-        # Ranks run one program: their batches are padded to one size.
-        longest = max(len(ids) - cached for ids, cached, _ in rows)
-        own = [batch_of([row], multiple=longest + longest % 2) for row in rows]
-        assert (many.step(*own) - expected).abs().max() < 1e-12
+    for expected, got in apart(tiny, one.step, many.step):
+        assert (got - expected).abs().max() < 1e-12
 
 
 def test_pure_data_parallelism_needs_no_collective() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tiny random models with an oracle, and the batches that feed them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -194,3 +194,21 @@ def conversation(
             (logits, torch.stack([e[n + done] for e, n in zip(expected, lengths, strict=True)]))
         )
     return found
+
+
+def apart(
+    tiny: Tiny, one: Callable[..., Tensor], many: Callable[..., Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (one's, many's) last logits of two prefills, then of 8 decode steps.
+
+    `one` takes both requests in one batch, `many` a batch each, padded to one size.
+    """
+    lengths = [len(ids) - 8 for ids in tiny.tokens]
+    for done in range(9):
+        rows = [
+            (ids[: length + done], length + done - 1 if done else 0, request)
+            for request, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
+        ]
+        longest = max(len(ids) - cached for ids, cached, _ in rows)
+        own = [batch_of([row], multiple=longest + longest % 2) for row in rows]
+        yield one(batch_of(rows)), many(*own)
