@@ -91,8 +91,9 @@ class Hello(_Message, frozen=True, tag=1):
     # The block groups, a column value each; all empty: one FULL group of `block_size`.  With groups
     # `num_blocks` counts parents, and block b of a group lies in parent b // share.
     group_kinds: bytes = b""  # u8: GroupKind
-    group_tokens: bytes = b""  # i32: tokens in a block; a multiple or a divisor of block_size
-    group_spans: bytes = b""  # i32: window or snapshot interval in tokens, 0 for FULL
+    # The first is FULL with tokens = block_size.
+    group_tokens: bytes = b""  # i32: tokens in a block, a multiple of block_size; STATE: block_size
+    group_spans: bytes = b""  # i32: window or snapshot interval, a multiple of tokens; 0 for FULL
     group_shares: bytes = b""  # i32: blocks of this group in a parent
     host_blocks: int = 0  # blocks of the host pool, 0: no host tier
     max_drafts: int = 0  # tokens that the worker can draft for a row
@@ -256,6 +257,11 @@ class StepPlan(_Message, frozen=True, tag=30):
     transfers started, rows run.  A store reads what earlier steps wrote; a row whose slot waits for
     a load may run a layer once that layer is loaded; such rows sample nothing.  A step may have no
     rows, only transfers.
+    A group's table holds its blocks in token order.  WINDOW: an id 0 is a block that nobody reads,
+    and a query at position p reads positions p - span + 1 to p only; blocks before those may hold
+    anything.  STATE: the last id is the live state, earlier ones are not the slot's any more; a row
+    reads it (zeros where the slot's context is 0) and leaves there the state after its tokens.
+    Copies read all their sources before they write a target.
     Travels as two frames: these bytes, then the 16-byte running digest
     `siphash128(key=previous digest, bytes)`; an epoch's first previous digest is the epoch number
     as 16 little-endian bytes.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The scheduler core in process; columns are bytes as in `ipc/messages.py`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,14 @@ class Scheduler:
         block_size: int,
         host_blocks: int = 0,
         max_drafts: int = 0,
-    ) -> None: ...
+        groups: Sequence[tuple[int, int, int, int]] = (),
+    ) -> None:
+        """Begin an epoch; a group is (kind, tokens, span, share) as the columns of Hello.
+
+        Raises:
+            SchedulerError: epochs do not ascend, or the shape is out of range.
+        """
+
     def end_epoch(self) -> None: ...
     def submit(
         self,

@@ -172,6 +172,56 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a prefix resumes where a state has no snapshot",
+        (
+            Edit(
+                "plan/grouping.cpp",
+                "const bool states = ResumesStates(request, end);",
+                "const bool states = end > 0;",
+            ),
+            Edit(
+                "plan/grouping.cpp",
+                "  for (kv::StateTable& table : state.groups.states) table.Resume(",
+                "  for (kv::StateTable& table : state.groups.states) "
+                "if (LookUp(request, table.group(), end)) table.Resume(",
+            ),
+        ),
+    ),
+    Mutant(
+        "a snapshot is sealed in the plan whose rows make it",
+        (
+            Edit(
+                "plan/planning.cpp",
+                "    SealReady(request, state.table, state.context, id);\n"
+                "    if (grouped()) SealGroups(request, state.groups, state.context);\n",
+                "    SealReady(request, state.table, state.context, id);\n"
+                "    if (grouped()) SealGroups(request, state.groups, state.context);\n"
+                "    PrepareSnapshots(request, state.groups, state.context);\n"
+                "    PlanCopies(state.groups, id, state.context);\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a window gives up a block that its next query reads",
+        (
+            Edit(
+                "kv/group_table.cpp",
+                "context + 1 - spec_.span) / spec_.tokens",
+                "context + 2 - spec_.span) / spec_.tokens",
+            ),
+        ),
+    ),
+    Mutant(
+        "a parent is idle while one of its blocks is in flight",
+        (
+            Edit(
+                "kv/parent_pool.cpp",
+                "  if (--own.busy > 0) return;\n",
+                "  if (--own.busy > 1) return;\n",
+            ),
+        ),
+    ),
+    Mutant(
         "a rank's report counts twice",
         (Edit("plan/step_quorum.cpp", "  if (ack) return Verdict::kIgnored;\n", ""),),
     ),

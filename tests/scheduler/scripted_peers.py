@@ -66,6 +66,13 @@ class Run:
         return wire.Hello(**values)
 
 
+def groups_of(*specs: tuple[int, int, int, int]) -> dict[str, bytes]:
+    """The columns of Hello for block groups of (kind, tokens, span, share)."""
+    kinds, *others = zip(*specs, strict=True)
+    columns = dict(zip(("tokens", "spans", "shares"), map(int32_column, others), strict=True))
+    return {"group_kinds": bytes(kinds), **{f"group_{k}": v for k, v in columns.items()}}
+
+
 class Peer:
     """A DEALER socket with whole messages in and out."""
 

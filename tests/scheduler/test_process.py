@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_peers import BLOCK_SIZE, VOCAB, Frontend, Peer, Run, start_worker, to_worker
+from scripted_peers import (
+    BLOCK_SIZE,
+    VOCAB,
+    Frontend,
+    Peer,
+    Run,
+    groups_of,
+    start_worker,
+    to_worker,
+)
 from simulated_worker import expected_tokens
 
 from tokenspeed_core.ipc import messages as wire
@@ -265,6 +274,8 @@ def test_a_wrong_hello_is_refused(run: Run, fields: dict[str, Any], code: int) -
         ({"rank": 1, "num_blocks": 1}, RefusalCode.SHAPE),
         ({"rank": 1, "num_blocks": 2**60}, RefusalCode.SHAPE),
         ({"rank": 1, "max_drafts": -1}, RefusalCode.SHAPE),
+        ({"rank": 1, "group_kinds": b"\0"}, RefusalCode.SHAPE),
+        ({"rank": 1, **groups_of((0, 4, 0, 1), (1, 4, 8, 1))}, RefusalCode.SHAPE),
     ],
 )
 def test_ranks_must_agree(tmp_path: Path, fields: dict[str, Any], code: int) -> None:

@@ -10,6 +10,7 @@
 #include "base/ids.h"
 #include "fsm/overlap.h"
 #include "kv/block_table.h"
+#include "kv/group_table.h"
 
 namespace tokenspeed::fsm {
 
@@ -33,7 +34,8 @@ struct Prefilling {
   static constexpr const char* kName = "Prefilling";
   SlotId slot;
   kv::BlockTable table;
-  int context = 0;  // tokens whose KV the planned steps have written or found
+  int context = 0;         // tokens whose KV the planned steps have written or found
+  kv::GroupTables groups;  // behind the first
 };
 
 // On a slot; every planned row samples.
@@ -43,6 +45,7 @@ struct Decoding {
   kv::BlockTable table;
   int context = 0;  // tokens whose KV the planned steps have written or found, at least
   Overlap overlap;
+  kv::GroupTables groups;
 
   // At most: if every draft in flight is accepted.
   int ceiling() const { return context + overlap.most() - overlap.fewest(); }

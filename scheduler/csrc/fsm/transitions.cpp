@@ -4,8 +4,19 @@
 #include "base/check.h"
 
 namespace tokenspeed::fsm {
+namespace {
 
-Prefilling On(Waiting&&, Admit event) { return {.slot = event.slot, .table = {}}; }
+void Append(auto& state, BlockGranted event) {
+  if (event.group == 0) {
+    state.table.Append(std::move(event.block));
+  } else {
+    state.groups.Append(event.group, std::move(event.block));
+  }
+}
+
+}  // namespace
+
+Prefilling On(Waiting&&, Admit event) { return {.slot = event.slot, .table = {}, .groups = {}}; }
 
 Finished On(Waiting&&, Finish event) { return {event.reason}; }
 
@@ -17,19 +28,22 @@ void On(Prefilling& state, PrefixFound event) {
   state.context += event.block_size;
 }
 
-void On(Prefilling& state, BlockGranted event) { state.table.Append(std::move(event.block)); }
+void On(Prefilling& state, BlockGranted event) { Append(state, std::move(event)); }
 
 void On(Prefilling& state, ChunkPlanned event) {
   state.table.Fill(event.tokens, 0, event.block_size);
+  state.groups.Fill(event.tokens);
   state.context += event.tokens;
 }
 
 Decoding On(Prefilling&& state, PromptPlanned event) {
   state.table.Fill(event.tokens, 0, event.block_size);
+  state.groups.Fill(event.tokens);
   Decoding next{.slot = state.slot,
                 .table = std::move(state.table),
                 .context = state.context + event.tokens,
-                .overlap = {}};
+                .overlap = {},
+                .groups = std::move(state.groups)};
   next.overlap.Planned(1, 1);
   return next;
 }
@@ -44,11 +58,12 @@ Finished On(Prefilling&& state, Finish event) {
   return {event.reason};
 }
 
-void On(Decoding& state, BlockGranted event) { state.table.Append(std::move(event.block)); }
+void On(Decoding& state, BlockGranted event) { Append(state, std::move(event)); }
 
 void On(Decoding& state, RowsPlanned event) {
   const int ahead = state.ceiling() - state.context + event.rows * (event.width - 1);
   state.table.Fill(event.rows, ahead, event.block_size);
+  state.groups.Fill(event.rows);
   state.context += event.rows;
   state.overlap.Planned(event.rows, event.width);
 }

@@ -27,6 +27,7 @@ struct PrefixFound {  // the next block of the history is in the pool already
 struct BlockGranted {
   static constexpr const char* kName = "BlockGranted";
   kv::OpenBlock block;
+  int group = 0;
 };
 struct ChunkPlanned {  // a step computes `tokens` more of the history
   static constexpr const char* kName = "ChunkPlanned";

@@ -18,10 +18,12 @@ bool SameTokens(std::span<const Token> own, std::span<const Token> tokens) {
 
 }  // namespace
 
-BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
+BlockPool::BlockPool(int num_blocks, int block_size, bool findable, ParentPool* parents, int share)
     : num_blocks_(num_blocks),
       block_size_(block_size),
       findable_(findable),
+      parents_(parents),
+      share_(share),
       nodes_(static_cast<size_t>(num_blocks) + kLists),
       contents_(findable ? static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size) : 0),
       index_(findable ? num_blocks : 0),
@@ -31,9 +33,23 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* r
     const BlockId end = sentinel(static_cast<List>(list));
     node(end).next = node(end).previous = end;
   }
+  counts_.total = counts_.free = num_blocks - share;
+}
+
+BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
+    : BlockPool(num_blocks, block_size, findable, nullptr, 1) {
   for (int id = 1; id < num_blocks; ++id) PushBack(kFreeList, BlockId{id});
-  counts_.total = counts_.free = num_blocks - 1;
-  if (findable && retention != nullptr) eviction_.emplace(*retention, num_blocks);
+  if (findable && retention != nullptr) eviction_.emplace(*retention, num_blocks, num_blocks - 1);
+}
+
+BlockPool::BlockPool(ParentPool& parents, int share, int block_size, bool findable,
+                     Retention* retention)
+    : BlockPool((parents.total() + 1) * share, block_size, findable, &parents, share) {
+  group_ = parents.Add(this);
+  // The first group speaks for all: what comes back is learnt from its blocks.
+  if (findable && retention != nullptr) {
+    eviction_.emplace(*retention, num_blocks_, group_ == 0 ? counts_.total : 0);
+  }
 }
 
 std::span<Token> BlockPool::content(BlockId id) {
@@ -116,6 +132,10 @@ std::optional<OpenBlock> BlockPool::Allocate() {
     Unindex(id);
   }
   Unlink(id);
+  return Open(id);
+}
+
+OpenBlock BlockPool::Open(BlockId id) {
   Node& n = node(id);
   TS_CHECK(n.holders == 0 && n.fence <= retired_, "block " << id.value << " with " << n.holders
                                                            << " holders, fence " << n.fence.value
@@ -124,6 +144,44 @@ std::optional<OpenBlock> BlockPool::Allocate() {
   n.sealed = false;
   Move(id, Place::kOpen);
   return OpenBlock(this, id);
+}
+
+std::optional<BlockPool::Candidate> BlockPool::NextVictim() {
+  if (!eviction_) return std::nullopt;
+  const std::optional<BlockId> id = eviction_->Victim();
+  if (!id) return std::nullopt;
+  return Candidate{*id, ParentOf(*id), eviction_->victim_rank()};
+}
+
+void BlockPool::Evict(BlockId id) {
+  evicted_.Insert(node(id).key.hash);
+  Unindex(id);
+  Unlink(id);
+  Move(id, Place::kFree);
+  parents_->Evicted(ParentOf(id));
+}
+
+void BlockPool::EvictParent(int parent) {
+  for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
+    if (node(BlockId{i}).place == Place::kCached) Evict(BlockId{i});
+  }
+}
+
+int BlockPool::InUse(int parent) const {
+  int count = 0;
+  for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
+    const Place place = node(BlockId{i}).place;
+    count += place != Place::kFree && place != Place::kCached;
+  }
+  return count;
+}
+
+int BlockPool::Cached(int parent) const {
+  int count = 0;
+  for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
+    count += node(BlockId{i}).place == Place::kCached;
+  }
+  return count;
 }
 
 void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
@@ -188,7 +246,10 @@ void BlockPool::Share(BlockId id) {
     TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
              "shared block " << id.value << " in place " << static_cast<int>(n.place));
     Unlink(id);
-    if (n.place == Place::kCached && eviction_) eviction_->Taken(id);
+    if (n.place == Place::kCached) {
+      if (eviction_) eviction_->Taken(id);
+      if (parents_ != nullptr) parents_->Held(ParentOf(id));
+    }
     Move(id, Place::kShared);
   }
   ++n.holders;
@@ -222,9 +283,10 @@ void BlockPool::Free(InFlightBlock block, const RetiredStep& proof) {
   if (keep) {
     PushBack(kCachedList, id);
     if (eviction_) eviction_->Cached(id);
-  } else {
+  } else if (parents_ == nullptr) {
     PushFront(kFreeList, id);
   }
+  if (parents_ != nullptr) parents_->Left(ParentOf(id), keep);
   ++releases_;
 }
 
@@ -253,7 +315,7 @@ RetiredStep BlockPool::Retired(StepId step) {
 Status BlockPool::Verify() const {
   int places[5] = {};
   int indexed = 0;
-  for (int i = 1; i < num_blocks_; ++i) {
+  for (int i = share_; i < num_blocks_; ++i) {
     const Node& n = node(BlockId{i});
     ++places[static_cast<int>(n.place)];
     indexed += n.indexed;
@@ -292,7 +354,8 @@ Status BlockPool::Verify() const {
       }
       fence = n.fence;
     }
-    if (length != places[static_cast<int>(kPlaces[list])]) {
+    const bool loose = list == kFreeList && parents_ != nullptr;
+    if (length != (loose ? 0 : places[static_cast<int>(kPlaces[list])])) {
       return Broken("list ", list, " holds ", length, " blocks");
     }
   }
@@ -304,7 +367,7 @@ void BlockPool::Describe(std::ostream& out) const {
     return step <= retired_ ? -1 : std::max<int64_t>(planned_.value - step.value, -2);
   };
   out << "retired " << planned_.value - retired_.value << '\n';
-  for (int i = 1; i < num_blocks_; ++i) {
+  for (int i = share_; i < num_blocks_; ++i) {
     const Node& n = node(BlockId{i});
     out << "block " << i << " place " << static_cast<int>(n.place) << " holders " << n.holders;
     if (n.place != Place::kFree) out << " written " << ago(n.written);

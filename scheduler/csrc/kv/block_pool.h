@@ -10,6 +10,9 @@
 //
 // Invariant: the five counts add up to total(). Every operation is O(1); Match is O(1) a block.
 // Block 0 is the workers' scratch block and is never handed out.
+//
+// Where several groups share one memory each has a pool, and a ParentPool decides whose memory is
+// whose: a pool allocates whole parents then, and its free blocks are in nobody's hands.
 #pragma once
 
 #include <iosfwd>
@@ -22,6 +25,7 @@
 #include "kv/block.h"
 #include "kv/evicted_hashes.h"
 #include "kv/eviction_queue.h"
+#include "kv/parent_pool.h"
 #include "kv/prefix_index.h"
 
 namespace tokenspeed::kv {
@@ -41,6 +45,9 @@ class BlockPool {
   // REQUIRES: num_blocks >= 2, block_size >= 1.
   // `retention`, if any, ranks what is cached and outlives the pool.
   BlockPool(int num_blocks, int block_size, bool findable, Retention* retention = nullptr);
+  // The pool of the next group of `parents`, which outlives it; each has `share` of its blocks.
+  BlockPool(ParentPool& parents, int share, int block_size, bool findable,
+            Retention* retention = nullptr);
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
@@ -53,13 +60,27 @@ class BlockPool {
   uint64_t releases() const { return releases_; }
 
   // Takes a free block, else evicts a cached one; nothing if there is neither.
+  // REQUIRES: the pool has its memory for itself.
   std::optional<OpenBlock> Allocate();
+  // Takes all blocks of a parent in order, calling take(OpenBlock) for each; false: there is none.
+  // REQUIRES: the memory is shared with other groups.
+  template <class Take>
+  bool AllocateParent(Take take) {
+    const std::optional<int> parent = parents_->Take(group_, share_);
+    if (!parent) return false;
+    for (int i = 0; i < share_; ++i) take(Open(BlockId{*parent * share_ + i}));
+    return true;
+  }
+  int share() const { return share_; }
+  // Blocks are 0 to num_blocks() - 1.
+  int num_blocks() const { return num_blocks_; }
 
   // The block with this key and content, if the pool has it.
   std::optional<SealedBlock> Find(const ChainKey& key, std::span<const Token> tokens);
   // Find without taking: whether it is there, and whether it is held by anybody now.
   enum class Presence { kAbsent, kUnheld, kHeld };
   Presence Peek(const ChainKey& key, std::span<const Token> tokens) const;
+  std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
   // Block `id`, if it still is the one that is found by this hash.
   std::optional<SealedBlock> Hold(BlockId id, const Hash128& hash);
   // Find and seals of this hash will be soon.
@@ -76,6 +97,20 @@ class BlockPool {
   }
   OwnerId owner(BlockId id) const { return eviction_ ? eviction_->owner(id) : OwnerId{}; }
   int retained() const { return eviction_ ? eviction_->retained() : 0; }
+
+  // Of ParentPool. What would go next, and what it is worth; nothing where there are no ranks.
+  struct Candidate {
+    BlockId block;
+    int parent = 0;
+    Rank rank;
+  };
+  std::optional<Candidate> NextVictim();
+  void Evict(BlockId id);
+  // REQUIRES: the parent is idle.
+  void EvictParent(int parent);
+  // Blocks of a parent that are neither free nor cached; that are cached.
+  int InUse(int parent) const;
+  int Cached(int parent) const;
 
   // From now on a released block waits until `step` has retired.
   // REQUIRES: steps ascend.
@@ -122,7 +157,8 @@ class BlockPool {
   void Unlink(BlockId id);
   void Index(BlockId id);
   void Unindex(BlockId id);
-  std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
+  OpenBlock Open(BlockId id);
+  int ParentOf(BlockId id) const { return id.value / share_; }
 
   void Fill(BlockId id) { node(id).written = StepId{planned_.value + 1}; }
   void Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens);
@@ -141,9 +177,14 @@ class BlockPool {
   // REQUIRES: its fence has retired.
   void Free(InFlightBlock block, const RetiredStep& proof);
 
+  BlockPool(int num_blocks, int block_size, bool findable, ParentPool* parents, int share);
+
   const int num_blocks_;
   const int block_size_;
   const bool findable_;
+  ParentPool* const parents_;  // null: all memory is this pool's
+  const int share_;            // blocks in a parent
+  int group_ = 0;
   std::vector<Node> nodes_;
   std::vector<Token> contents_;
   PrefixIndex index_;

@@ -62,6 +62,11 @@ void BlockTable::Seal(const ChainKey& key, std::span<const Token> tokens) {
   closed_ = 0;
 }
 
+void BlockTable::DropFront(int blocks) {
+  TS_CHECK(blocks <= sealed(), blocks << " of " << sealed() << " sealed blocks dropped");
+  sealed_.erase(sealed_.begin(), sealed_.begin() + blocks);
+}
+
 void BlockTable::Clear() {
   while (!open_.empty()) open_.pop_back();
   closed_ = 0;

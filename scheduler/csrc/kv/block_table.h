@@ -38,6 +38,9 @@ class BlockTable {
   // Seals the first open block.
   // REQUIRES: it is full.
   void Seal(const ChainKey& key, std::span<const Token> tokens);
+  // Gives up the first `blocks`.
+  // REQUIRES: blocks <= sealed()
+  void DropFront(int blocks);
   void Clear();
   // Nobody finds these blocks from now on.
   void Forget();

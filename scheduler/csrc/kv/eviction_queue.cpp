@@ -8,9 +8,9 @@
 
 namespace tokenspeed::kv {
 
-EvictionQueue::EvictionQueue(Retention& retention, int num_blocks)
+EvictionQueue::EvictionQueue(Retention& retention, int num_blocks, int ghosts)
     : retention_(retention), nodes_(static_cast<size_t>(num_blocks)) {
-  retention_.Attach(this, num_blocks - 1);
+  retention_.Attach(this, ghosts);
 }
 
 EvictionQueue::~EvictionQueue() { retention_.Detach(this); }

@@ -22,8 +22,8 @@ class Retention;
 
 class EvictionQueue {
  public:
-  // `retention` outlives the queue. Blocks are 0 to num_blocks - 1.
-  EvictionQueue(Retention& retention, int num_blocks);
+  // `retention` outlives the queue. Blocks are 0 to num_blocks - 1; `ghosts` as Retention::Attach.
+  EvictionQueue(Retention& retention, int num_blocks, int ghosts);
   ~EvictionQueue();
   EvictionQueue(const EvictionQueue&) = delete;
   EvictionQueue& operator=(const EvictionQueue&) = delete;
@@ -40,6 +40,9 @@ class EvictionQueue {
 
   // The next to go; nothing if every cached block has a continuation.
   std::optional<BlockId> Victim();
+  // What it is worth.
+  // REQUIRES: Victim() found one just now.
+  const Rank& victim_rank() const { return owners_.top_key(); }
   // Cached blocks whose owner is retained. O(owners).
   int retained() const;
 

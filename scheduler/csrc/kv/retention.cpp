@@ -215,6 +215,7 @@ void Retention::Refresh() {
 
 void Retention::Attach(EvictionQueue* queue, int64_t blocks) {
   queues_.push_back(queue);
+  if (blocks == 0) return;
   worth_ghost_.Resize(blocks);
   use_ghost_.Resize(blocks);
 }

@@ -62,7 +62,8 @@ class Retention {
   // Whether ranks follow worth now, or plain last use.
   bool by_worth() const { return by_worth_; }
 
-  // The queue is told of every change of rank. `blocks`: of its pool, for the ghosts.
+  // The queue is told of every change of rank. `blocks`: of its pool, for the ghosts; 0: none of
+  // another pool's beside it.
   void Attach(EvictionQueue* queue, int64_t blocks);
   void Detach(EvictionQueue* queue);
 

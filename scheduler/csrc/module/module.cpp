@@ -75,16 +75,23 @@ class Core {
   using ReportTuple = std::tuple<int64_t, uint64_t, int, int, int, int, int, bool>;
   std::vector<ReportTuple> reports;  // likewise
 
-  void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks, int max_drafts) {
+  using GroupTuple = std::tuple<int, int, int, int>;  // kind, tokens, span, share
+  void BeginEpoch(int64_t epoch, int num_blocks, int block_size, int host_blocks, int max_drafts,
+                  const std::vector<GroupTuple>& groups) {
     if (scheduler_->in_epoch()) throw SchedulerError("an epoch runs; end it first");
     if (epoch <= epoch_.value) {
       throw SchedulerError("epoch " + std::to_string(epoch) + " after " +
                            std::to_string(epoch_.value) + "; epochs ascend");
     }
+    std::vector<kv::GroupSpec> specs;
+    for (const auto& [kind, tokens, span, share] : groups) {
+      specs.push_back({static_cast<kv::GroupKind>(kind), tokens, span, share});
+    }
     const plan::EpochShape shape{.num_blocks = num_blocks,
                                  .block_size = block_size,
                                  .host_blocks = host_blocks,
-                                 .max_drafts = max_drafts};
+                                 .max_drafts = max_drafts,
+                                 .groups = std::move(specs)};
     Require(shape.Validate());
     epoch_ = Epoch{epoch};
     digest_ = wire::FirstDigest(epoch_);
@@ -251,7 +258,8 @@ PYBIND11_MODULE(_scheduler, m) {
            py::arg("eviction") = "reuse", py::arg("transfer_ms") = 10'000,
            py::arg("decode_stretch") = 1.5, py::arg("ageing_ns") = 10'000'000'000)
       .def("begin_epoch", &Core::BeginEpoch, py::arg("epoch"), py::arg("num_blocks"),
-           py::arg("block_size"), py::arg("host_blocks") = 0, py::arg("max_drafts") = 0)
+           py::arg("block_size"), py::arg("host_blocks") = 0, py::arg("max_drafts") = 0,
+           py::arg("groups") = std::vector<Core::GroupTuple>())
       .def("end_epoch", [](Core& core) { core.scheduler().EndEpoch(); })
       .def(
           "submit",

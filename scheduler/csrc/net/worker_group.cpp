@@ -6,6 +6,27 @@
 
 namespace tokenspeed::net {
 
+namespace {
+
+Result<std::vector<kv::GroupSpec>> GroupsOf(const wire::Hello& hello) {
+  const size_t count = hello.group_kinds.size();
+  if (hello.group_tokens.size() != count || hello.group_spans.size() != count ||
+      hello.group_shares.size() != count) {
+    return Error{"the group columns have " + std::to_string(count) + " kinds, " +
+                 std::to_string(hello.group_tokens.size()) + " tokens, " +
+                 std::to_string(hello.group_spans.size()) + " spans and " +
+                 std::to_string(hello.group_shares.size()) + " shares; give one of each a group"};
+  }
+  std::vector<kv::GroupSpec> groups;
+  for (size_t i = 0; i < count; ++i) {
+    groups.push_back({static_cast<kv::GroupKind>(hello.group_kinds[i]), hello.group_tokens[i],
+                      hello.group_spans[i], hello.group_shares[i]});
+  }
+  return groups;
+}
+
+}  // namespace
+
 template <class Message>
 void WorkerGroup::Send(const Identity& to, const Message& message) {
   wire::Encode(message, buffer_);
@@ -86,8 +107,21 @@ std::optional<plan::Rejection> WorkerGroup::Misfit(const wire::Hello& hello) con
                                                     std::to_string(hello.max_drafts) +
                                                     "; 0 is a worker that drafts nothing"};
   }
+  Result<std::vector<kv::GroupSpec>> groups = GroupsOf(hello);
+  if (!groups.ok()) return plan::Rejection{RefusalCode::kShape, groups.error().message};
+  const Status valid = plan::EpochShape{.num_blocks = static_cast<int32_t>(hello.num_blocks),
+                                        .block_size = static_cast<int32_t>(hello.block_size),
+                                        .groups = groups.value()}
+                           .Validate();
+  if (!valid.ok()) return plan::Rejection{RefusalCode::kShape, valid.error().message};
   for (const auto& other : workers_) {
     if (!other) continue;
+    if (other->groups != groups.value()) {
+      return plan::Rejection{RefusalCode::kShape,
+                             "rank " + std::to_string(hello.rank) +
+                                 " has other block groups than the others; "
+                                 "start all ranks from one release and config"};
+    }
     if (other->block_size != hello.block_size) {
       return plan::Rejection{RefusalCode::kShape,
                              "rank " + std::to_string(hello.rank) + " has blocks of " +
@@ -127,7 +161,8 @@ void WorkerGroup::Greet(const Identity& from, const wire::Hello& hello) {
                                                      hello.block_size,
                                                      hello.program_hash.bytes,
                                                      hello.host_blocks,
-                                                     hello.max_drafts};
+                                                     hello.max_drafts,
+                                                     GroupsOf(hello).value()};
   Log("worker " + hello.name + " joined as rank " + std::to_string(hello.rank));
   if (std::ranges::all_of(workers_, [](const auto& worker) { return worker.has_value(); })) {
     BeginEpoch();
@@ -152,10 +187,14 @@ void WorkerGroup::BeginEpoch() {
   digest_ = wire::FirstDigest(epoch_);
   quorum_.Reset(epoch_);
   tickets_.Reset(epoch_);
-  scheduler_.BeginEpoch(epoch_, {.num_blocks = num_blocks_,
-                                 .block_size = block_size_,
-                                 .host_blocks = static_cast<int32_t>(host_blocks),
-                                 .max_drafts = static_cast<int32_t>(drafts)});
+  const plan::EpochShape shape{.num_blocks = num_blocks_,
+                               .block_size = block_size_,
+                               .host_blocks = static_cast<int32_t>(host_blocks),
+                               .max_drafts = static_cast<int32_t>(drafts),
+                               .groups = workers_.front()->groups};
+  scheduler_.BeginEpoch(epoch_, shape);
+  if (shape.grouped() && host_blocks > 0) Log("beside block groups the host tier is off");
+  if (shape.grouped() && drafts > 0) Log("beside block groups nothing is drafted");
   Log("epoch " + std::to_string(epoch_.value) + " begins with " + std::to_string(workers_.size()) +
       " ranks and " + std::to_string(num_blocks_ - 1) + " KV blocks of " +
       std::to_string(block_size_) + " tokens, " + std::to_string(host_blocks) + " host blocks");

@@ -47,6 +47,7 @@ class WorkerGroup {
     std::string program_hash;
     int64_t host_blocks = 0;
     int64_t max_drafts = 0;
+    std::vector<kv::GroupSpec> groups;
   };
 
   template <class Message>

@@ -37,17 +37,23 @@ Request& Scheduler::Head(TimeNs now) {
   }
 }
 
+int Scheduler::BlocksHeld(const Request& request) const {
+  return grouped() ? ParentsHeld(request) : TablesOf(request).table.size();
+}
+
 int Scheduler::Room() const {
   // What running prefills still need is theirs, and a block for each running request's next token.
-  int room = pool_->available() - static_cast<int>(running_.size());
+  const int running = static_cast<int>(running_.size());
+  int room = grouped() ? parents_->available() - running * static_cast<int>(specs_.size())
+                       : pool_->available() - running;
   for (const Request* request : prefilling_) {
-    const auto* state = std::get_if<fsm::Prefilling>(&request->state);
-    room -= std::max(0, BlocksNeeded(*request) - state->table.size());
+    room -= std::max(0, BlocksNeeded(*request) - BlocksHeld(*request));
   }
   return room;
 }
 
 bool Scheduler::Fits(Request& head) {
+  if (grouped()) return FitsGroups(head);
   using Presence = kv::BlockPool::Presence;
   const uint64_t openings = openings_ + pool_->releases();
   const bool again = blocked_.head == head.arrival;
@@ -110,6 +116,7 @@ void Scheduler::Enter(Request& request, int& budget) {
   free_slots_.pop_back();
   const Status moved = fsm::Apply(request.state, fsm::Admit{id});
   TS_CHECK(moved.ok(), "admission of request " << request.arrival.value);
+  if (grouped()) std::get_if<fsm::Prefilling>(&request.state)->groups = MakeTables();
   slot(id) = Slot{};
   slot(id).request = &request;
   slot(id).first = StepId{last_step_.value + 1};
@@ -125,14 +132,14 @@ void Scheduler::Enter(Request& request, int& budget) {
 
 bool Scheduler::ReclaimFromGuests() {
   // What comes back with the next result may be enough.
-  const int retiring = pool_->counts().retiring;
+  const int retiring = Retiring();
   if (guests_ == 0 || blocked_.short_by <= retiring) return false;
   std::vector<Request*> guests;
   int held = 0;
   for (Request* request : running_) {
     if (!request->guest || HasChunk(*request)) continue;
     guests.push_back(request);
-    held += TableOf(SlotOf(*request)).size();
+    held += BlocksHeld(*request);
   }
   if (held == 0 || blocked_.short_by > retiring + held) return false;
   for (Request* guest : guests) Displace(*guest);
@@ -140,15 +147,15 @@ bool Scheduler::ReclaimFromGuests() {
 }
 
 int Scheduler::RoomInTheEnd() const {
-  int room = pool_->available();
+  int room = grouped() ? parents_->available() : pool_->available();
   for (const Request* request : running_) {
-    room -= BlocksFor(request->limit - 1) - TableOf(SlotOf(*request)).size();
+    room -= BlocksFor(request->limit - 1) - BlocksHeld(*request);
   }
   return room;
 }
 
 void Scheduler::PassHead(int& budget) {
-  if (blocked_.passed || blocked_.short_by <= pool_->counts().retiring) return;
+  if (blocked_.passed || blocked_.short_by <= Retiring()) return;
   auto next = std::next(waiting_.begin());
   for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
     if (budget <= 0 || guests_ >= kMostGuests || free_slots_.empty()) return;

@@ -25,7 +25,8 @@ void Scheduler::Settle(Request& request, fsm::Decoding& state) {
 
 int Scheduler::BatchRows(const Request& request, const fsm::Decoding& state) const {
   // The last token of a request is never an input.
-  return std::min(state.table.size() * pool_->block_size(), request.limit - 1) - state.context;
+  const int rows = std::min(Reach(state.table, state.groups), request.limit - 1) - state.context;
+  return grouped() ? std::min(rows, RowsToSnapshot(state.groups, state.context)) : rows;
 }
 
 void Scheduler::JoinBatch(Request& request) {
@@ -38,6 +39,7 @@ void Scheduler::JoinBatch(Request& request) {
 void Scheduler::LeaveBatch(Request& request, fsm::Decoding& state) {
   Settle(request, state);
   SealReady(request, state.table, state.context, state.slot);
+  if (grouped()) SealGroups(request, state.groups, state.context);
   if (!batch_.Has(state.slot)) return;
   batch_.Leave(state.slot);
   batch_logprobs_ -= request.sampling.logprobs;
@@ -65,6 +67,7 @@ void Scheduler::PlanDecodes() {
     }
     return over;
   });
+  if (grouped()) return GrowDue();
   MakeRoomForDue();
   for (const SlotId id : due_) {
     Request& request = *slot(id).request;
@@ -110,7 +113,10 @@ void Scheduler::MakeRoomForDue() {
 void Scheduler::WriteDecodes(InFlightStep& step) {
   for (const SlotId id : grown_) {
     // Whoever lost its slot since has no row.
-    if (batch_.Has(id)) AnnounceBlocks(id, TableOf(id));
+    if (!batch_.Has(id)) continue;
+    auto& state = *std::get_if<fsm::Decoding>(&slot(id).request->state);
+    AnnounceBlocks(id, state.table);
+    if (grouped()) PlanCopies(state.groups, id, state.context);
   }
   const std::span<const int32_t> slots = batch_.slots();
   plan_.rows.assign(slots.begin(), slots.end());

@@ -87,14 +87,15 @@ Status Scheduler::Verify() const {
   if (counts.free + counts.open + counts.shared + counts.retiring + counts.cached != counts.total) {
     return Broken("blocks are not conserved");
   }
-  if (counts.retiring > 0 && in_flight_.empty()) return Broken("blocks retire behind no step");
+  if (Retiring() > 0 && in_flight_.empty()) return Broken("blocks retire behind no step");
   if (Status pool = pool_->Verify(); !pool.ok()) return pool;
   if (transfers_) {
     if (Status transfers = transfers_->Verify(); !transfers.ok()) return transfers;
   }
 
   const int width = pool_->block_size();
-  std::vector<int> held(static_cast<size_t>(counts.total) + 1);
+  const int blocks = pool_->num_blocks();
+  std::vector<int> held(static_cast<size_t>(blocks));
   std::set<int> open;
   std::set<int> slots;
   const Request* last = nullptr;
@@ -138,7 +139,7 @@ Status Scheduler::Verify() const {
     }
     for (int i = 0; i < table.size(); ++i) {
       const int block = table.at(i).value;
-      if (block < 1 || block > counts.total) return Broken(name, " holds block ", block);
+      if (block < 1 || block >= blocks) return Broken(name, " holds block ", block);
       ++held[static_cast<size_t>(block)];
       if (i >= table.sealed() && !open.insert(block).second) {
         return Broken("open block ", block, " is held twice");
@@ -153,7 +154,7 @@ Status Scheduler::Verify() const {
   if (Status history = history_.Verify(); !history.ok()) return history;
   if (Status lists = VerifyLists(); !lists.ok()) return lists;
   int shared = 0;
-  for (int block = 1; block <= counts.total; ++block) {
+  for (int block = 1; block < blocks; ++block) {
     const int holders = held[static_cast<size_t>(block)];
     if (holders != pool_->holders(BlockId{block})) {
       return Broken("block ", block, " has ", holders, " holders, counted ",
@@ -173,6 +174,9 @@ Status Scheduler::Verify() const {
     }
   }
   if (Status overlap = VerifyOverlap(); !overlap.ok()) return overlap;
+  if (grouped()) {
+    if (Status groups = VerifyGroups(); !groups.ok()) return groups;
+  }
   return groups_->Verify();
 }
 

@@ -38,7 +38,9 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   Admit(now, budget);
   if (max_drafts_ > 0) PlanDrafts(spare - (chunks - budget));
   const bool copies = transfers_ && transfers_->ready();
-  if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) return nullptr;
+  if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) {
+    return grouped() && StartAlone() ? Plan(now) : nullptr;
+  }
 
   InFlightStep& step = in_flight_.emplace_back();
   if (!spare_steps_.empty()) {
@@ -64,6 +66,7 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
     return slot(id).stale ? Known::kBehind : Known::kWhole;
   });
   pool_->Planned(last_step_);
+  for (const auto& pool : other_pools_) pool->Planned(last_step_);
   return &plan_;
 }
 
@@ -73,6 +76,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
   const int width = pool_->block_size();
   const int before = state.context;
+  if (grouped()) Touch(request, state.groups, before);
   // Nothing is sampled over blocks that have not landed: the last token waits for them.
   const int end = request.known() - (request.loads.empty() ? 0 : 1);
   int length = std::min(end - before, budget);
@@ -82,9 +86,10 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
     const int aligned = (before + length) / width * width;
     if (aligned > before) length = aligned - before;
   }
-  while (state.table.size() * width < before + length) {
+  if (grouped()) length = UpToSnapshot(request, state.groups, before, length);
+  while (Reach(state.table, state.groups) < before + length) {
     if (Grow(request)) continue;
-    length = state.table.size() * width - before;
+    length = Reach(state.table, state.groups) - before;
   }
   if (length <= 0) return;
   budget -= length;
@@ -95,6 +100,10 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   }
   const bool last = before + length == request.known();
   AnnounceSlot(request, id, state.table, before);
+  if (grouped()) {
+    PrepareSnapshots(request, state.groups, before);
+    PlanCopies(state.groups, id, before);
+  }
   const uint8_t flags = last ? kRowHasTokens | kRowSamples : kRowHasTokens;
   AddRow(request, id, before, length, flags);
   if (last) {
@@ -104,14 +113,17 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
     std::erase(prefilling_, &request);
     auto& decoding = *std::get_if<fsm::Decoding>(&request.state);
     SealReady(request, decoding.table, decoding.context, id);
+    if (grouped()) SealGroups(request, decoding.groups, decoding.context);
   } else {
     On(state, fsm::ChunkPlanned{length, width});
     SealReady(request, state.table, state.context, id);
+    if (grouped()) SealGroups(request, state.groups, state.context);
   }
   ++openings_;  // the head of the queue may find what this one writes
 }
 
 void Scheduler::FindPrefix(Request& request) {
+  if (grouped()) return FindResumable(request);
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
   const int width = pool_->block_size();
   if (!pool_->findable() || state.context % width != 0 || state.table.open() > 0) return;

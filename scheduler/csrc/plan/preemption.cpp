@@ -51,12 +51,14 @@ Request* Scheduler::VictimFor(const Request& request) {
 
 bool Scheduler::Grow(Request& request) {
   for (;;) {
-    if (std::optional<kv::OpenBlock> block = pool_->Allocate()) {
+    if (grouped()) {
+      if (GrantNext(request)) return true;
+    } else if (std::optional<kv::OpenBlock> block = pool_->Allocate()) {
       const Status grown = fsm::Apply(request.state, fsm::BlockGranted{std::move(*block)});
       TS_CHECK(grown.ok(), "growth of request " << request.arrival.value);
       return true;
     }
-    if (pool_->counts().retiring > 0) return false;         // some come back with the next result
+    if (Retiring() > 0) return false;                       // some come back with the next result
     if (transfers_ && transfers_->due() > 0) return false;  // or with the next ticket
     Request* victim = VictimFor(request);
     if (victim == nullptr) return false;

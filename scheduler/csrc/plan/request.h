@@ -107,7 +107,9 @@ struct alignas(64) Request {
   bool guest = false;           // runs ahead of a head of the queue that does not fit
   int32_t evicted_tokens = 0;   // of the prompt: computed, though they had been here before
   int32_t preemptions = 0;
-  int32_t lost = 0;  // tokens it had computed when it was preempted
+  int32_t promotable = 0;  // tokens that all groups but states could resume: a snapshot helps there
+  bool alone = false;      // takes nothing that others wrote: its blocks would lie too scattered
+  int32_t lost = 0;        // tokens it had computed when it was preempted
   int32_t priority = 0;
   Rank rank;  // changes only off the queue and off the slots
   Arrival arrival;

@@ -61,6 +61,7 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   if (now > 0 && !done.waits) cadence_.Observe(done.work, now - std::max(done.planned, last_done_));
   last_done_ = now;
   pool_->Retired(step);
+  for (const auto& pool : other_pools_) pool->Retired(step);
   ++counters_.steps;
   size_t at = 0;  // in `tokens`
   for (size_t i = 0; i < done.slots.size(); ++i) {
@@ -194,6 +195,7 @@ void Scheduler::ForgetWritten(Request& request, fsm::Decoding& state) {
   LeaveBatch(request, state);
   ForgetStored(state.table);
   state.table.Forget();
+  if (grouped()) ForgetGroups(request, state.groups);
 }
 
 void Scheduler::ReturnIfWhole(Request& request) {

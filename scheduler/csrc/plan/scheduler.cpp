@@ -60,7 +60,27 @@ const kv::BlockTable& Scheduler::TableOf(SlotId id) const {
   return state->table;
 }
 
+Scheduler::Tables Scheduler::TablesOf(const Request& request) {
+  if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
+    return {state->table, state->groups};
+  }
+  const auto* state = std::get_if<fsm::Decoding>(&request.state);
+  TS_CHECK(state != nullptr, "request " << request.arrival.value << " does not run");
+  return {state->table, state->groups};
+}
+
+kv::BlockCounts Scheduler::blocks() const {
+  if (!grouped()) return pool_ ? pool_->counts() : kv::BlockCounts{};
+  kv::BlockCounts counts;
+  counts.total = parents_->total();
+  counts.free = parents_->unbound();
+  counts.cached = parents_->idle();
+  counts.shared = counts.total - counts.free - counts.cached;
+  return counts;
+}
+
 int Scheduler::BlocksFor(int tokens) const {
+  if (grouped()) return Parents(tokens, 0, limits_.max_step_tokens);
   return static_cast<int>((int64_t{tokens} + pool_->block_size() - 1) / pool_->block_size());
 }
 
@@ -70,11 +90,12 @@ int Scheduler::BlocksNeeded(const Request& request) const {
 }
 
 std::optional<Rejection> Scheduler::NeverFits(int32_t limit) const {
-  const int needed = BlocksFor(limit - 1);
-  if (needed <= pool_->counts().total) return std::nullopt;
+  const int needed = grouped() ? Parents(limit - 1, 0, 1) : BlocksFor(limit - 1);
+  const int total = blocks().total;
+  if (needed <= total) return std::nullopt;
   return Rejection{RefusalCode::kNeverFits,
                    "prompt and max_tokens need " + std::to_string(needed) + " KV blocks of " +
-                       std::to_string(pool_->counts().total) +
+                       std::to_string(total) +
                        "; shorten the prompt, lower max_tokens or give the cache more memory"};
 }
 
@@ -203,16 +224,20 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
   TS_CHECK(shape.Validate().ok(), "the shape of epoch " << epoch.value << " was not validated");
   epoch_ = epoch;
   last_step_ = StepId{};
-  max_drafts_ = shape.max_drafts;
-  pool_ =
-      std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
-                                      limits_.evict_by_reuse ? &retention_ : nullptr);
-  if (shape.host_blocks > 0 && limits_.prefix_caching) {
+  max_drafts_ = shape.grouped() ? 0 : shape.max_drafts;
+  if (shape.grouped()) {
+    BeginGroups(shape);
+  } else {
+    pool_ =
+        std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
+                                        limits_.evict_by_reuse ? &retention_ : nullptr);
+  }
+  if (shape.host_blocks > 0 && limits_.prefix_caching && !grouped()) {
     transfers_ = std::make_unique<Transfers>(*pool_, shape.num_blocks, shape.host_blocks,
                                              limits_.transfer_ms * TimeNs{1'000'000});
   }
   groups_ = std::make_unique<PrefixGroups>(
-      limits_.max_slots, shape.num_blocks,
+      limits_.max_slots, pool_->num_blocks(),
       [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
   slots_.assign(static_cast<size_t>(limits_.max_slots), Slot{});
   free_slots_.clear();
@@ -249,11 +274,17 @@ void Scheduler::EndEpoch() {
   for (Request* request : lost) End(*request, FinishReason::kWorkerLost);
   ending_.clear();
   in_flight_.clear();
-  const kv::BlockCounts& counts = pool_->counts();
-  TS_CHECK(counts.open == 0 && counts.shared == 0,
-           counts.open << " open and " << counts.shared << " shared blocks outlive their requests");
+  for (size_t group = 0; group <= other_pools_.size(); ++group) {
+    const kv::BlockCounts& counts = PoolOf(static_cast<int>(group)).counts();
+    TS_CHECK(
+        counts.open == 0 && counts.shared == 0,
+        counts.open << " open and " << counts.shared << " shared blocks outlive their requests");
+  }
   groups_.reset();
+  other_pools_.clear();
   pool_.reset();
+  parents_.reset();
+  specs_.clear();
 }
 
 std::optional<TimeNs> Scheduler::oldest_planned() const {
@@ -270,14 +301,16 @@ void Scheduler::Requeue(Request& request) {
 void Scheduler::LeaveSlot(Request& request) {
   request.loads.clear();
   SlotId id;
-  if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
+  if (auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
     id = state->slot;
     OfferStores(state->table);
+    if (grouped()) LeaveGroups(request, state->groups, state->context);
     std::erase(prefilling_, &request);
   } else if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
     id = decoding->slot;
     LeaveBatch(request, *decoding);
     OfferStores(decoding->table);
+    if (grouped()) LeaveGroups(request, decoding->groups, decoding->context);
     std::erase(stalled_, id);
   } else {
     return;

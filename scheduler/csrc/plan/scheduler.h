@@ -141,7 +141,8 @@ class Scheduler {
   int in_flight() const { return static_cast<int>(in_flight_.size()); }
   // When the oldest step in flight was planned.
   std::optional<TimeNs> oldest_planned() const;
-  kv::BlockCounts blocks() const { return pool_ ? pool_->counts() : kv::BlockCounts{}; }
+  // In parents where the epoch has several groups: unbound ones are free, idle ones cached.
+  kv::BlockCounts blocks() const;
   int sessions() const { return sessions_.size(); }
   // Cached blocks that a hint asks to keep.
   int retained_blocks() const { return pool_ ? pool_->retained() : 0; }
@@ -185,6 +186,12 @@ class Scheduler {
 
   Slot& slot(SlotId id) { return slots_[static_cast<size_t>(id.value)]; }
   const kv::BlockTable& TableOf(SlotId id) const;
+  struct Tables {
+    const kv::BlockTable& table;
+    const kv::GroupTables& groups;
+  };
+  // REQUIRES: the request runs.
+  static Tables TablesOf(const Request& request);
   int BlocksFor(int tokens) const;
   // Blocks that the known history and the next token need.
   int BlocksNeeded(const Request& request) const;
@@ -233,7 +240,9 @@ class Scheduler {
   // The first of the queue; a deadline that cannot be met any more no longer counts.
   Request& Head(TimeNs now);
   bool Fits(Request& head);
-  // Blocks that nobody who runs will need soon.
+  // Blocks, or parents where there are several groups, that the request holds.
+  int BlocksHeld(const Request& request) const;
+  // Those that nobody who runs will need soon.
   int Room() const;
   // Takes a request from the queue to a slot.
   void Enter(Request& request, int& budget);
@@ -260,6 +269,61 @@ class Scheduler {
   // Writes the rows into the plan's columns.
   void WriteDecodes(InFlightStep& step);
   void WriteRows(const std::vector<Row>& rows, InFlightStep& step);
+
+  // Block groups.
+  bool grouped() const { return parents_ != nullptr; }
+  void BeginGroups(const EpochShape& shape);
+  kv::GroupTables MakeTables() const;
+  kv::BlockPool& PoolOf(int group) const;
+  int Retiring() const;
+  // Parents for `tokens` tokens, without what is found of the first `from`; `chunk` of them are
+  // computed at once.
+  int Parents(int64_t tokens, int64_t from, int64_t chunk) const;
+  int ParentsHeld(const Request& request) const;
+  // Tokens for which all groups have room.
+  int Reach(const kv::BlockTable& table, const kv::GroupTables& groups) const;
+  // One more parent of the group, or of the one that reaches least. False: there is none now.
+  bool Grant(Request& request, int group);
+  bool GrantNext(Request& request);
+  void GrowDue();
+  // The key and the tokens of the block from `begin` to `end`; the block of a group that ends
+  // there.
+  kv::ChainKey KeyOf(Request& request, int64_t begin, int64_t end) const;
+  static std::span<const Token> Content(const Request& request, int64_t begin, int64_t end);
+  std::optional<BlockId> LookUp(Request& request, int group, int64_t end) const;
+  struct Boundary {
+    int end = 0;         // tokens behind which all groups can resume
+    int promotable = 0;  // ... all but the states
+  };
+  Boundary FindBoundary(Request& request) const;
+  bool ResumesStates(Request& request, int64_t end) const;
+  // The first token of a block that a window lacks at `end`; -1: it lacks none.
+  int64_t MissingInWindows(Request& request, int64_t end) const;
+  // Parents that taking the found blocks would make busy, at most.
+  int IdleParents(Request& request, const Boundary& found) const;
+  bool FitsGroups(Request& head);
+  // Nothing can run and nothing is on its way: the first request starts over without the blocks
+  // that it found, so that it fills its parents whole. False: that is not so.
+  bool StartAlone();
+  void FindResumable(Request& request);
+  void Resume(Request& request, fsm::Prefilling& state, int end);
+  bool WantsSnapshot(const Request& request, const kv::StateTable& table, int context) const;
+  // A chunk from `begin` shortened so that it ends where a snapshot is wanted.
+  int UpToSnapshot(const Request& request, const kv::GroupTables& groups, int begin,
+                   int length) const;
+  int RowsToSnapshot(const kv::GroupTables& groups, int context) const;
+  // Before rows are planned from `context` on: lets go of what earlier plans needed.
+  void Touch(Request& request, kv::GroupTables& groups, int context);
+  void SealGroups(Request& request, kv::GroupTables& groups, int context);
+  void ClaimFor(const Request& request, int group, BlockId block);
+  void LeaveGroups(Request& request, kv::GroupTables& groups, int context);
+  void PrepareSnapshots(Request& request, kv::GroupTables& groups, int context);
+  void PlanCopies(kv::GroupTables& groups, SlotId id, int context);
+  void AnnounceGroups(SlotId id, kv::GroupTables& groups);
+  void ForgetGroups(Request& request, kv::GroupTables& groups);
+  Status VerifyGroups() const;
+  // `settled`: the tokens that the request's state knows of.
+  Status VerifyTables(const Request& request, int settled) const;
 
   // Conversations.
   void Passed(TimeNs now);
@@ -320,8 +384,12 @@ class Scheduler {
   TimeNs now_ = 0;  // the latest time that an event told
   kv::Retention retention_;
   SessionTable sessions_;
-  std::unique_ptr<kv::BlockPool> pool_;   // null between epochs; outlives the requests' blocks
-  std::unique_ptr<Transfers> transfers_;  // null without a host tier
+  std::unique_ptr<kv::ParentPool> parents_;  // null where all memory is the first group's
+  std::unique_ptr<kv::BlockPool> pool_;      // null between epochs; outlives the requests' blocks
+  std::vector<std::unique_ptr<kv::BlockPool>> other_pools_;  // of the groups behind the first
+  std::vector<kv::GroupSpec> specs_;                         // of all groups, if grouped
+  int64_t stride_ = 0;                                       // boundaries are multiples of it
+  std::unique_ptr<Transfers> transfers_;                     // null without a host tier
   std::unordered_map<RequestName, std::unique_ptr<Request>, RequestNameHash> requests_;
   std::map<Rank, Request*> waiting_;
   std::vector<Request*> running_;

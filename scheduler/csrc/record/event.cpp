@@ -36,9 +36,9 @@ void ForEachField(Event& event, Visit visit) {
   } else if constexpr (std::is_same_v<T, AbortClient>) {
     visit(event.client.value);
   } else if constexpr (std::is_same_v<T, BeginEpoch>) {
-    auto& [num_blocks, block_size, host_blocks, max_drafts] = event.shape;
+    auto& [num_blocks, block_size, host_blocks, max_drafts, groups] = event.shape;
     visit(event.epoch.value), visit(num_blocks), visit(block_size), visit(host_blocks);
-    visit(max_drafts);
+    visit(max_drafts), visit(groups);
   } else if constexpr (std::is_same_v<T, Plan>) {
     visit(event.now);
   } else if constexpr (std::is_same_v<T, Advance>) {
@@ -151,6 +151,7 @@ struct Narrator {
          << shape.block_size << " tokens";
     if (shape.host_blocks > 0) text << ", " << shape.host_blocks << " host blocks";
     if (shape.max_drafts > 0) text << ", up to " << shape.max_drafts << " drafts";
+    if (shape.grouped()) text << ", " << shape.groups.size() << " groups";
   }
   void operator()(const Hint& event) {
     text << "hint " << event.action << " at " << event.now << " ns";

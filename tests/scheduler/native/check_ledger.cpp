@@ -120,10 +120,11 @@ class World {
 
   void BeginEpoch() {
     epoch_ = Epoch{epoch_.value + 1};
-    worker_ = std::make_unique<ModelWorker>(1 + kBlocks, kBlockSize, kVocab);
+    const plan::EpochShape shape{
+        .num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_};
+    worker_ = std::make_unique<ModelWorker>(shape, kVocab);
     in_flight_.clear();
-    scheduler_.BeginEpoch(
-        epoch_, {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_});
+    scheduler_.BeginEpoch(epoch_, shape);
   }
 
   bool Submit(int which) {

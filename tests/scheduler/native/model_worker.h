@@ -13,13 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "model_groups.h"
 #include "plan/step_plan.h"
 
 namespace tokenspeed {
-
-inline uint64_t Fold(uint64_t hash, Token token) {
-  return (hash ^ static_cast<uint64_t>(token + 1)) * 0x100000001B3ull + 0x9E3779B9u;
-}
 
 // What follows a history whose tokens were folded into `hash`.
 inline Token SampleAfter(uint64_t hash, int vocab) {
@@ -28,19 +25,20 @@ inline Token SampleAfter(uint64_t hash, int vocab) {
 
 class ModelWorker {
  public:
-  ModelWorker(int num_blocks, int block_size, int vocab, int host_blocks = 0)
-      : width_(block_size),
+  ModelWorker(const plan::EpochShape& shape, int vocab)
+      : width_(shape.block_size),
         vocab_(vocab),
-        cells_(static_cast<size_t>(num_blocks * block_size), -1),
+        groups_(shape),
+        cells_(static_cast<size_t>(groups_.num_blocks(0) * width_), -1),
         writers_(cells_.size()),
-        host_(static_cast<size_t>(host_blocks * block_size), -1),
+        host_(static_cast<size_t>(shape.host_blocks * width_), -1),
         host_writers_(host_.size()) {}
 
-  const std::string& error() const { return error_; }
+  const std::string& error() const { return error_.empty() ? groups_.error() : error_; }
   int max_step_tokens() const { return largest_; }
   // Blocks that the last step read or wrote, and those that it began to write.
-  const std::set<int32_t>& touched() const { return touched_; }
-  const std::set<int32_t>& begun() const { return begun_; }
+  const std::set<int32_t>& touched() const { return groups_.touched(); }
+  const std::set<int32_t>& begun() const { return groups_.begun(); }
 
   // Tokens of each sampling row of the last step.
   const std::vector<int32_t>& counts() const { return counts_; }
@@ -78,17 +76,22 @@ class ModelWorker {
       if (!fresh) Fail("adds a slot that is there", plan.added_slots[i]);
     }
     for (size_t i = 0; i < plan.block_slots.size(); ++i) {
-      const int32_t block = plan.block_ids[i];
-      if (block < 1 || static_cast<size_t>(block * width_) >= cells_.size()) Fail("block", block);
-      if (plan.block_groups[i] != 0) Fail("block group", plan.block_groups[i]);
-      At(plan.block_slots[i]).blocks.push_back(block);
+      const int group = plan.block_groups[i];
+      if (group < 0 || group >= groups_.size()) {
+        Fail("block group", group);
+        continue;
+      }
+      Slot& slot = At(plan.block_slots[i]);
+      groups_.Append(slot.tables, group, plan.block_ids[i]);
+      if (group == 0) slot.blocks.push_back(plan.block_ids[i]);
     }
     for (size_t i = 0; i < plan.prefix_slots.size(); ++i) {
       At(plan.prefix_slots[i]).group = plan.prefix_groups[i];
       At(plan.prefix_slots[i]).group_blocks = static_cast<size_t>(plan.prefix_blocks[i]);
     }
     CheckGroups();
-    begun_.clear();
+    groups_.BeginStep();
+    groups_.Copy(plan);
     Start(plan.store_tickets, plan.store_sources, plan.store_targets, false);
     Start(plan.load_tickets, plan.load_sources, plan.load_targets, true);
     for (size_t i = 0; i < plan.wait_slots.size(); ++i) {
@@ -114,8 +117,9 @@ class ModelWorker {
     for (const Token token : cells_) out << ' ' << token;
     for (const auto& [id, slot] : slots_) {
       out << "\nslot " << id << ' ' << slot.context << ' ' << slot.reached << ' ' << slot.last;
-      for (const int32_t block : slot.blocks) out << ' ' << block;
+      ModelGroups::Describe(out, slot.tables);
     }
+    groups_.Describe(out);
     out << '\n';
   }
 
@@ -125,7 +129,8 @@ class ModelWorker {
     int context;
     int reached = 0;  // positions that were written, drafts too
     uint64_t seed = 0;
-    std::vector<int32_t> blocks;
+    std::vector<int32_t> blocks;  // of the first group
+    ModelGroups::Tables tables;
     Token last = -1;
     int32_t group = -1;
     size_t group_blocks = 0;
@@ -161,7 +166,7 @@ class ModelWorker {
       }
       copies_[tickets[i]].is_load = is_load;
       copies_[tickets[i]].blocks.emplace_back(sources[i], targets[i]);
-      if (is_load) begun_.insert(targets[i]);
+      if (is_load) groups_.BeginFirst(targets[i]);
     }
     for (auto& [ticket, copy] : copies_) {
       if (ticket % 2 == 1) Move(copy);
@@ -236,7 +241,6 @@ class ModelWorker {
   // All rows write before any row reads.
   void Write(const plan::StepPlan& plan) {
     std::set<const Token*> written;
-    touched_.clear();
     std::set<int32_t> rows;
     size_t at = 0;
     int total = 0;
@@ -259,13 +263,19 @@ class ModelWorker {
         writers_[static_cast<size_t>(cell - cells_.data())] = slot.seed;
         // Drafts that were not accepted are written again: that begins nothing.
         if (slot.context % width_ == 0 && slot.context >= slot.reached) {
-          begun_.insert(BlockAt(slot, slot.context));
+          groups_.BeginFirst(BlockAt(slot, slot.context));
         }
         slot.reached = std::max(slot.reached, slot.context + 1);
+        groups_.Write(slot.tables, slot.seed, slot.context, *cell);
       }
-      for (int k = 0; k < slot.context; k += width_) touched_.insert(BlockAt(slot, k));
+      for (int k = 0; k < slot.context; k += width_) groups_.TouchFirst(BlockAt(slot, k));
       total += plan.row_tokens[i];
       if (plan.row_flags[i] & plan::kRowDrafts) slot.context = context + 1;
+    }
+    for (size_t i = 0; i < plan.rows.size(); ++i) {
+      const Slot& slot = At(plan.rows[i]);
+      groups_.Check(slot.tables, slot.seed, slot.context - plan.row_tokens[i], slot.context,
+                    [&](int position) { return *Cell(slot, position); });
     }
     if (at != plan.prompt_tokens.size())
       Fail("prompt tokens left over at", static_cast<int64_t>(at));
@@ -306,6 +316,7 @@ class ModelWorker {
 
   int width_;
   int vocab_;
+  ModelGroups groups_;
   std::vector<Token> cells_;
   std::vector<uint64_t> writers_;  // seed of the request that wrote the cell
   std::vector<Token> host_;
@@ -315,8 +326,6 @@ class ModelWorker {
   std::string error_;
   int largest_ = 0;
   std::vector<int32_t> counts_;
-  std::set<int32_t> touched_;
-  std::set<int32_t> begun_;
 };
 
 }  // namespace tokenspeed

@@ -139,22 +139,39 @@ class Trial {
     return box.ok() ? std::move(box).value() : nullptr;
   }
 
-  void BeginEpoch(uint32_t shape) {
-    epoch_ = Epoch{epoch_.value + 1};
-    const int width = 1 + static_cast<int>(shape % 5);
-    const int blocks = 8 + static_cast<int>(shape / 8 % 40);
+  // Half of the epochs have several groups, or parents of several blocks.
+  static plan::EpochShape MakeShape(uint32_t dice) {
+    plan::EpochShape shape;
+    shape.block_size = 1 + static_cast<int>(dice % 5);
+    shape.num_blocks = 8 + static_cast<int>(dice / 8 % 40);
+    shape.host_blocks = dice / 512 % 3 == 0 ? 0 : 1 + static_cast<int>(dice / 2048 % 60);
     constexpr std::array<int32_t, 6> kDrafts = {0, 0, 0, 0, 1, 4};
-    host_blocks_ = shape / 512 % 3 == 0 ? 0 : 1 + static_cast<int>(shape / 2048 % 60);
-    worker_ = std::make_unique<ModelWorker>(blocks, width, limits_.vocab_size, host_blocks_);
+    shape.max_drafts = kDrafts[dice / 131072 % 6];
+    Random random(dice);
+    if (random.Below(2) == 0) return shape;
+    const auto share = [&] { return 1 + static_cast<int>(random.Below(3)); };
+    shape.groups.push_back({.tokens = shape.block_size, .share = share()});
+    for (auto more = random.Below(3); more > 0; --more) {
+      const auto kind = static_cast<kv::GroupKind>(random.Below(3));
+      kv::GroupSpec spec{.kind = kind, .tokens = shape.block_size, .share = share()};
+      if (kind != kv::GroupKind::kState) spec.tokens *= 1 + static_cast<int>(random.Below(2));
+      if (kind != kv::GroupKind::kFull) spec.span = spec.tokens * share();
+      shape.groups.push_back(spec);
+    }
+    return shape;
+  }
+
+  void BeginEpoch(uint32_t dice) {
+    epoch_ = Epoch{epoch_.value + 1};
+    const plan::EpochShape shape = MakeShape(dice);
+    host_blocks_ = shape.host_blocks;
+    worker_ = std::make_unique<ModelWorker>(shape, limits_.vocab_size);
     running_.clear();
     reports_.assign(static_cast<size_t>(ranks_), {});
     digest_ = wire::FirstDigest(epoch_);
     quorum_.Reset(epoch_);
     tickets_.Reset(epoch_);
-    scheduler_.BeginEpoch(epoch_, {.num_blocks = blocks,
-                                   .block_size = width,
-                                   .host_blocks = host_blocks_,
-                                   .max_drafts = kDrafts[shape / 131072 % 6]});
+    scheduler_.BeginEpoch(epoch_, shape);
   }
 
   void Dispatch(const Event& event) {
