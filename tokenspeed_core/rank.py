@@ -9,6 +9,7 @@ from .checkpoint import open_checkpoint
 from .collectives import Collectives
 from .config import EngineConfig
 from .model_spec import ModelSpec
+from .ops import LayerState
 from .runner import Runner, block_bytes
 from .sharding import Plan
 from .weights import Progress, load_weights
@@ -69,6 +70,12 @@ def _num_blocks(engine: EngineConfig, spec: ModelSpec, plan: Plan) -> int:
         raise CacheSizeError(
             f"the KV cache has {blocks} blocks of {spec.block_size} tokens ({size} bytes each), of "
             f"which one is scratch; give --kv-cache-bytes at least {2 * size}, or free memory"
+        )
+    stateful = any(isinstance(layer, LayerState) for layer in plan.caches)
+    if stateful and blocks < engine.max_running:
+        raise CacheSizeError(
+            f"{blocks} blocks hold no state for each of max_running = {engine.max_running} "
+            f"requests; give --max-running at most {blocks}, or the cache more memory"
         )
     return blocks
 

@@ -14,7 +14,8 @@ from .collectives import Collectives
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .kernels.sampling import sample
-from .sharding import Plan
+from .ops import LayerState
+from .sharding import Plan, leaves
 from .slots import Slots, Step
 from .transfers import Transfers
 
@@ -65,6 +66,14 @@ class Runner:
         )
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether a request's past is also in a state, so that no other may begin from its blocks.
+
+        A request's state has the number of its slot.
+        """
+        return any(isinstance(layer, LayerState) for layer in self._caches)
+
+    @property
     def program_hash(self) -> bytes:
         """Equal on all ranks, or they do not run one program."""
         return bytes.fromhex(self.plan.hash)
@@ -80,7 +89,7 @@ class Runner:
         """Allocate the host tier and return what moves its blocks; None without one."""
         if not self.host_blocks:
             return None
-        layers = [(layer.k, layer.v) for layer in self._caches]
+        layers = [tuple(tensor for _, tensor in leaves(layer)) for layer in self._caches]
         return Transfers(pool(layers, self.host_blocks), layers[0][0].device, notify)
 
     @torch.inference_mode()
@@ -109,8 +118,9 @@ class Runner:
     def _copy_blocks(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         source, target = torch.from_numpy(sources).long(), torch.from_numpy(targets).long()
         for layer in self._caches:
-            for tensor in (layer.k, layer.v):
-                tensor[target] = tensor[source]
+            if not isinstance(layer, LayerState):
+                for _, tensor in leaves(layer):
+                    tensor[target] = tensor[source]
 
 
 def block_bytes(plan: Plan) -> int:

@@ -65,7 +65,7 @@ class LocalEngine:
             max_model_len=runner.max_model_len,
             vocab_size=vocab_size,
             depth=depth,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and not runner.keeps_states,
         )
         self.scheduler.begin_epoch(
             1, num_blocks or runner.num_blocks, runner.block_size, runner.host_blocks

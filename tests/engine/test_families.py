@@ -13,7 +13,7 @@ from tests.models.tiny import randomise
 from tests.models.tiny_families import FAMILIES
 from tokenspeed_core.rank import load_rank
 
-SERVED = ["qwen3", "qwen3-moe"]  # by real processes too
+SERVED = ["qwen3", "qwen3-moe", "deepseek-v3", "qwen3-next"]  # by real processes too
 
 
 def saved(path: Path, family: str) -> AutoModelForCausalLM:
