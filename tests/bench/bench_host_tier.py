@@ -6,7 +6,8 @@
 SmolLM2 in bf16, real processes.  A conversation of `--context` tokens is served, another one of the
 same length pushes it off the device, then its next turn comes with 32 new tokens: the time to its
 first token, through the SDK.  Before the other one comes the stores have a moment to end, as they
-have between the turns of a person or a tool.  Ours has a host tier, the peer is the same engine without one.
+have between the turns of a person or a tool.  Ours has a host tier, the peer is the same engine
+without one.
 `device` is the same turn while the blocks are still on the device.  Figures are medians, the spread
 is (max - min) / median of ours.
 """
