@@ -26,7 +26,7 @@ from .attention import QKV_BIAS, Attention, attention
 from .config import float_of, int_of, refuse_unknown
 from .decoder_config import GQA_KEYS, WINDOW_KEYS, GqaConfig, gqa_fields, window_fields
 from .moe import Tokens, expert_sizes
-from .stream import Angles, Decoder, Hidden, Stream, decoder
+from .stream import Angles, Decoder, Hidden, Stream, WideNormEnds, decoder
 
 _USED_TEXT = """
 attention_bias experts_per_token initial_context_length intermediate_size num_experts_per_tok
@@ -88,11 +88,11 @@ class BiasedMoe:
 
 @module
 class Layer:
-    """One decoder layer: each sublayer and the norm before it."""
+    """One decoder layer: each sublayer and the norm before it, whose weight is in float32."""
 
-    attn_norm: Placed[Tensor, "d"]
+    attn_norm: Placed[Tensor, "d", torch.float32]
     attn: Attention
-    mlp_norm: Placed[Tensor, "d"]
+    mlp_norm: Placed[Tensor, "d", torch.float32]
     moe: BiasedMoe
 
 
@@ -129,4 +129,4 @@ def params(config: GptOssConfig, dtype: torch.dtype) -> Decoder:
     """Declare the parameters of a config."""
     present = ["sinks", *QKV_BIAS, "bo"] if config.attention_bias else ["sinks"]
     each = declare(Layer, config.sizes(), dtype, present)
-    return decoder(config, (each,) * config.num_layers, dtype)
+    return decoder(config, (each,) * config.num_layers, dtype, WideNormEnds)

@@ -40,6 +40,13 @@ class Ends:
 
 
 @module
+class WideNormEnds(Ends):
+    """The same, the norm's weight in float32."""
+
+    norm: Placed[Tensor, "d", torch.float32]
+
+
+@module
 class Decoder(Ends):
     """All parameters of a decoder; layers may differ in type."""
 
@@ -54,9 +61,11 @@ class Stream:
     update: Hidden
 
 
-def decoder(config: DecoderConfig, layers: tuple[Any, ...], dtype: torch.dtype) -> Decoder:
+def decoder(
+    config: DecoderConfig, layers: tuple[Any, ...], dtype: torch.dtype, kind: type[Ends] = Ends
+) -> Decoder:
     """Declare a decoder around declared layers; equal layers should be one object."""
-    ends = declare(Ends, config.sizes(), dtype, [] if config.tied else ["head"])
+    ends = declare(kind, config.sizes(), dtype, [] if config.tied else ["head"])
     return Decoder(
         inv_freq=ends.inv_freq, embed=ends.embed, norm=ends.norm, head=ends.head, layers=layers
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenspeed_core import ops  # noqa: F401  (registers every backend)
-from tokenspeed_core.kernels.registry import candidates, choose
+from tokenspeed_core.kernels.registry import NoKernelError, candidates, choose
 
 OPS = [
     "linear", "rms_norm", "add_rms_norm", "rope", "rope_pairs", "silu_mul", "embedding",
@@ -50,6 +50,35 @@ def test_rms_norm_takes_its_statistics_in_float32() -> None:
     got = reference("rms_norm")(x, w, 0.0)
     assert got.dtype == torch.bfloat16
     assert (got == 1.0).all(), "a bfloat16 sum of 4096 terms would stop growing"
+
+
+def test_a_wide_weight_multiplies_before_the_result_is_rounded() -> None:
+    torch.manual_seed(4)
+    x = torch.randn(8, 64).to(torch.bfloat16)
+    w = torch.randn(64)
+    got = reference("rms_norm")(x, w, 1e-5)
+    exact = reference("rms_norm")(x.double(), w.double(), 1e-5)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, exact.to(torch.bfloat16))
+    assert not torch.equal(got, reference("rms_norm")(x, w.to(torch.bfloat16), 1e-5))
+    residual = torch.randn(8, 64).to(torch.bfloat16)
+    normed, total = reference("add_rms_norm")(x, residual, w, 1e-5)
+    assert torch.equal(normed, reference("rms_norm")(total, w, 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("op", "feature"),
+    [("rms_norm", "wide_weight"), ("paged_attention", "window"), ("paged_attention", "sinks")],
+)
+def test_a_feature_is_computed_by_a_kernel_that_lists_it(op: str, feature: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert feature in choose(op, "cpu", dtype, needs=[feature]).features
+        plain = choose(op, "cpu", dtype)
+        assert plain.preference == max(
+            kernel.preference for kernel in candidates(op) if kernel.supports("cpu", dtype)
+        )
+    with pytest.raises(NoKernelError, match="with \\['unheard of'\\]"):
+        choose(op, "cpu", torch.float32, needs=["unheard of"])
 
 
 def test_add_rms_norm_is_add_then_norm() -> None:
