@@ -1,165 +1,141 @@
 # SPDX-License-Identifier: MIT
-"""Times one scheduler step on the host.
+"""Times the scheduler core on the host, beside two peers where they are installed.
 
-A timed step is, inside C++: plan, encode the StepPlan frame and its digest, decode the StepResult
-frame, advance.  Not timed: making the result (the worker's work) and sockets.  The steps run in
-lock step in the steady state of decode, with prefix caching on.
+A timed step is: plan, encode the StepPlan frame and its digest, decode the StepResult frame,
+advance.  Not timed: making the result (the worker's work) and sockets.  The steps run in lock step
+in the steady state of decode, with prefix caching on, in `bench_planner.cpp`, which this script
+builds.  An admission is the time from a submission to the plan with its first row.  With valgrind
+there is a count of instructions, too: it repeats to a part in a thousand, whatever else runs.
 
-The peer, the `tokenspeed-scheduler` package if it is installed, does next_execution_plan, reads the
-rows, and advances, through its Python binding; `--peer-python` names an interpreter that has it.
+A peer's step is schedule, reading the rows, and update, through its Python interface.  Each runs in
+an interpreter of its own: `--peer-python` has `tokenspeed-scheduler`, `--vllm-python` has vLLM.
 """
 
 import argparse
-import random
+import re
+import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tokenspeed_core.ipc.codec import int32_column
-from tokenspeed_core.scheduler._scheduler import Scheduler
-
-VOCAB = 32_000
-BLOCK_SIZE = 16
-STEPS = 1500
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PASSES = 3
-PEER = "tokenspeed-scheduler"
+COUNTED_STEPS = 160
 
-
-def make(max_slots: int, num_blocks: int, block_size: int = BLOCK_SIZE) -> Scheduler:
-    core = Scheduler(
-        max_slots=max_slots,
-        max_step_tokens=8192 + max_slots,
-        max_model_len=200_000,
-        vocab_size=VOCAB,
-        max_waiting=100_000,
-        hash_key=b"benchmark hash k",
-    )
-    core.begin_epoch(1, num_blocks, block_size)
-    return core
-
-
-def prompt(length: int, seed: int) -> bytes:
-    return int32_column(random.Random(seed).choices(range(VOCAB), k=length))
-
-
-def submit(core: Scheduler, request: int, length: int, max_tokens: int) -> None:
-    refused = core.submit(1, request, prompt(length, request), max_tokens)
-    assert refused is None, refused
-
-
-def warm_up(core: Scheduler, running: int) -> Scheduler:
-    """Run until `running` requests decode, then a little more."""
-    generated = 0
-    while (now := core.stats()["generated_tokens"]) - generated < running:
-        generated = now
-        assert core.time_steps(1)
-    core.time_steps(64)
-    return core
-
-
-def decoding(running: int) -> Scheduler:
-    """`running` requests with prompts of 512 tokens and a few."""
-    core = make(running, running * 200 + 100)
-    for request in range(running):
-        submit(core, request, 512 + request % BLOCK_SIZE, 2500)
-    return warm_up(core, running)
-
-
-def full_cache() -> Scheduler:
-    """256 requests of 4k tokens in 40k blocks of 64; what they leave is full of cached blocks."""
-    core = make(256, 40_001, 64)
-    request = 10**6
-    while core.stats()["free_blocks"] > 1:  # the last, partial block of a prompt is never cached
-        submit(core, request, 60_000, 1)
-        request += 1
-        while core.time_steps(1):
-            pass
-    for request in range(256):
-        submit(core, request, 4096 + request % 64, 2500)
-    warm_up(core, 256)
-    stats = core.stats()
-    assert stats["free_blocks"] <= 1
-    assert stats["cached_blocks"] > 10_000
-    return core
-
-
-def long_queue() -> Scheduler:
-    """16 running and 64 waiting requests with prompts of 50k tokens; the pool holds the 16."""
-    core = make(64, 16 * (50_000 // BLOCK_SIZE + 170) + 100)
-    for request in range(80):
-        submit(core, request, 50_000, 2500)
-    warm_up(core, 16)
-    stats = core.stats()
-    assert (stats["running"], stats["waiting"]) == (16, 64), stats
-    return core
-
-
-CASES: dict[str, Callable[[], Scheduler]] = {
-    "running=1": lambda: decoding(1),
-    "running=64": lambda: decoding(64),
-    "running=256": lambda: decoding(256),
-    "running=1024": lambda: decoding(1024),
-    "running=256 context=4k full cache": full_cache,
-    "running=16 waiting=64 prompt=50k": long_queue,
+CASES: dict[str, str] = {
+    "running=1": "decode --running=1",
+    "running=64": "decode --running=64",
+    "running=256": "decode --running=256",
+    "running=1024": "decode --running=1024",
+    "running=256 blocks end together": "decode --running=256 --together",
+    "running=16 context=1k": "decode --running=16 --context=1024",
+    "running=16 context=128k": "decode --running=16 --context=131072",
+    "running=64 cold pool of 40k blocks": "decode --running=64 --blocks=40960",
+    "running=64 full cache of 40k blocks": "decode --running=64 --blocks=40960 --full",
+    "running=16 context=50k": "decode --running=16 --context=50000",
+    "running=16 context=50k, 64 waiting": "decode --running=16 --context=50000 --waiting=64",
+    "admission of 128k, new": "admission",
+    "admission of 128k, next turn": "admission --session",
+}
+PEERS = {
+    "tokenspeed-scheduler": ("tokenspeed_scheduler", "bench_planner_peer.py"),
+    "vllm": ("vllm", "bench_planner_vllm.py"),
 }
 
 
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+def build() -> Path:
+    """Build the driver and return it."""
+    folder = ROOT / "build" / "bench"
+    options = ["-DTOKENSPEED_TESTS=ON", "-DTOKENSPEED_MODULES=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    configure = ["cmake", "-S", str(ROOT / "scheduler"), "-B", str(folder), *options, python]
+    for command in (configure, ["cmake", "--build", str(folder), "--target", "bench_planner"]):
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder / "native" / "bench_planner"
 
 
-def measure(case: str) -> dict[str, list[float]]:
+def measure(driver: Path, case: str) -> dict[str, list[float]]:
     """One value a pass of each metric, in microseconds."""
-    passes: dict[str, list[float]] = {"step_us_p50": [], "step_us_p99": []}
-    core = CASES[case]()
-    running = core.stats()["running"]
-    for _ in range(PASSES):
-        times = [t / 1000 for t in core.time_steps(STEPS // PASSES)]
-        assert core.stats()["running"] == running, "a request ended inside the measurement"
-        passes["step_us_p50"].append(statistics.median(times))
-        passes["step_us_p99"].append(quantile(times, 0.99))
-    core.check()
-    return passes
+    done = subprocess.run([driver, *CASES[case].split()], capture_output=True, check=True)
+    return msgspec.json.decode(done.stdout, type=dict[str, list[float]])
 
 
-def peer_step(python: str, running: int) -> list[float] | None:
-    """Median microseconds of the peer's step, a value a pass; None if it is not installed."""
-    script = Path(__file__).with_name("bench_planner_peer.py")
-    installed = subprocess.run([python, "-c", "import tokenspeed_scheduler"], capture_output=True)
-    if installed.returncode:
-        return None
-    done = subprocess.run(
-        [python, str(script), str(running), str(PASSES)], capture_output=True, check=True
-    )
-    medians: list[float] = msgspec.json.decode(done.stdout, type=list[float])
+def instructions(driver: Path, case: str) -> float:
+    """Instructions of one step, or one admission; REQUIRES valgrind."""
+    admits = CASES[case].startswith("admission")
+    passes = ["--passes=2"] if admits else [f"--steps={COUNTED_STEPS}", "--passes=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                *("valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"),
+                *("--collect-atstart=no", "--toggle-collect=*measured_*"),
+                *(str(driver), *CASES[case].split(), *passes),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    collected = re.search(r"Collected : (\d+)", done.stderr)
+    assert collected is not None, done.stderr
+    return int(collected[1]) / (2 if admits else COUNTED_STEPS)
+
+
+def peer_step(name: str, python: str, running: int) -> list[float]:
+    """Median microseconds of the peer's step, a value a pass."""
+    command = [python, str(HERE / PEERS[name][1]), str(running), str(PASSES)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    medians: list[float] = msgspec.json.decode(done.stdout.splitlines()[-1], type=list[float])
     return medians
 
 
-def rows(cases: list[str], python: str) -> list[dict[str, Any]]:
+def installed(pythons: dict[str, str]) -> dict[str, str]:
+    """The peers that their interpreters have; says which are skipped."""
+    found = {}
+    for name, python in pythons.items():
+        look = (
+            f"import importlib.util as u; raise SystemExit(u.find_spec({PEERS[name][0]!r}) is None)"
+        )
+        if subprocess.run([python, "-c", look]).returncode == 0:
+            found[name] = python
+        else:
+            print(f"skipped: {python} has no {name}", file=sys.stderr)
+    return found
+
+
+def row(
+    case: str, metric: str, ours: list[float], peer: str, theirs: list[float]
+) -> dict[str, Any]:
+    return {
+        "bench": "planner",
+        "case": case,
+        "metric": metric,
+        "unit": "instructions" if metric == "instructions" else "us",
+        "ours": round(statistics.median(ours), 2),
+        "peer": round(statistics.median(theirs), 1) if theirs else None,
+        "peer_name": peer or None,
+        "spread": [round(min(ours), 2), round(max(ours), 2)],
+    }
+
+
+def rows(driver: Path, case: str, peers: dict[str, str], count: bool) -> list[dict[str, Any]]:
+    ours = measure(driver, case)
     out = []
-    for case in cases:
-        ours = measure(case)
-        peer = peer_step(python, int(case.split("=")[1])) if case.count("=") == 1 else None
-        for metric, values in ours.items():
-            beside = peer if peer and metric == "step_us_p50" else None
-            out.append(
-                {
-                    "bench": "planner",
-                    "case": case,
-                    "metric": metric,
-                    "unit": "us",
-                    "ours": round(statistics.median(values), 2),
-                    "peer": round(statistics.median(beside), 1) if beside else None,
-                    "peer_name": PEER if beside else None,
-                    "spread": [round(min(values), 2), round(max(values), 2)],
-                }
-            )
+    for metric, values in ours.items():
+        alike = peers if metric == "step_us_p50" and re.fullmatch(r"running=\d+", case) else {}
+        if not alike:
+            out.append(row(case, metric, values, "", []))
+            continue
+        for name, python in alike.items():
+            theirs = peer_step(name, python, int(case.split("=")[1]))
+            out.append(row(case, metric, values, name, theirs))
+    if count:
+        out.append(row(case, "instructions", [instructions(driver, case)], "", []))
     return out
 
 
@@ -167,15 +143,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print rows as JSON lines")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter with the peer")
+    parser.add_argument("--driver", type=Path, help="bench_planner, built already")
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--vllm-python", default=sys.executable)
+    parser.add_argument("--count", action="store_true", help="count instructions, too; slow")
     options = parser.parse_args()
-    table = rows(options.case or list(CASES), options.peer_python)
-    for row in table:
-        if options.json:
-            print(msgspec.json.encode(row).decode())
-        else:
-            peer = f"{row['peer']:>10} {row['peer_name']}" if row["peer"] else ""
-            print(f"{row['case']:<36}{row['metric']:<14}{row['ours']:>9} us{peer}")
+    if options.count and shutil.which("valgrind") is None:
+        print("skipped: instructions, there is no valgrind", file=sys.stderr)
+        options.count = False
+    peers = installed({"tokenspeed-scheduler": options.peer_python, "vllm": options.vllm_python})
+    driver = options.driver or build()
+    for case in options.case or list(CASES):
+        for one in rows(driver, case, peers, options.count):
+            if options.json:
+                print(msgspec.json.encode(one).decode(), flush=True)
+                continue
+            beside = f"{one['peer']:>10} {one['peer_name']}" if one["peer"] else ""
+            value = f"{one['ours']:>12,} {one['unit']}"
+            print(f"{case:<38}{one['metric']:<14}{value}{beside}", flush=True)
 
 
 if __name__ == "__main__":
