@@ -23,6 +23,8 @@ class BlockTable {
   // REQUIRES: i < sealed()
   const SealedBlock& sealed_at(int i) const { return sealed_[static_cast<size_t>(i)]; }
 
+  // No memory moves until there are more than so many blocks.
+  void Reserve(int blocks) { sealed_.reserve(static_cast<size_t>(blocks)); }
   // REQUIRES: open() == 0
   void Append(SealedBlock block);
   void Append(OpenBlock block) { open_.push_back(std::move(block)); }

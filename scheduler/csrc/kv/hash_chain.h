@@ -19,6 +19,8 @@ class HashChain {
   ChainKey At(int i, std::span<const Token> tokens);
 
   int block_size() const { return block_size_; }
+  // No memory moves until there are more than so many blocks.
+  void Reserve(int blocks) { hashes_.reserve(static_cast<size_t>(blocks) + 1); }
   // Blocks whose hash is known already.
   int known() const { return static_cast<int>(hashes_.size()) - 1; }
   // REQUIRES: i < known()

@@ -126,7 +126,10 @@ void Scheduler::Enter(Request& request, int& budget) {
   waiting_.erase(request.rank);
   if (!request.admitted) counters_.prompt_tokens += request.prompt_tokens;
   request.admitted = true;
-  request.tokens.reserve(static_cast<size_t>(request.limit));  // growing it later costs a step
+  // Growing any of these later costs a step.
+  request.tokens.reserve(static_cast<size_t>(request.limit));
+  request.chain->Reserve(BlocksFor(request.limit));
+  std::get_if<fsm::Prefilling>(&request.state)->table.Reserve(BlocksFor(request.limit - 1));
   PlanChunk(request, budget);
 }
 
