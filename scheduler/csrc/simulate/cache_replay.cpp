@@ -17,11 +17,6 @@
 namespace tokenspeed::simulate {
 namespace {
 
-constexpr double kSecond = 1e9;
-constexpr TimeNs kNever = std::numeric_limits<int64_t>::max() / 2;
-
-TimeNs Nanoseconds(double seconds) { return static_cast<TimeNs>(seconds * kSecond); }
-
 // When each request runs: a function of the trace and the pool alone.
 struct Visit {
   size_t conversation;

@@ -15,10 +15,7 @@
 namespace tokenspeed::simulate {
 namespace {
 
-constexpr TimeNs kNever = std::numeric_limits<int64_t>::max();
 constexpr Token kAnswer = 1;  // what the device samples
-
-TimeNs Nanoseconds(double seconds) { return static_cast<TimeNs>(std::llround(seconds * 1e9)); }
 
 class Simulation {
  public:

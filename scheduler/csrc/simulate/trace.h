@@ -2,12 +2,21 @@
 // A trace of conversations: sizes, times and which blocks are equal, no text.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
+#include "base/ids.h"
 #include "base/siphash.h"
 
 namespace tokenspeed::simulate {
+
+inline constexpr TimeNs kNever = std::numeric_limits<TimeNs>::max() / 2;
+
+inline TimeNs Nanoseconds(double seconds) {
+  return static_cast<TimeNs>(std::llround(seconds * 1e9));
+}
 
 // One request of a conversation.
 struct TraceRow {

@@ -10,8 +10,6 @@
 namespace tokenspeed::simulate {
 namespace {
 
-TimeNs Nanoseconds(double seconds) { return static_cast<TimeNs>(std::llround(seconds * 1e9)); }
-
 uint64_t NextRandom(uint64_t& state) {  // splitmix64
   uint64_t x = state += 0x9E3779B97F4A7C15ull;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
