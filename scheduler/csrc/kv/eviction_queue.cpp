@@ -7,6 +7,11 @@
 #include "kv/retention.h"
 
 namespace tokenspeed::kv {
+namespace {
+
+constexpr uint32_t kGivenUp = 6;  // visits of the owner that did not use a block
+
+}  // namespace
 
 EvictionQueue::EvictionQueue(Retention& retention, int num_blocks, int ghosts)
     : retention_(retention), nodes_(static_cast<size_t>(num_blocks)) {
@@ -22,6 +27,11 @@ EvictionQueue::Leaves& EvictionQueue::leaves(int slot) {
 
 int EvictionQueue::SlotOf(const Node& n) const {
   return retention_.is_open(n.owner) ? n.owner.slot : 0;
+}
+
+int EvictionQueue::ListOf(const Node& n) const {
+  const int slot = SlotOf(n);
+  return slot > 0 && retention_.visits(n.owner) - n.visit >= kGivenUp ? 0 : slot;
 }
 
 void EvictionQueue::Claim(BlockId id, OwnerId owner) {
@@ -61,6 +71,7 @@ void EvictionQueue::Cached(BlockId id) {
   Node& n = node(id);
   TS_CHECK(n.indexed && !n.cached, "block " << id.value << " is cached twice, or lost");
   n.cached = true;
+  n.visit = SlotOf(n) > 0 ? retention_.visits(n.owner) : 0;
   ++leaves(SlotOf(n)).cached;
   Settle(id);
 }
@@ -81,14 +92,14 @@ void EvictionQueue::Settle(BlockId id) {
 
 void EvictionQueue::Enlist(BlockId id) {
   Node& n = node(id);
-  const int slot = SlotOf(n);
+  const int slot = ListOf(n);
   Leaves& list = leaves(slot);
   n.list = slot;
   n.next = kNone;
   n.previous = list.last;
   (list.last == kNone ? list.first : node(list.last).next) = id;
   list.last = id;
-  if (list.first == id) owners_.Set(slot, retention_.rank(n.owner));
+  if (list.first == id) owners_.Set(slot, slot > 0 ? retention_.rank(n.owner) : Rank{});
 }
 
 void EvictionQueue::Delist(BlockId id) {
@@ -125,6 +136,19 @@ void EvictionQueue::Rerank(int slot, const Rank& rank) {
   if (owners_.contains(slot)) owners_.Set(slot, rank);
 }
 
+void EvictionQueue::Visited(int slot) {
+  if (static_cast<size_t>(slot) >= leaves_.size()) return;
+  // One leaf for each branch that the owner still goes on from: few.
+  for (BlockId id = leaves(slot).first; id != kNone;) {
+    const BlockId next = node(id).next;
+    if (ListOf(node(id)) != slot) {
+      Delist(id);
+      Enlist(id);
+    }
+    id = next;
+  }
+}
+
 void EvictionQueue::Disown(int slot) {
   if (static_cast<size_t>(slot) >= leaves_.size()) return;
   leaves(0).cached += std::exchange(leaves(slot).cached, 0);
@@ -144,7 +168,7 @@ Status EvictionQueue::Verify() const {
     if (n.cached && !n.indexed) return Error{name + " is cached and not findable"};
     if (n.cached) ++cached[static_cast<size_t>(SlotOf(n))];
     if ((n.list >= 0) != (n.cached && n.children == 0)) return Error{name + " is no leaf"};
-    if (n.list >= 0 && n.list != SlotOf(n)) return Error{name + " is in another's list"};
+    if (n.list >= 0 && n.list != ListOf(n)) return Error{name + " is in another's list"};
     if (n.indexed && n.parent != kNone && node(n.parent).life == n.parent_life) {
       ++children[static_cast<size_t>(n.parent.value)];
     }
@@ -163,9 +187,8 @@ Status EvictionQueue::Verify() const {
     }
     for (BlockId id = list.first; id != kNone; id = node(id).next) {
       if (node(id).list != static_cast<int>(slot)) return Error{"a list of leaves is torn"};
-      const bool known = node(id).owner.slot == static_cast<int>(slot) && slot > 0;
       if (owners_.key(static_cast<int>(slot)) !=
-          (known ? retention_.rank(node(id).owner) : Rank{})) {
+          (slot > 0 ? retention_.rank(node(id).owner) : Rank{})) {
         return Error{"an owner has an old rank"};
       }
     }

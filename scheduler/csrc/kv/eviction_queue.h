@@ -4,7 +4,8 @@
 // Only leaves are candidates: blocks that no findable block continues, since a prefix is useful
 // without its tail and never the other way round. Each leaf stands in the list of its owner, and a
 // heap orders the owners that have leaves by rank; evicting a leaf makes its parent one. A block
-// remembers the last two owners that used it, and the better one decides.
+// remembers the last two owners that used it, and the better one decides. A leaf that its owner's
+// last visits did not use is of a branch that was given up, and nobody's.
 // Every operation is O(1), or O(log owners) where a heap moves.
 #pragma once
 
@@ -48,6 +49,8 @@ class EvictionQueue {
 
   // Of Retention: an owner has another rank, or is gone.
   void Rerank(int slot, const Rank& rank);
+  // ... has ended one visit more; its blocks are not yet cached again.
+  void Visited(int slot);
   void Disown(int slot);
 
   Status Verify() const;
@@ -59,7 +62,8 @@ class EvictionQueue {
     OwnerId other;  // that used it before
     BlockId parent = kNone;
     uint32_t parent_life = 0;
-    uint32_t life = 0;  // grows when the block stops being findable
+    uint32_t visit = 0;  // of the owner, when it was cached
+    uint32_t life = 0;   // grows when the block stops being findable
     int32_t children = 0;
     bool indexed = false;
     bool cached = false;
@@ -78,6 +82,8 @@ class EvictionQueue {
   Leaves& leaves(int slot);
   // The slot under which a block counts: its owner's, or nobody's.
   int SlotOf(const Node& n) const;
+  // The slot in whose list it stands if it is a leaf: nobody's if its owner has given it up.
+  int ListOf(const Node& n) const;
   void Enlist(BlockId id);
   void Delist(BlockId id);
   void Settle(BlockId id);

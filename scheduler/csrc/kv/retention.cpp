@@ -93,6 +93,8 @@ void Retention::Left(OwnerId id, TimeNs now, const Visit& visit) {
   Tick(now);
   Owner& owner = at(id);
   if (--owner.present > 0) return;
+  ++owner.visits;
+  for (EvictionQueue* queue : queues_) queue->Visited(id.slot);
   Signs& signs = owner.signs;
   signs[kOutlookSign] = static_cast<uint8_t>(owner.outlook);
   if (owner.gaps > 0) {

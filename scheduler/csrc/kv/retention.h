@@ -59,6 +59,9 @@ class Retention {
 
   // Nobody's if the owner is not open.
   const Rank& rank(OwnerId id) const;
+  // How often the owner became idle.
+  // REQUIRES: open.
+  uint32_t visits(OwnerId id) const { return at(id).visits; }
   // Whether ranks follow worth now, or plain last use.
   bool by_worth() const { return by_worth_; }
 
@@ -78,6 +81,7 @@ class Retention {
     Outlook outlook = Outlook::kUnknown;
     Signs signs{};
     int32_t present = 0;  // requests
+    uint32_t visits = 0;  // that have ended
     int32_t gaps = 0;     // seen so far
     float usual_gap = 0;  // mean of the logarithms, recent ones counting more
     float last_gap = 0;   // seconds
