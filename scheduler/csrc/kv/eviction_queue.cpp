@@ -9,7 +9,9 @@
 namespace tokenspeed::kv {
 namespace {
 
-constexpr uint32_t kGivenUp = 6;  // visits of the owner that did not use a block
+// Visits of its owner, one after the other, that did not use a block. More than one: between two
+// prompts of one branch a session may ask something short beside it.
+constexpr uint32_t kGivenUp = 3;
 
 }  // namespace
 

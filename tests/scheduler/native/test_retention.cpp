@@ -126,6 +126,27 @@ void TailsGoFirstAndSharedHeadsLast() {
   }
 }
 
+void ABranchThatWasGivenUpGoesFirst() {
+  Retention retention;
+  BlockPool pool(8, kWidth, true, &retention);
+  const OwnerId a = retention.Open(), b = retention.Open();
+  Visit(pool, retention, b, kSecond, 30, 2);         // 30 31
+  Visit(pool, retention, a, 2 * kSecond, 10, 2, 1);  // 1 10 11
+  Visit(pool, retention, a, 3 * kSecond, 20, 2, 1);  // 1 20 21, beside it
+  for (int i = 4; i < 9; ++i) Visit(pool, retention, a, i * kSecond, 10, 2, 1);
+  retention.Retain(a, 100 * kSecond);  // also where its owner is wanted most
+  std::vector<OpenBlock> taken;
+  for (const int gone : {21, 20}) {
+    EXPECT(Holds(pool, gone, gone == 20 ? 1 : 20));
+    taken.push_back(*pool.Allocate());
+    EXPECT(!Holds(pool, gone, gone == 20 ? 1 : 20));
+    EXPECT(Holds(pool, 11, 10) && Holds(pool, 31, 30));
+    EXPECT(pool.Verify().ok());
+  }
+  taken.push_back(*pool.Allocate());
+  EXPECT(!Holds(pool, 31, 30) && Holds(pool, 11, 10));
+}
+
 void HintsMoveAnOwnerAndNeverPin() {
   Retention retention;
   BlockPool pool(5, kWidth, true, &retention);
@@ -290,6 +311,7 @@ int main() {
   kv::TheModelLearnsHowLongAClassStaysAway();
   kv::AToolCallIsExpectedSoonerThanAPerson();
   kv::TailsGoFirstAndSharedHeadsLast();
+  kv::ABranchThatWasGivenUpGoesFirst();
   kv::HintsMoveAnOwnerAndNeverPin();
   kv::RetentionEnds();
   kv::AClosedOwnersBlocksGoFirst();
