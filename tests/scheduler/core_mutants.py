@@ -175,12 +175,12 @@ MUTANTS = (
         "a prefix resumes where a state has no snapshot",
         (
             Edit(
-                "plan/grouping.cpp",
+                "plan/boundary.cpp",
                 "const bool states = ResumesStates(request, end);",
                 "const bool states = end > 0;",
             ),
             Edit(
-                "plan/grouping.cpp",
+                "plan/boundary.cpp",
                 "  for (kv::StateTable& table : state.groups.states) table.Resume(",
                 "  for (kv::StateTable& table : state.groups.states) "
                 "if (LookUp(request, table.group(), end)) table.Resume(",
