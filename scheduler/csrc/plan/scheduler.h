@@ -31,8 +31,10 @@
 #include "base/result.h"
 #include "kv/block_pool.h"
 #include "plan/cadence.h"
+#include "plan/counters.h"
 #include "plan/decode_batch.h"
 #include "plan/epoch_shape.h"
+#include "plan/in_flight_step.h"
 #include "plan/limits.h"
 #include "plan/link_pace.h"
 #include "plan/miss.h"
@@ -40,46 +42,10 @@
 #include "plan/request.h"
 #include "plan/session.h"
 #include "plan/step_plan.h"
+#include "plan/token_event.h"
 #include "plan/transfers.h"
 
 namespace tokenspeed::plan {
-
-// What happened to a request: a token, an end, or both.
-struct TokenEvent {
-  RequestName name;
-  Token token = -1;  // -1: none
-  float logprob = 0.0f;
-  bool has_logprob = false;
-  fsm::FinishReason reason = fsm::FinishReason::kNone;
-  int32_t cached_tokens = 0;
-};
-
-// A queued request that turned out to be impossible.
-struct LateRejection {
-  RequestName name;
-  Rejection rejection;
-};
-
-struct Counters {
-  int64_t steps = 0;
-  int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;
-  int64_t generated_tokens = 0;
-  int64_t preemptions = 0;
-  int64_t recomputed_tokens = 0;  // of preempted requests
-  int64_t finished = 0;
-  int64_t rejected = 0;
-  int64_t overrun_tokens = 0;
-  int64_t stored_blocks = 0;     // to the host tier
-  int64_t loaded_blocks = 0;     // and back
-  int64_t failed_transfers = 0;  // tickets that failed or took too long
-  int64_t drafted_tokens = 0;
-  int64_t accepted_tokens = 0;  // of them
-  int64_t missed_new = 0;       // prompt tokens by MissReport's reasons
-  int64_t missed_evicted = 0;
-  int64_t missed_salted = 0;
-  int64_t missed_diverged = 0;
-};
 
 class Scheduler {
  public:
@@ -165,15 +131,6 @@ class Scheduler {
     bool announced = false;    // the workers know the slot ...
     bool stale = false;        // ... but with a context that is behind: add it again
     int announced_blocks = 0;  // of its table
-  };
-  struct InFlightStep {
-    StepId step;
-    TimeNs planned = 0;
-    bool wants_logprobs = false;
-    bool waits = false;  // for loads: its time tells nothing about its work
-    StepWork work;
-    std::vector<int32_t> slots;   // of the rows that sample, in their order
-    std::vector<int32_t> widths;  // tokens that they bring at most; empty: one each
   };
   // A row of the plan that is being made: tokens of the known history.
   struct Row {
