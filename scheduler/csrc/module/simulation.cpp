@@ -86,9 +86,8 @@ void BindSimulate(py::module_& m) {
          int max_prefill_tokens, double decode_stretch, const std::string& eviction, int depth,
          int64_t transfer_ms, int sessions, double rate, uint64_t seed, int64_t requests,
          double longest_pause_s, bool names, bool hints) {
-        if (eviction != "reuse" && eviction != "lru") {
-          throw py::value_error("eviction is " + eviction + "; give reuse or lru");
-        }
+        auto by_reuse = plan::EvictsByReuse(eviction);
+        if (!by_reuse.ok()) throw py::value_error(by_reuse.error().message);
         if (trace.conversations.empty() || pool_blocks < 1 || pool_blocks > INT32_MAX - 8 ||
             block_size < 1 || host_blocks < 0 || sessions < 1 || rate < 0 || requests < 0 ||
             longest_pause_s < 0) {
@@ -102,7 +101,7 @@ void BindSimulate(py::module_& m) {
         setting.limits.max_waiting = INT32_MAX;
         setting.limits.vocab_size = 1 << 20;
         setting.limits.depth = depth;
-        setting.limits.evict_by_reuse = eviction == "reuse";
+        setting.limits.evict_by_reuse = by_reuse.value();
         setting.limits.transfer_ms = transfer_ms;
         setting.limits.decode_stretch = decode_stretch;
         if (const Status valid = setting.limits.Validate(); !valid.ok()) {

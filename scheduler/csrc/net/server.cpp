@@ -254,10 +254,9 @@ Result<plan::Limits> LimitsOf(const wire::SchedulerConfig& config) {
   plan::Limits limits;
   limits.hash_key = Hash128::From(wire::AsBytes(config.hash_key.bytes));
   limits.prefix_caching = config.prefix_caching;
-  if (config.eviction != "reuse" && config.eviction != "lru") {
-    return Error{"config: eviction is " + config.eviction + "; give reuse or lru"};
-  }
-  limits.evict_by_reuse = config.eviction == "reuse";
+  auto by_reuse = plan::EvictsByReuse(config.eviction);
+  if (!by_reuse.ok()) return Error{"config: " + by_reuse.error().message};
+  limits.evict_by_reuse = by_reuse.value();
   const auto narrow = [](int64_t value) {
     return static_cast<int32_t>(std::clamp<int64_t>(value, -1, INT32_MAX));
   };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "base/ids.h"
 #include "base/result.h"
@@ -27,5 +28,11 @@ struct Limits {
 
   Status Validate() const;
 };
+
+// What `eviction` says of evict_by_reuse: "reuse" or "lru".
+inline Result<bool, Error> EvictsByReuse(const std::string& eviction) {
+  if (eviction == "reuse" || eviction == "lru") return eviction == "reuse";
+  return Error{"eviction is " + eviction + "; give reuse or lru"};
+}
 
 }  // namespace tokenspeed::plan
