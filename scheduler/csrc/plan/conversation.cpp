@@ -71,7 +71,9 @@ void Scheduler::Depart(Request& request) {
   const int whole = request.prompt_tokens / width;
   const bool chained = request.admitted && request.chain && whole > 0 && pool_->findable();
   if (chained) {
-    visit.prefix = static_cast<uint8_t>(request.chain->At(0, request.tokens).hash.low());
+    // Not the chain's hash: what is learnt does not depend on the key.
+    const auto first = std::span<const Token>(request.tokens).first(static_cast<size_t>(width));
+    visit.prefix = static_cast<uint8_t>(SipHash128({}, std::as_bytes(first)).low());
   }
   if (request.retain > 0) {
     retention_.Retain(session->owner, now_ + request.retain);
