@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from mutants import mutants, refused
 from tiny import BLOCK, CASES, batch_of, conversation, make_tiny
 
+from tests.sharding.mutants import mutants, refused
 from tokenspeed_core.models import compile_plan
 from tokenspeed_core.sharding import Layout, Plan, map_leaves
 from tokenspeed_core.sharding.merge import merged
