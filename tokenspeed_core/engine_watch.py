@@ -112,6 +112,7 @@ class EngineWatch:
         silence = time.monotonic() - self._last_heard
         if self._is_ready and silence > self._limits.silence_s:
             self._last_heard = time.monotonic()
+            self._is_reported = True  # what it says of its steps before it is killed is old
             self._on_frozen_scheduler(f"the scheduler was silent for {silence:.1f} s")
 
     def _check_step(self, age_s: float) -> None:

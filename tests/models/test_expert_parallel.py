@@ -12,7 +12,7 @@ from tiny_families import FAMILIES, MIXTURES
 
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
-from tokenspeed_core.sharding import Layout, Plan
+from tokenspeed_core.sharding import Layout, Plan, leaves
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.simulate import Simulation
 
@@ -44,7 +44,8 @@ def tiny(family: str) -> Tiny:
 
 def plan_of(model: Tiny, layout: Layout, tokens: int = 0) -> Plan:
     # Some have no dense MLP beside the experts.
-    has = {name for name, size in model.config.sizes().items() if size}
+    params = model.family.params(model.config, torch.float64)
+    has = {name for _, leaf in leaves(params) for name in leaf.spec.names}
     layout = attrs.evolve(layout, place={k: v for k, v in layout.place.items() if k in has})
     return compile_plan(
         model.family,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The emitted file: it passes the linters, runs alone, and is verified again from its text."""
 
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_the_emitted_file_runs_alone(tmp_path: Path) -> None:
         "w, caches, batch = torch.load('in.pt', weights_only=False)\n"
         "torch.save(program.forward(None, w, caches, batch)[0], 'out.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=paths)
     logits = torch.load(tmp_path / "out.pt")
     assert (logits[0] - tiny.expected(0)[8]).abs().max() < 1e-4
