@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "record/event.h"
 
+#include <array>
 #include <cstring>
 #include <limits>
 #include <sstream>
@@ -27,8 +28,8 @@ void ForEachField(Event& event, Visit visit) {
     auto& [hash_key, max_slots, max_step_tokens, max_model_len, max_waiting, vocab_size, depth,
            max_prefill_tokens, prefix_caching, evict_by_reuse, transfer_ms, decode_stretch,
            ageing] = event;
-    static_cast<void>(hash_key);
-    visit(max_slots), visit(max_step_tokens), visit(max_model_len), visit(max_waiting);
+    visit(hash_key.bytes), visit(max_slots), visit(max_step_tokens), visit(max_model_len),
+        visit(max_waiting);
     visit(vocab_size), visit(depth), visit(max_prefill_tokens), visit(prefix_caching);
     visit(evict_by_reuse), visit(transfer_ms), visit(decode_stretch), visit(ageing);
   } else if constexpr (std::is_same_v<T, Abort>) {
@@ -65,6 +66,7 @@ class Writer {
   void operator()(const T& value) {
     Append(&value, sizeof(value));
   }
+  void operator()(const std::array<std::byte, 16>& bytes) { Append(bytes.data(), bytes.size()); }
   template <class Container>
     requires requires(const Container& c) { c.data(); }
   void operator()(const Container& values) {
@@ -94,6 +96,7 @@ class Reader {
       Take(&value, sizeof(value));
     }
   }
+  void operator()(std::array<std::byte, 16>& bytes) { Take(bytes.data(), bytes.size()); }
   template <class Container>
     requires requires(Container& c) { c.data(); }
   void operator()(Container& values) {

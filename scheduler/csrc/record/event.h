@@ -72,7 +72,8 @@ void EncodeEvent(const Event& event, std::string& out);
 // Errors: `kind` is no event, or the bytes are not exactly its fields.
 Result<Event> DecodeEvent(size_t kind, Bytes bytes);
 
-// The limits, but for the hash key: it is a secret, and plans do not depend on it.
+// The limits with the hash key: what is evicted among equals depends on it, and a box, which has
+// every prompt in clear, is as private as the key.
 void EncodeLimits(const plan::Limits& limits, std::string& out);
 Result<plan::Limits> DecodeLimits(Bytes bytes);
 
