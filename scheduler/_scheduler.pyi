@@ -119,9 +119,6 @@ class Scheduler:
     def check(self) -> None:
         """Walk every structure and raise at the first broken invariant."""
 
-    def time_steps(self, steps: int, token: int = 0) -> list[int]:
-        """Run steps in lock step; nanoseconds of plan + encode + decode result + advance each."""
-
 class Played:
     """An event of a black box and what came of it."""
 

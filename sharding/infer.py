@@ -86,7 +86,7 @@ def infer(
     for factor in rule.rows & set(names) if spread else ():
         rest = tuple(axis for axis in axes.get(factor, ()) if axis not in spread)
         axes[factor] = (*spread, *rest)
-    kept, carried, reduce = _carried(rule, operands, set(taken))
+    kept, carried = _carried(rule, operands, set(taken))
     if wanted is not None:
         paid = {
             axis
@@ -101,7 +101,7 @@ def infer(
             if below and more & paid and not more & set(taken):
                 axes[factor] = dim.axes
                 taken.update(dict.fromkeys(more, factor))
-        kept, carried, reduce = _carried(rule, operands, set(taken))
+        kept, carried = _carried(rule, operands, set(taken))
     targets = tuple(
         attrs.evolve(
             operand.spec,
@@ -110,7 +110,7 @@ def infer(
                 for factor, dim in zip(factors, operand.spec.dims, strict=True)
             ),
             partial=kept.get(index, ()),
-            reduce=operand.spec.reduce if index in kept else "sum",
+            reduce="sum",
         )
         for index, (factors, operand) in enumerate(zip(rule.inputs, operands, strict=True))
     )
@@ -125,9 +125,7 @@ def infer(
         raise RuleViolationError("a sum and a merge by softmax weights would be owed by one value")
     if merged:
         return Inference(targets, axes, mesh.ordered(merged), "lse")
-    if owed - set(carried) and reduce != "sum":
-        raise RuleViolationError(f"a sum and a {reduce} would be owed by one value")
-    return Inference(targets, axes, mesh.ordered(owed), reduce)
+    return Inference(targets, axes, mesh.ordered(owed))
 
 
 def _shards(rule: Rule, mesh: Mesh, factor: str, dim: Dim) -> tuple[str, ...]:
@@ -181,7 +179,7 @@ def _stationary_axes(
 
 def _carried(
     rule: Rule, operands: Sequence[Operand], taken: set[str]
-) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...], str]:
+) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...]]:
     """Return over which axes which operands may stay Partial, and what the results owe then.
 
     What some of a linear group owe and others do not is paid first.
@@ -195,6 +193,6 @@ def _carried(
         if not axes or set(axes) & (taken | others):
             continue
         if rule.constant:
-            return dict.fromkeys(group, axes), (), "sum"
-        return dict.fromkeys(group, axes), axes, "sum"
-    return {}, (), "sum"
+            return dict.fromkeys(group, axes), ()
+        return dict.fromkeys(group, axes), axes
+    return {}, ()

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import BLOCK, CASES, batch_of, conversation, make_tiny
+from tiny import BLOCK, CASES, apart, conversation, make_tiny
 
 from tests.sharding.mutants import mutants, refused
 from tokenspeed_core.models import compile_plan
@@ -38,16 +38,9 @@ def test_shares_merge_to_the_whole(layout: str) -> None:
         map_leaves(
             lambda _, ranks: [part.fill_(torch.nan) for part in ranks.parts], simulation.caches
         )
-    lengths = [len(ids) - 8 for ids in tiny.tokens]
-    for done in range(9):
-        rows = [
-            (ids[: length + done], length + done - 1 if done else 0, request)
-            for request, (ids, length) in enumerate(zip(tiny.tokens, lengths, strict=True))
-        ]
-        longest = max(len(ids) - cached for ids, cached, _ in rows)
-        own = [batch_of([row], multiple=longest + longest % 2) for row in rows]
-        got = many.step(*own) if plan.mesh.requests else many.step(batch_of(rows))
-        assert (got - one.step(batch_of(rows))).abs().max() < 1e-12
+    step = many.step if plan.mesh.requests else lambda *own: torch.cat([*map(many.step, own)])
+    for expected, got in apart(tiny, one.step, step):
+        assert (got - expected).abs().max() < 1e-12
 
 
 def test_a_rank_keeps_its_part_of_every_block() -> None:

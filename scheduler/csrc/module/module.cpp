@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -105,35 +104,6 @@ class Core {
   }
 
   py::bytes digest() const { return ToBytes(digest_); }
-
-  // Runs up to `steps` steps in lock step, every sampled token being `token`. Returns for each the
-  // nanoseconds of: plan, encode the plan and its digest, decode the encoded result, advance.
-  std::vector<int64_t> TimeSteps(int steps, Token token) {
-    using Clock = std::chrono::steady_clock;
-    std::vector<int64_t> times;
-    std::string result_frame;
-    for (int i = 0; i < steps; ++i) {
-      const auto start = Clock::now();
-      if (!PlanInto(frame_, 0)) break;
-      const auto planned = Clock::now();
-
-      wire::StepResult result;
-      result.epoch = epoch_.value;
-      result.step = step_.value;
-      result.digest.bytes.assign(16, '\0');
-      result.tokens.assign(static_cast<size_t>(sampled_), token);
-      wire::Encode(result, result_frame);
-
-      const auto arrived = Clock::now();
-      auto decoded = wire::DecodeFromWorker(wire::AsBytes(result_frame));
-      const auto& report = std::get<wire::StepResult>(decoded.value());
-      Require(scheduler_->Advance(StepId{report.step}, report.tokens, report.logprobs));
-      const auto done = Clock::now();
-      scheduler_->ClearEvents();
-      times.push_back(((planned - start) + (done - arrived)) / std::chrono::nanoseconds(1));
-    }
-    return times;
-  }
 
  private:
   bool PlanInto(std::string& frame, int64_t time_ns) {
@@ -304,8 +274,7 @@ PYBIND11_MODULE(_scheduler, m) {
       .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
       .def("take_reports", [](Core& core) { return std::exchange(core.reports, {}); })
       .def("stats", [](Core& core) { return StatsOf(core.scheduler()); })
-      .def("check", [](Core& core) { Require(core.scheduler().Verify()); })
-      .def("time_steps", &Core::TimeSteps, py::arg("steps"), py::arg("token") = 0);
+      .def("check", [](Core& core) { Require(core.scheduler().Verify()); });
 
   using record::Played;
   py::class_<Played>(m, "Played")
