@@ -30,10 +30,10 @@ serve: $(STAMP) ## set up, then serve SmolLM2-135M-Instruct on http://127.0.0.1:
 	$(BIN)/tokenspeed serve smollm2
 
 test: $(STAMP) test-cpp ## set up, then run every test
-	$(BIN)/pytest -m 'not soak'
+	$(BIN)/pytest -m 'not soak' -n 2 --dist loadfile
 
 test-py: $(STAMP) ## the Python tests only
-	$(BIN)/pytest -m 'not soak'
+	$(BIN)/pytest -m 'not soak' -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
