@@ -12,6 +12,7 @@ from .attention import (
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
+from .composite import linear_add, norm_gate_up, norm_linear, rope_attention
 from .delta_net import (
     LayerState,
     causal_conv,
@@ -50,12 +51,16 @@ __all__ = [
     "l2_norm",
     "latent_attention",
     "linear",
+    "linear_add",
+    "norm_gate_up",
+    "norm_linear",
     "paged_attention",
     "paged_attention_share",
     "rms_norm",
     "rms_norm_by_total",
     "rope",
     "rope_angles",
+    "rope_attention",
     "rope_pairs",
     "shard",
     "sigmoid",

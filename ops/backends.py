@@ -3,6 +3,7 @@
 
 from ..kernels import (
     causal_conv,
+    composite,
     cpu,
     delta_gates,
     delta_rule,
@@ -21,6 +22,7 @@ from ..kernels import (
 
 BACKENDS = (
     causal_conv,
+    composite,
     cpu,
     delta_gates,
     delta_rule,

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Several ops in one call: the torch references, each the composition of the kernels it replaces.
+
+Dims: n tokens, d model, i inputs, o outputs, f mlp, k kv heads, g query heads per kv head, h head,
+r rotary angles; cache: b blocks, s slots in a block.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .paged_attention import Rows
+from .registry import register, select
+
+
+@register("norm_linear", backend="torch")
+def norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Return `linear(rms_norm(x, w_norm), w)` `[n,o]` for `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
+    normed = _kernel("rms_norm", x)(x, w_norm, eps)
+    y: Tensor = _kernel("linear", x)(normed, w)
+    return y
+
+
+@register("linear_add", backend="torch")
+def linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+    """Return `residual + linear(x, w)` `[n,o]` for `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
+    update: Tensor = _kernel("linear", x)(x, w)
+    return residual + update
+
+
+@register("norm_gate_up", backend="torch")
+def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Return `silu(gate) * up` `[n,f]` of the normed `x[n,d]`; `w[2f,d]`, rows of gate first."""
+    y: Tensor = _kernel("silu_mul", x)(norm_linear(x, w_norm, w, eps))
+    return y
+
+
+@register("rope_attention", backend="torch")
+def rope_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int,
+    eps: float,
+) -> Tensor:
+    """Return `paged_attention` `o[n,k,g,h]` of rotated queries and keys; keys and values are kept.
+
+    `qkv[n,(k g h)+(k h)+(k h)]` are projections side by side; `q_norm[h]`, `k_norm[h]` norm each
+    head before it is turned by `cos[n,r]`, `sin[n,r]`; caches are `[b,k,s,h]`; `window` tokens are
+    seen, or all if it is 0.
+    """
+    heads, width = k_cache.shape[1], k_cache.shape[3]
+    keys = heads * width
+    q, k, v = qkv.split_with_sizes([qkv.shape[1] - 2 * keys, keys, keys], 1)
+    q = q.view(q.shape[0], heads, -1, width)
+    k, v = k.view(k.shape[0], heads, width), v.view(v.shape[0], heads, width)
+    if q_norm is not None and k_norm is not None:
+        norm = _kernel("rms_norm", qkv)
+        q, k = norm(q, q_norm, eps), norm(k, k_norm, eps)
+    q, k = _turned(q, cos, sin), _turned(k, cos, sin)
+    o: Tensor
+    if window:
+        attend = _kernel("paged_attention", qkv, "window")
+        o = attend(q, k, v, k_cache, v_cache, batch, scale, window)
+    else:
+        o = _kernel("paged_attention", qkv)(q, k, v, k_cache, v_cache, batch, scale)
+    return o
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `rope` of the first r elements of each head of `x[n,...,h]`, the rest as they are."""
+    rope, width = _kernel("rope", x), cos.shape[-1]
+    if width == x.shape[-1]:
+        whole: Tensor = rope(x, cos, sin)
+        return whole
+    return torch.cat((rope(x[..., :width], cos, sin), x[..., width:]), dim=-1)
+
+
+def _kernel(op: str, x: Tensor, *needs: str) -> Callable[..., Any]:
+    return select(op, "cpu" if x.is_cpu else x.device.type, x.dtype, needs)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Several ops in one call, for targets whose kernels can.
+
+Models never call these: a compiled plan does where its target has a kernel for one
+(`sharding/compose.py`).  On recorded values a composite is its definition in other ops, so that
+placements are checked op by op.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from torch import Tensor
+
+from ..sharding.op import OPS, Op, dispatch
+from ..sharding.rule import rule
+from .activation import silu_mul_packed
+from .attention import LayerKV, paged_attention
+from .batch import Batch
+from .einsum import linear, split
+from .kernel import kernel
+from .norm import rms_norm
+from .rope import rope
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def defined_by(definition: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make the decorated function on tensors an op that is `definition` on recorded values."""
+
+    def add(run: Callable[P, R]) -> Callable[P, R]:
+        op = OPS[run.__name__] = Op(run.__name__, rule("... -> ..."), run, definition=definition)
+
+        @wraps(run)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if isinstance(args[0], Tensor):
+                return run(*args, **kwargs)
+            result: R = dispatch(op, args, kwargs)
+            return result
+
+        return call
+
+    return add
+
+
+def _norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    return linear(rms_norm(x, w_norm, eps), w)
+
+
+@defined_by(_norm_linear)
+def norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Return `linear(rms_norm(x, w_norm, eps), w)` `[n,o]`: `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
+    y: Tensor = kernel("norm_linear", x)(x, w_norm, w, eps)
+    return y
+
+
+def _linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+    return residual + linear(x, w)
+
+
+@defined_by(_linear_add)
+def linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+    """Return `residual + linear(x, w)` `[n,o]`: `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
+    y: Tensor = kernel("linear_add", x)(x, w, residual)
+    return y
+
+
+def _norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    return silu_mul_packed(norm_linear(x, w_norm, w, eps))
+
+
+@defined_by(_norm_gate_up)
+def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Return `silu(gate) * up` `[n,f]` of `norm_linear(x, w_norm, w, eps)`, gate first."""
+    y: Tensor = kernel("norm_gate_up", x)(x, w_norm, w, eps)
+    return y
+
+
+def _rope_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    scale: float,
+    window: int,
+    eps: float,
+) -> tuple[Tensor, LayerKV]:
+    heads, width = kv.k.shape[1], kv.k.shape[3]
+    groups = qkv.shape[1] // (heads * width) - 2
+    q, k, v = split(qkv, (heads, groups, width), (heads, width), (heads, width))
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
+    seen = (window,) if window else ()
+    return paged_attention(rope(q, cos, sin), rope(k, cos, sin), v, kv, batch, scale, *seen)
+
+
+@defined_by(_rope_attention)
+def rope_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    scale: float,
+    window: int,
+    eps: float,
+) -> tuple[Tensor, LayerKV]:
+    """Return what rotated queries read, `o[n,k,g,h]`, and `kv` with the step's keys and values.
+
+    `qkv[n,(k g h)+(k h)+(k h)]` are projections side by side; `q_norm[h]`, `k_norm[h]` norm each
+    head before `cos[n,r]`, `sin[n,r]` turn it; then as `paged_attention`.
+    """
+    run = kernel("rope_attention", qkv)
+    o: Tensor = run(qkv, q_norm, k_norm, cos, sin, kv.k, kv.v, batch, scale, window, eps)
+    return o, kv
