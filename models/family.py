@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Families: what one model architecture brings, and its compilation for a layout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -43,10 +43,12 @@ def compile_plan(
     block_size: int,
     cache_dtype: torch.dtype | None = None,
     tokens: int = 0,
+    composites: Collection[str] = (),
 ) -> Plan:
     """Return the plan of a model under a layout: parameters in `dtype`, caches too if not told.
 
-    `tokens` of a step, all ranks together, decide how rows reach their experts (`build`).
+    `tokens` of a step, all ranks together, decide how rows reach their experts (`build`);
+    `composites` are what its target computes several ops with (`ops.composites_on`).
 
     Raises:
         MeshError: the mesh does not divide the model; legal sizes are listed.
@@ -64,4 +66,5 @@ def compile_plan(
         caches=caches,
         constants=family.derived(config),
         tokens=tokens,
+        composites=composites,
     )

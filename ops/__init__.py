@@ -12,7 +12,7 @@ from .attention import (
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
-from .composite import linear_add, norm_gate_up, norm_linear, rope_attention
+from .composite import composites_on, linear_add, norm_gate_up, norm_linear, rope_attention
 from .delta_net import (
     LayerState,
     causal_conv,
@@ -40,6 +40,7 @@ __all__ = [
     "add_rms_norm",
     "causal_conv",
     "clamped_experts",
+    "composites_on",
     "declared_batch",
     "delta_gates",
     "einsum",

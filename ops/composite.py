@@ -10,8 +10,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..kernels.registry import choose
 from ..sharding.op import OPS, Op, dispatch
 from ..sharding.rule import rule
 from .activation import silu_mul_packed
@@ -42,6 +44,15 @@ def defined_by(definition: Callable[P, R]) -> Callable[[Callable[P, R]], Callabl
         return call
 
     return add
+
+
+def composites_on(device_type: str, dtype: torch.dtype) -> frozenset[str]:
+    """Return the composites with a kernel of their own there, which a plan should then call."""
+    return frozenset(
+        op.name
+        for op in OPS.values()
+        if op.definition and choose(op.name, device_type, dtype).backend != "torch"
+    )
 
 
 def _norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:

@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from .composite import Columns, Joint, Stored, arguments
 from .mesh import Mesh
-from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 
 _WIDTH = 100
 
@@ -36,6 +37,7 @@ class Writer:
     def __init__(self, code: Code, mesh: Mesh, checked: bool) -> None:
         self.code, self.mesh, self.checked = code, mesh, checked
         self.used: set[str] = set()
+        self.calls = code.calls
         self.joined = {id(step): user for step, user in _joined(code)}
         self.bundles = _bundles(code)
         self.trips: dict[Var, str] = {}
@@ -57,9 +59,11 @@ class Writer:
         yield f"    return {results}, caches"
 
     def body(self) -> Iterator[str]:
-        skipped = {id(user) for user in self.joined.values()}
+        skipped = {id(user) for user in self.joined.values() if isinstance(user, Apply)}
         for step in self.code.steps:
             if id(step) in skipped or (isinstance(step, Move) and step.joins):
+                continue
+            if (call := self.calls.get(id(step))) and step is not call.last:
                 continue
             for text, made_by in self.step(step):
                 yield from self.noted(text, made_by)
@@ -75,7 +79,9 @@ class Writer:
         """Yield a line with its note at the end if both fit, else the note above it."""
         results = [var for each in self.bundles.get(id(step), (step,)) for var in each.results]
         types = ", ".join(str(var.spec) for var in results if var.kind != "cache")
-        note = f"# {types}  {step.line}"
+        call = self.calls.get(id(step))
+        lines = [str(part.line) for part in call.parts] if call else [str(step.line)]
+        note = f"# {types}  {', '.join(dict.fromkeys(lines))}"
         if isinstance(step, Move):
             note += f"  {step.why}"
         line = f"    {text}"
@@ -89,13 +95,15 @@ class Writer:
 
     def step(self, step: Step) -> Iterator[tuple[str, Step]]:
         match step:
+            case Project():
+                yield from self.project(step)
+            case Apply() if call := self.calls.get(id(step)):
+                yield f"{self.targets(step)} = {self.composite(call)}", step
             case Apply():
                 trips = [self.trips[var] for var in step.operands if var in self.trips]
                 if trips:
                     self.trips[step.results[0]] = trips[0]
                 yield f"{self.targets(step)} = {self.call(step)}", step
-            case Project():
-                yield from self.project(step)
             case Move():
                 yield self.move(step), step
             case Loop():
@@ -116,6 +124,13 @@ class Writer:
     def argument(self, arg: Any) -> str:
         if isinstance(arg, Var):
             return self.name(arg)
+        if isinstance(arg, Stored):
+            return f'w["{arg.name}"]'
+        if isinstance(arg, Columns):
+            wide = len(arg.var.spec.dims) > 2
+            return f"{self.name(arg.var)}.flatten(1)" if wide else self.name(arg.var)
+        if isinstance(arg, Joint):
+            return _joint(arg.vars)
         if isinstance(arg, tuple) and arg and all(isinstance(part, Var) for part in arg):
             roots = {_tree_name(part) for part in arg}
             assert len(roots) == 1, f"a tree of values of several origins: {arg}"
@@ -152,18 +167,28 @@ class Writer:
         )
         return name if whole and "[" not in name else "_"
 
-    def project(self, step: Project) -> Iterator[tuple[str, Step]]:
+    def composite(self, call: Composite) -> str:
+        args = arguments(call)
+        assert args is not None, f"{call.name} is not made of {call.parts}"
+        self.used.add(call.name)
+        return f"{call.name}({', '.join(map(self.argument, args))})"
+
+    def product(self, step: Project) -> str:
+        if call := self.calls.get(id(step)):
+            return self.composite(call)
         self.used.add("linear")
-        x = step.operands[0]
-        columns = f"{self.name(x)}.flatten(1)" if len(x.spec.dims) > 2 else self.name(x)
-        value = f'linear({columns}, w["{step.pack}"])'
+        return f'linear({self.argument(Columns(step.operands[0]))}, w["{step.pack}"])'
+
+    def project(self, step: Project) -> Iterator[tuple[str, Step]]:
+        value = self.product(step)
         shapes = [var.local(self.mesh)[1:] for var in step.results]
         if id(step) in self.joined:
             user = self.joined[id(step)]
-            joint = "_".join(var.name for var in step.results)
+            joint = _joint(step.results)
             yield f"{joint} = {value}", step
-            self.used.add(user.op.packed)
-            yield f"{self.targets(user)} = {user.op.packed}({joint})", user
+            if isinstance(user, Apply):
+                self.used.add(user.op.packed)
+                yield f"{self.targets(user)} = {user.op.packed}({joint})", user
             return
         if len(shapes) > 1:
             self.used.add("split")
@@ -220,10 +245,6 @@ def _tree_name(var: Var) -> str:
     return f"{root}[{rest[0]}]" if len(rest) > 1 else root
 
 
-def _reads(step: Step) -> tuple[Var, ...]:
-    return (*step.operands, *(step.metadata if isinstance(step, Apply) else ()))
-
-
 def _bundles(code: Code) -> dict[int, tuple[Move, ...]]:
     """Return the moves that travel together, by the first of them."""
     found: dict[int, tuple[Move, ...]] = {}
@@ -237,22 +258,33 @@ def _bundles(code: Code) -> dict[int, tuple[Move, ...]]:
     return {first: moves for first, moves in found.items() if len(moves) > 1}
 
 
-def _joined(code: Code) -> Iterator[tuple[Project, Apply]]:
+def _joint(results: tuple[Var, ...]) -> str:
+    return "_".join(var.name for var in results)
+
+
+def _joined(code: Code) -> Iterator[tuple[Project, Apply | Composite]]:
     """Yield projections whose only use is one op that takes their results side by side."""
-    users: dict[Var, list[Step]] = {}
+    readers, calls = code.readers, code.calls
+    taken = {
+        arg.vars: call
+        for call in code.composites
+        for arg in arguments(call) or ()
+        if isinstance(arg, Joint)
+    }
     for step in code.steps:
-        for var in _reads(step):
-            users.setdefault(var, []).append(step)
-    for step in code.steps:
-        if isinstance(step, Project) and len(step.results) > 1:
-            found = [users.get(var, []) for var in step.results]
-            if any(len(each) != 1 for each in found):
-                continue
-            user = found[0][0]
-            if (
-                isinstance(user, Apply)
-                and user.op.packed
-                and user.operands == step.results
-                and not set(step.results) & set(code.results)
-            ):
-                yield step, user
+        if not isinstance(step, Project) or len(step.results) < 2:
+            continue
+        if call := taken.get(step.results):
+            yield step, call
+        found = [readers.get(var, []) for var in step.results]
+        if any(len(each) != 1 for each in found):
+            continue
+        user = found[0][0]
+        if (
+            isinstance(user, Apply)
+            and id(user) not in calls
+            and user.op.packed
+            and user.operands == step.results
+            and not set(step.results) & set(code.results)
+        ):
+            yield step, user

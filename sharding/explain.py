@@ -29,8 +29,15 @@ def explain(
     for code in (*program.blocks, program.driver):
         given_to = (*code.carry, *(var for var in code.constants if var.kind != "batch"))
         lines += ["", f"{code.name}({', '.join(map(str, given_to))})"]
+        calls = code.calls
         for step in code.steps:
-            lines.extend(_step(step, code, program, given, links))
+            call = calls.get(id(step))
+            if call is None:
+                lines.extend(_step(step, code, program, given, links))
+            elif step is call.last:
+                lines.append(f"  {call.name}: one call")
+                for part in call.parts:
+                    lines += [f"  {line}" for line in _step(part, code, program, given, links)]
         lines.append(f"  return {', '.join(map(str, code.results))}")
     found = tuple(collectives(program, given, links))
     lines.append("")

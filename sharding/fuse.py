@@ -1,29 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""The fusing rewrite: a sum and the norm of it become one op."""
+"""The fusing rewrite: a sum and the norm of it become one op, or the sum its projection's part."""
+
+from typing import TypeGuard
 
 import attrs
 
+from .composite import sums
 from .op import OPS
+from .pack import contracted
+from .pointwise import ADD
 from .program import Apply, Code, Loop, Program, Step, Var
+from .rule import Rule
 
 
-def fuse(program: Program) -> Program:
-    """Return `program` with each add that feeds a norm computed by the norm's fused form."""
-    blocks = {id(code): _fused(code, {}) for code in program.blocks}
-    driver = _fused(program.driver, blocks)
+def fuse(program: Program, apart: bool = False) -> Program:
+    """Return `program` with each add that feeds a norm computed by the norm's fused form.
+
+    With `apart`, a target's product adds (`linear_add`): a sum of one projection's result, of
+    which nothing is owed, is then a step of its own, before the norm of it.
+    """
+    blocks = {id(code): _fused(code, {}, apart) for code in program.blocks}
+    driver = _fused(program.driver, blocks, apart)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
-def _fused(code: Code, blocks: dict[int, Code]) -> Code:
+def _fused(code: Code, blocks: dict[int, Code], apart: bool) -> Code:
     norms: dict[Var, Apply] = {}
     for step in code.steps:
         if isinstance(step, Apply) and step.op.after_add:
             norms.setdefault(step.operands[0], step)
+    projected = lone_projections(code) if apart else set[Var]()
     steps: list[Step] = []
     absorbed: set[int] = set()
     for step in code.steps:
         if isinstance(step, Loop):
             step = attrs.evolve(step, block=blocks[id(step.block)])
+        elif isinstance(step, Apply) and projected.intersection(step.operands[:2]) and is_sum(step):
+            if step.op.name != ADD.name:
+                steps.append(sum_of(step))
+                step = norm_of(step)
         elif isinstance(step, Apply) and step.op.name == "add":
             norm = norms.get(step.results[0])
             # Only a stored weight is sure to be there already where the add stands.
@@ -34,6 +49,25 @@ def _fused(code: Code, blocks: dict[int, Code]) -> Code:
         if id(step) not in absorbed:
             steps.append(step)
     return attrs.evolve(code, steps=tuple(steps))
+
+
+def is_sum(step: Step) -> TypeGuard[Apply]:
+    """Return whether a step adds, perhaps with a norm, values of one type; nothing may be owed."""
+    fused = {op.after_add for op in OPS.values()} - {""}
+    return isinstance(step, Apply) and step.op.name in (ADD.name, *fused) and sums(step)
+
+
+def lone_projections(code: Code) -> set[Var]:
+    """Return results, read once at most, of projections that are alone in taking their value."""
+    readers = code.readers
+    found = set[Var]()
+    for step in code.steps:
+        if isinstance(step, Apply) and contracted(step):
+            x, (result,) = step.operands[0], step.results
+            taken = [s for s in readers[x] if isinstance(s, Apply) and contracted(s)]
+            if len(taken) == 1 and len(readers.get(result, ())) <= 1:
+                found.add(result)
+    return found
 
 
 def _joint(add: Apply, norm: Apply) -> Apply:
@@ -52,3 +86,27 @@ def _joint(add: Apply, norm: Apply) -> Apply:
         norm.line,
         norm.regions,
     )
+
+
+def sum_of(step: Apply) -> Apply:
+    """Return the add in an op that yields the norm of a sum, and the sum."""
+    update, residual = step.operands[:2]
+    return added(residual, update, step.results[1], step)
+
+
+def norm_of(step: Apply) -> Apply:
+    """Return the norm in an op that yields the norm of a sum, and the sum: of the sum alone."""
+    norm = next(op for op in OPS.values() if op.after_add == step.op.name)
+    normed, total = step.results
+    operands = (total, *step.operands[2:])
+    rule = norm.rule.expanded(tuple(len(var.spec.dims) for var in operands))
+    args = (total, *step.args[2:])
+    return Apply(norm, rule, args, operands, (), (normed,), step.line, step.regions)
+
+
+def added(left: Var, right: Var, result: Var, where: Apply) -> Apply:
+    """Return `result = left + right` of values of one type, as written at `where`."""
+    every = tuple(f".{index}" for index in range(len(left.spec.dims)))
+    rule = Rule((every, every), (every,), frozenset(every), linear=ADD.rule.linear)
+    pair = (left, right)
+    return Apply(ADD, rule, pair, pair, (), (result,), where.line, where.regions)

@@ -4,7 +4,7 @@
 import hashlib
 import linecache
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .budget import check_budgets
 from .bundle import bundle
+from .carry import carry_sums
+from .compose import compose
 from .cost import groups_of
 from .division import check_layout
 from .emit import emit
@@ -150,16 +152,21 @@ def build(
     constants: Mapping[str, Tensor],
     tokens: int = 0,
     link: Link = NVLINK,
+    composites: Collection[str] = (),
 ) -> Plan:
     """Compile a traced program for a layout; `ops` names the module of the emitted imports.
 
     `tokens` of a step, all ranks together, decide how rows reach their experts; 0: by gathers.
+    `composites` are the ops that the target computes several steps with (`composite.py`).
 
     Raises:
         ShardingError: the layout does not fit the model, or a function exceeds its budget.
     """
     check_layout(layout, (params, caches), traced.aliases)
-    program = bundle(exchange(pack(fuse(propagate(traced, layout))), tokens, link))
+    adds = "linear_add" in composites
+    program = fuse(propagate(traced, layout), apart=adds)
+    program = pack(carry_sums(program) if adds else program)
+    program = compose(bundle(exchange(program, tokens, link)), composites)
     verify(program)
     check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."

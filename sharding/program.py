@@ -145,6 +145,22 @@ Step = Apply | Project | Move | Loop
 
 
 @attrs.frozen(eq=False)
+class Composite:
+    """Steps of a function that one call of op `name` computes, where the last of them stands.
+
+    They stay steps, each with its types and line: what holds for them is checked and counted step
+    by step, and nothing else may read what they hand to each other.
+    """
+
+    name: str
+    parts: tuple[Apply | Project, ...]
+
+    @property
+    def last(self) -> Apply | Project:
+        return self.parts[-1]
+
+
+@attrs.frozen(eq=False)
 class Code:
     """A straight-line function: a block, or the driver of the whole program.
 
@@ -161,6 +177,22 @@ class Code:
     results: tuple[Var, ...]
     cache_results: tuple[Var, ...]
     budgets: tuple[tuple[tuple[str, ...], float], ...]
+    composites: tuple[Composite, ...] = ()
+
+    @property
+    def calls(self) -> dict[int, Composite]:
+        """Return the composite of each step that is part of one, by the step's `id`."""
+        return {id(part): each for each in self.composites for part in each.parts}
+
+    @property
+    def readers(self) -> dict[Var, list[Step]]:
+        """Return the steps that read each value."""
+        found: dict[Var, list[Step]] = {}
+        for step in self.steps:
+            metadata = step.metadata if isinstance(step, Apply) else ()
+            for var in dict.fromkeys((*step.operands, *metadata)):
+                found.setdefault(var, []).append(step)
+        return found
 
 
 @attrs.frozen(eq=False)

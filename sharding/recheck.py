@@ -7,6 +7,7 @@ is accepted only if it still denotes what the model computes on one device, plac
 """
 
 import linecache
+import math
 from typing import Any
 
 import attrs
@@ -97,6 +98,8 @@ class Local(Recorder):
         self.check, self.var, self.names = check, var, var.spec.names
 
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        if op.definition:
+            return op.definition(*args)
         if op.name == "linear" and isinstance(args[1], Weights):
             return args[1].applied(self, self)
         if op.name == "linear":  # one parameter that other ops read too, stored as it is
@@ -135,7 +138,7 @@ class Columns(Recorder):
         self.of = of
 
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
-        return args[1].applied(self.of, self)
+        return op.definition(*args) if op.definition else args[1].applied(self.of, self)
 
 
 class Rows(Recorder):
@@ -144,7 +147,15 @@ class Rows(Recorder):
     def __init__(self, check: Check, values: tuple[Local, ...]) -> None:
         self.check, self.values = check, values
 
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Return the sizes of a rank's shard: rows, and all columns."""
+        widths = (math.prod(size or 1 for size in value.shape[1:]) for value in self.values)
+        return (self.values[0].shape[0], sum(widths))
+
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        if op.definition:
+            return op.definition(*args)
         if op.name == "split":
             if tuple(value.shape[1:] for value in self.values) != args[1:]:
                 raise VerificationError(f"{author_line()}: split does not meet what is stored")

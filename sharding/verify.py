@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from .composite import alone, arguments
 from .error import VerificationError
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
@@ -66,6 +67,7 @@ class Verification:
                 self.fail(var, "a stored value is Partial")
         for step in code.steps:
             self.step(step)
+        self.composites()
         for var in (*code.results, *code.cache_results):
             self.read(var, f"result of {code.name}")
             if var in self.routed:
@@ -78,6 +80,18 @@ class Verification:
         for before, after in zip(code.cache, code.cache_results, strict=False):
             if not _same_type(before, after):
                 self.fail(after, f"the cache came in as {before} and leaves as {after}")
+
+    def composites(self) -> None:
+        """Check that each composite's call computes its parts, and hides nothing that is read."""
+        parts = [id(part) for each in self.code.composites for part in each.parts]
+        if len(set(parts)) != len(parts):
+            raise VerificationError(f"{self.code.name}: a step is part of two composites")
+        for each in self.code.composites:
+            where = f"{each.last.line}: {each.name}"
+            if arguments(each) is None:
+                raise VerificationError(f"{where} does not compute the steps that it stands for")
+            if not alone(self.code, each):
+                raise VerificationError(f"{where}: another step reads what is inside it")
 
     def step(self, step: Step) -> None:
         applies = step.applies if isinstance(step, Project) else ()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The composing rewrite: steps that a target computes in one call are marked as one."""
+
+from collections.abc import Collection, Iterator
+
+import attrs
+
+from .composite import alone, arguments
+from .program import Apply, Code, Composite, Loop, Program, Project, Step, Var
+
+
+def compose(program: Program, offered: Collection[str]) -> Program:
+    """Return `program` with the composites in it that are among those `offered`."""
+    if not offered:
+        return program
+    blocks = {id(code): _composed(code, {}, offered) for code in program.blocks}
+    driver = _composed(program.driver, blocks, offered)
+    return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
+
+
+def _composed(code: Code, blocks: dict[int, Code], offered: Collection[str]) -> Code:
+    steps = tuple(
+        attrs.evolve(step, block=blocks[id(step.block)]) if isinstance(step, Loop) else step
+        for step in code.steps
+    )
+    code = attrs.evolve(code, steps=steps)
+    made = {var: step for step in steps for var in step.results}
+    found: list[Composite] = []
+    taken: set[int] = set()
+    # What ends in a gate takes the norm and projection with it, so it is looked for first.
+    for step in sorted(steps, key=lambda step: isinstance(step, Project)):
+        for composite in _ending(step, made):
+            parts = {id(part) for part in composite.parts}
+            if composite.name not in offered or parts & taken:
+                continue
+            if arguments(composite) is not None and alone(code, composite):
+                found.append(composite)
+                taken |= parts
+                break
+    return attrs.evolve(code, composites=tuple(found))
+
+
+def _ending(step: Step, made: dict[Var, Step]) -> Iterator[Composite]:
+    """Yield what may end in a step; whether it does is for its form to say."""
+
+    def before(var: Var) -> Apply | Project | None:
+        found = made.get(var)
+        return found if isinstance(found, (Apply, Project)) else None
+
+    if isinstance(step, Project):
+        if norm := before(step.operands[0]):
+            yield Composite("norm_linear", (norm, step))
+    elif isinstance(step, Apply) and step.op.packed:
+        project = before(step.operands[0])
+        if project and (norm := before(project.operands[0])):
+            yield Composite("norm_gate_up", (norm, project, step))
+    elif isinstance(step, Apply) and step.op.name == "add":
+        for var in step.operands:
+            if isinstance(project := before(var), Project):
+                yield Composite("linear_add", (project, step))
+    elif isinstance(step, Apply) and step.op.name == "paged_attention":
+        turns = [before(var) for var in step.operands[:2]]
+        if turns[0] and turns[1]:
+            ropes = (turns[0], turns[1])
+            norms = [before(turn.operands[0]) for turn in ropes]
+            if norms[0] and norms[1]:
+                yield Composite("rope_attention", (norms[0], norms[1], *ropes, step))
+            yield Composite("rope_attention", (*ropes, step))
