@@ -100,6 +100,8 @@ class Local(Recorder):
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
         if op.definition:
             return op.definition(*args)
+        if op.name == "split":
+            raise VerificationError(f"{author_line()}: split takes one product's, got {self.var}")
         if op.name == "linear" and isinstance(args[1], Weights):
             return args[1].applied(self, self)
         if op.name == "linear":  # one parameter that other ops read too, stored as it is

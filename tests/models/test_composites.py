@@ -87,7 +87,7 @@ def test_explain_shows_what_a_call_computes() -> None:
     text = explain(plan_of("qwen3", Layout()))
     at = text.index("rope_attention: one call")
     inside = text[at : text.index("linear_add: one call", at)]
-    parts = "rms_norm rms_norm rope rope paged_attention".split()
+    parts = ["rms_norm", "rms_norm", "rope", "rope", "paged_attention"]
     assert re.findall(r"= (\w+)\(", inside) == parts
 
 
