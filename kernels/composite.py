@@ -6,13 +6,21 @@ r rotary angles; cache: b blocks, s slots in a block.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .paged_attention import Rows
 from .registry import register, select
+
+
+class Collectives(Protocol):
+    """What a rank calls collectives of: sums and concatenations in rank order."""
+
+    def all_reduce(self, x: Tensor, axis: str) -> Tensor: ...
+    def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
+    def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
 
 
 @register("norm_linear", backend="torch")
@@ -73,6 +81,53 @@ def rope_attention(
     else:
         o = _kernel("paged_attention", qkv)(q, k, v, k_cache, v_cache, batch, scale)
     return o
+
+
+@register("norm_moe_add", backend="torch")
+def norm_moe_add(
+    x: Tensor,
+    w_norm: Tensor,
+    w_router: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    active: int,
+    renormalise: bool,
+    eps: float,
+) -> Tensor:
+    """Return `x[n,d]` plus the update of experts `w_gate[e,d,j]`, `w_up[e,d,j]`, `w_down[e,j,d]`.
+
+    They compute the rows normed by `w_norm[d]`; `w_router[e,d]` scores them for `softmax_router`.
+    """
+    normed = _kernel("rms_norm", x)(x, w_norm, eps)
+    scores = _kernel("linear", x)(normed, w_router)
+    ids, weights = _kernel("softmax_router", x)(scores, active, renormalise)
+    update: Tensor = _kernel("experts", x)(normed, ids, weights, w_gate, w_up, w_down)
+    return x + update
+
+
+@register("all_reduce_add_rms_norm", backend="torch")
+def all_reduce_add_rms_norm(
+    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of `residual[n,d]` plus the ranks' sum of `x[n,d]`, and that sum."""
+    pair: tuple[Tensor, Tensor] = _kernel("add_rms_norm", x)(
+        c.all_reduce(x, axis), residual, w, eps
+    )
+    return pair
+
+
+@register("all_gather_linear", backend="torch")
+def all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    """Return the ranks' rows `x[n,i]`, one rank after another, times `w[o,i]`."""
+    y: Tensor = _kernel("linear", x)(c.all_gather(x, axis, 0), w)
+    return y
+
+
+@register("linear_reduce_scatter", backend="torch")
+def linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    """Return this rank's rows of the ranks' sum of `x[n,i]` times `w[o,i]`."""
+    return c.reduce_scatter(_kernel("linear", x)(x, w), axis, 0)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,7 +12,17 @@ from .attention import (
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cast import widen
-from .composite import composites_on, linear_add, norm_gate_up, norm_linear, rope_attention
+from .composite import (
+    all_gather_linear,
+    all_reduce_add_rms_norm,
+    composites_on,
+    linear_add,
+    linear_reduce_scatter,
+    norm_gate_up,
+    norm_linear,
+    norm_moe_add,
+    rope_attention,
+)
 from .delta_net import (
     LayerState,
     causal_conv,
@@ -38,6 +48,8 @@ __all__ = [
     "LayerState",
     "WindowKV",
     "add_rms_norm",
+    "all_gather_linear",
+    "all_reduce_add_rms_norm",
     "causal_conv",
     "clamped_experts",
     "composites_on",
@@ -53,8 +65,10 @@ __all__ = [
     "latent_attention",
     "linear",
     "linear_add",
+    "linear_reduce_scatter",
     "norm_gate_up",
     "norm_linear",
+    "norm_moe_add",
     "paged_attention",
     "paged_attention_share",
     "rms_norm",

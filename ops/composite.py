@@ -8,7 +8,7 @@ placements are checked op by op.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,19 +20,28 @@ from .activation import silu_mul_packed
 from .attention import LayerKV, paged_attention
 from .batch import Batch
 from .einsum import linear, split
+from .experts import experts
 from .kernel import kernel
-from .norm import rms_norm
+from .norm import add_rms_norm, rms_norm
 from .rope import rope
+from .router import softmax_router
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def defined_by(definition: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make the decorated function on tensors an op that is `definition` on recorded values."""
+def defined_by(
+    definition: Callable[P, R], collective: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make the decorated function on tensors an op that is `definition` on recorded values.
+
+    A `collective` one takes the caller of collectives and the name of a group first.
+    """
 
     def add(run: Callable[P, R]) -> Callable[P, R]:
-        op = OPS[run.__name__] = Op(run.__name__, rule("... -> ..."), run, definition=definition)
+        op = OPS[run.__name__] = Op(
+            run.__name__, rule("... -> ..."), run, definition=definition, collective=collective
+        )
 
         @wraps(run)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,6 +62,14 @@ def composites_on(device_type: str, dtype: torch.dtype) -> frozenset[str]:
         for op in OPS.values()
         if op.definition and choose(op.name, device_type, dtype).backend != "torch"
     )
+
+
+class Collectives(Protocol):
+    """What a program calls collectives of; see `sharding/README.md`."""
+
+    def all_reduce(self, x: Tensor, axis: str) -> Tensor: ...
+    def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
+    def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
 
 
 def _norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -130,3 +147,78 @@ def rope_attention(
     run = kernel("rope_attention", qkv)
     o: Tensor = run(qkv, q_norm, k_norm, cos, sin, kv.k, kv.v, batch, scale, window, eps)
     return o, kv
+
+
+def _norm_moe_add(
+    x: Tensor,
+    w_norm: Tensor,
+    w_router: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    active: int,
+    renormalise: bool,
+    eps: float,
+) -> Tensor:
+    normed = rms_norm(x, w_norm, eps)
+    ids, weights = softmax_router(linear(normed, w_router), active, renormalise)
+    return x + experts(normed, ids, weights, w_gate, w_up, w_down)
+
+
+@defined_by(_norm_moe_add)
+def norm_moe_add(
+    x: Tensor,
+    w_norm: Tensor,
+    w_router: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    active: int,
+    renormalise: bool,
+    eps: float,
+) -> Tensor:
+    """Return `x[n,d]` and what the `active` likeliest experts of its norm add to it.
+
+    `w_norm[d]`, `w_router[e,d]`; experts as in `experts`, routing as in `softmax_router`.
+    """
+    run = kernel("norm_moe_add", x)
+    y: Tensor = run(x, w_norm, w_router, w_gate, w_up, w_down, active, renormalise, eps)
+    return y
+
+
+def _all_reduce_add_rms_norm(
+    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return add_rms_norm(c.all_reduce(x, axis), residual, w, eps)
+
+
+@defined_by(_all_reduce_add_rms_norm, collective=True)
+def all_reduce_add_rms_norm(
+    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return `add_rms_norm` of the sum of `x[n,d]` over the ranks of `axis`, in rank order."""
+    run = kernel("all_reduce_add_rms_norm", x)
+    pair: tuple[Tensor, Tensor] = run(c, axis, x, residual, w, eps)
+    return pair
+
+
+def _all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    return linear(c.all_gather(x, axis, 0), w)
+
+
+@defined_by(_all_gather_linear, collective=True)
+def all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    """Return `linear(x, w)` of the rows `x[n,i]` of all ranks of `axis`, in rank order."""
+    y: Tensor = kernel("all_gather_linear", x)(c, axis, x, w)
+    return y
+
+
+def _linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    return c.reduce_scatter(linear(x, w), axis, 0)
+
+
+@defined_by(_linear_reduce_scatter, collective=True)
+def linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+    """Return this rank's even part of the rows of `linear(x, w)` summed over `axis`."""
+    y: Tensor = kernel("linear_reduce_scatter", x)(c, axis, x, w)
+    return y

@@ -2,15 +2,16 @@
 """The carrying rewrite: layers hand on the sum of two values where all read only their sum.
 
 A residual stream is written as a pair, the residual and the last update, so that an update may
-stay owed until it is added.  Where nothing is owed and each update is one projection's result, the
-sum is carried: the projection's kernel adds it, and no op is left between two layers.
+stay owed until it is added.  Where nothing is owed and a composite adds each update as it computes
+it, the sum is carried, and no op is left between two layers.
 """
 
+from collections.abc import Collection
 from typing import Any, TypeGuard
 
 import attrs
 
-from .fuse import added, is_sum, lone_projections, norm_of
+from .fuse import addable, added, is_sum, norm_of
 from .program import Apply, Code, Loop, Program, Step, Var
 from .propagate import live
 
@@ -44,8 +45,8 @@ class Meeting:
         return () if step in self.taken else (step,)
 
 
-def carry_sums(program: Program) -> Program:
-    """Return `program` with each chain of loops that can carry a sum doing so."""
+def carry_sums(program: Program, offered: Collection[str]) -> Program:
+    """Return `program` with each chain of loops carrying a sum whose updates a composite adds."""
     driver = program.driver
     chains: list[list[Loop]] = []
     for step in driver.steps:
@@ -55,13 +56,13 @@ def carry_sums(program: Program) -> Program:
             else:
                 chains.append([step])
     for chain in chains:
-        program = _carried(program, tuple(chain))
+        program = _carried(program, tuple(chain), offered)
     return program
 
 
-def _carried(program: Program, chain: tuple[Loop, ...]) -> Program:
+def _carried(program: Program, chain: tuple[Loop, ...], offered: Collection[str]) -> Program:
     driver = program.driver
-    blocks = {id(loop.block): _block(loop.block) for loop in chain}
+    blocks = {id(loop.block): _block(loop.block, offered) for loop in chain}
     entered = chain[0].carry
     after = _meeting(driver, chain[-1].results) if len(entered) == 2 else None
     others = [step for step in driver.steps if isinstance(step, Loop) and step not in chain]
@@ -98,7 +99,7 @@ def _carried(program: Program, chain: tuple[Loop, ...]) -> Program:
     )
 
 
-def _block(code: Code) -> Code | None:
+def _block(code: Code, offered: Collection[str]) -> Code | None:
     """Return a layer that takes and hands on the sum of its two carries, if it can."""
     if len(code.carry) != 2:
         return None
@@ -106,7 +107,7 @@ def _block(code: Code) -> Code | None:
     left, right = code.results
     if meeting is None or meeting.taken or left is right:
         return None
-    lone = lone_projections(code) & {left, right}
+    lone = addable(code, offered) & {left, right}
     if len(lone) != 1 or any(var.spec.partial for var in code.results):
         return None
     (update,) = lone

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 import attrs
 
 from .composite import alone, arguments
-from .program import Apply, Code, Composite, Loop, Program, Project, Step, Var
+from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 
 
 def compose(program: Program, offered: Collection[str]) -> Program:
@@ -43,21 +43,36 @@ def _composed(code: Code, blocks: dict[int, Code], offered: Collection[str]) -> 
 def _ending(step: Step, made: dict[Var, Step]) -> Iterator[Composite]:
     """Yield what may end in a step; whether it does is for its form to say."""
 
-    def before(var: Var) -> Apply | Project | None:
+    def before(var: Var) -> Apply | Project | Move | None:
         found = made.get(var)
-        return found if isinstance(found, (Apply, Project)) else None
+        return None if isinstance(found, Loop) else found
 
-    if isinstance(step, Project):
-        if norm := before(step.operands[0]):
-            yield Composite("norm_linear", (norm, step))
+    if isinstance(step, Move):
+        if project := before(step.operand):
+            yield Composite("linear_reduce_scatter", (project, step))
+    elif isinstance(step, Project):
+        if last := before(step.operands[0]):
+            yield Composite("norm_linear", (last, step))
+            yield Composite("all_gather_linear", (last, step))
+    elif isinstance(step, Apply) and step.op.name == "add_rms_norm":
+        for var in step.operands[:2]:
+            if move := before(var):
+                yield Composite("all_reduce_add_rms_norm", (move, step))
     elif isinstance(step, Apply) and step.op.packed:
         project = before(step.operands[0])
         if project and (norm := before(project.operands[0])):
             yield Composite("norm_gate_up", (norm, project, step))
     elif isinstance(step, Apply) and step.op.name == "add":
         for var in step.operands:
-            if isinstance(project := before(var), Project):
-                yield Composite("linear_add", (project, step))
+            last = before(var)
+            if isinstance(last, Project):
+                yield Composite("linear_add", (last, step))
+            elif isinstance(last, Apply) and last.op.name == "experts":
+                x, ids = last.operands[:2]
+                norm, route = before(x), before(ids)
+                router = before(route.operands[0]) if route else None
+                if norm and route and router:
+                    yield Composite("norm_moe_add", (norm, router, route, last, step))
     elif isinstance(step, Apply) and step.op.name == "paged_attention":
         turns = [before(var) for var in step.operands[:2]]
         if turns[0] and turns[1]:

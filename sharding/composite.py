@@ -6,11 +6,12 @@ in the emitted text, as definitions that `recheck` follows.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import attrs
 
-from .program import Apply, Code, Composite, Project, Step, Var
+from .program import Apply, Code, Composite, Move, Project, Step, Var
 
 
 @attrs.frozen
@@ -25,6 +26,13 @@ class Columns:
     """A value whose dims after the first are side by side, as a product with a pack takes it."""
 
     var: Var
+
+
+@attrs.frozen
+class Over:
+    """The caller of collectives, and the group of ranks that they are over."""
+
+    axes: tuple[str, ...]
 
 
 @attrs.frozen
@@ -54,6 +62,9 @@ def alone(code: Code, composite: Composite) -> bool:
     order = [id(step) for step in code.steps if id(step) in parts]
     if len(order) != len(composite.parts) or order[-1] != id(composite.last):
         return False
+    bundled = [pair for pair in pairwise(code.steps) if _joins(pair[1])]
+    if any(id(step) in parts for pair in bundled for step in pair):
+        return False
     hidden = [var for part in composite.parts[:-1] for var in part.results]
     if any(var.kind == "cache" for part in composite.parts[:-1] for var in part.operands):
         return False
@@ -68,6 +79,10 @@ def alone(code: Code, composite: Composite) -> bool:
     return not any(
         var in ends or any(id(step) not in parts for step in readers.get(var, ())) for var in hidden
     )
+
+
+def _joins(step: Step) -> bool:
+    return isinstance(step, Move) and step.joins
 
 
 def _norm_linear(parts: Parts) -> Arguments | None:
@@ -129,6 +144,54 @@ def _rope_attention(parts: Parts) -> Arguments | None:
     return (Joint((q, k, v)), *weights, *turn_q.args[1:], kv, batch, scale, span, eps)
 
 
+def _norm_moe_add(parts: Parts) -> Arguments | None:
+    match parts:
+        case (Apply() as norm, Project() as router, Apply() as route, Apply() as experts, add):
+            pass
+        case _:
+            return None
+    names = (route.op.name, experts.op.name)
+    if names != ("softmax_router", "experts") or _norm_linear((norm, router)) is None:
+        return None
+    x, weight, eps = norm.args
+    if len(route.args) != 3 or len(experts.args) != 6 or route.operands != router.results:
+        return None
+    if experts.args[:3] != (norm.results[0], *route.results):
+        return None
+    adds = isinstance(add, Apply) and add.op.name == "add" and sums(add)
+    if not adds or set(add.operands) != {x, experts.results[0]}:
+        return None
+    return (x, weight, Stored(router.pack), *experts.args[3:], *route.args[1:], eps)
+
+
+def _all_reduce_add_rms_norm(parts: Parts) -> Arguments | None:
+    match parts:
+        case (Move(kind="all_reduce") as move, Apply() as norm):
+            if norm.op.name == "add_rms_norm" and move.result in norm.operands[:2]:
+                rest = [var for var in norm.operands[:2] if var is not move.result]
+                weight = norm.operands[2]
+                stored = weight.kind == "param" and weight.dtype == move.result.dtype
+                if stored and len(rest) == 1 and sums(norm):
+                    return (Over(move.axes), move.operand, rest[0], weight, norm.args[3])
+    return None
+
+
+def _all_gather_linear(parts: Parts) -> Arguments | None:
+    match parts:
+        case (Move(kind="all_gather", dim=0) as move, Project() as project):
+            if project.operands[0] is move.result and len(move.result.spec.dims) == 2:
+                return (Over(move.axes), move.operand, Stored(project.pack))
+    return None
+
+
+def _linear_reduce_scatter(parts: Parts) -> Arguments | None:
+    match parts:
+        case (Project(applies=(one,)) as project, Move(kind="reduce_scatter", dim=0) as move):
+            if move.operand is one.results[0] and len(move.result.spec.dims) == 2:
+                return (Over(move.axes), Columns(project.operands[0]), Stored(project.pack))
+    return None
+
+
 def _norms(step: Step) -> bool:
     """Return whether a step is a norm by a stored weight of the values' own dtype."""
     if not isinstance(step, Apply) or step.op.name != "rms_norm":
@@ -149,8 +212,12 @@ def sums(step: Apply) -> bool:
 
 
 FORMS: dict[str, Callable[[Parts], Arguments | None]] = {
+    "all_gather_linear": _all_gather_linear,
+    "all_reduce_add_rms_norm": _all_reduce_add_rms_norm,
     "linear_add": _linear_add,
+    "linear_reduce_scatter": _linear_reduce_scatter,
     "norm_gate_up": _norm_gate_up,
     "norm_linear": _norm_linear,
+    "norm_moe_add": _norm_moe_add,
     "rope_attention": _rope_attention,
 }

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from .composite import Columns, Joint, Stored, arguments
+from .composite import Columns, Joint, Over, Stored, arguments
 from .mesh import Mesh
 from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 
@@ -97,7 +97,7 @@ class Writer:
         match step:
             case Project():
                 yield from self.project(step)
-            case Apply() if call := self.calls.get(id(step)):
+            case Apply() | Move() if call := self.calls.get(id(step)):
                 yield f"{self.targets(step)} = {self.composite(call)}", step
             case Apply():
                 trips = [self.trips[var] for var in step.operands if var in self.trips]
@@ -129,6 +129,8 @@ class Writer:
         if isinstance(arg, Columns):
             wide = len(arg.var.spec.dims) > 2
             return f"{self.name(arg.var)}.flatten(1)" if wide else self.name(arg.var)
+        if isinstance(arg, Over):
+            return f'c, "{self.mesh.group(arg.axes)}"'
         if isinstance(arg, Joint):
             return _joint(arg.vars)
         if isinstance(arg, tuple) and arg and all(isinstance(part, Var) for part in arg):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The fusing rewrite: a sum and the norm of it become one op, or the sum its projection's part."""
 
+from collections.abc import Collection
 from typing import TypeGuard
 
 import attrs
@@ -13,29 +14,29 @@ from .program import Apply, Code, Loop, Program, Step, Var
 from .rule import Rule
 
 
-def fuse(program: Program, apart: bool = False) -> Program:
+def fuse(program: Program, offered: Collection[str] = ()) -> Program:
     """Return `program` with each add that feeds a norm computed by the norm's fused form.
 
-    With `apart`, a target's product adds (`linear_add`): a sum of one projection's result, of
-    which nothing is owed, is then a step of its own, before the norm of it.
+    Where composites are `offered` that add what they compute, a sum of such an update, of which
+    nothing is owed, is a step of its own, before the norm of it.
     """
-    blocks = {id(code): _fused(code, {}, apart) for code in program.blocks}
-    driver = _fused(program.driver, blocks, apart)
+    blocks = {id(code): _fused(code, {}, offered) for code in program.blocks}
+    driver = _fused(program.driver, blocks, offered)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
-def _fused(code: Code, blocks: dict[int, Code], apart: bool) -> Code:
+def _fused(code: Code, blocks: dict[int, Code], offered: Collection[str]) -> Code:
     norms: dict[Var, Apply] = {}
     for step in code.steps:
         if isinstance(step, Apply) and step.op.after_add:
             norms.setdefault(step.operands[0], step)
-    projected = lone_projections(code) if apart else set[Var]()
+    updates = addable(code, offered)
     steps: list[Step] = []
     absorbed: set[int] = set()
     for step in code.steps:
         if isinstance(step, Loop):
             step = attrs.evolve(step, block=blocks[id(step.block)])
-        elif isinstance(step, Apply) and projected.intersection(step.operands[:2]) and is_sum(step):
+        elif isinstance(step, Apply) and updates.intersection(step.operands[:2]) and is_sum(step):
             if step.op.name != ADD.name:
                 steps.append(sum_of(step))
                 step = norm_of(step)
@@ -57,16 +58,22 @@ def is_sum(step: Step) -> TypeGuard[Apply]:
     return isinstance(step, Apply) and step.op.name in (ADD.name, *fused) and sums(step)
 
 
-def lone_projections(code: Code) -> set[Var]:
-    """Return results, read once at most, of projections that are alone in taking their value."""
+def addable(code: Code, offered: Collection[str]) -> set[Var]:
+    """Return results, read once at most, of what a composite on offer can compute and add.
+
+    That is: a projection that is alone in taking its value, or experts.
+    """
     readers = code.readers
     found = set[Var]()
     for step in code.steps:
-        if isinstance(step, Apply) and contracted(step):
-            x, (result,) = step.operands[0], step.results
-            taken = [s for s in readers[x] if isinstance(s, Apply) and contracted(s)]
-            if len(taken) == 1 and len(readers.get(result, ())) <= 1:
-                found.add(result)
+        if not isinstance(step, Apply) or len(readers.get(step.results[0], ())) > 1:
+            continue
+        if contracted(step) and "linear_add" in offered:
+            taken = [s for s in readers[step.operands[0]] if isinstance(s, Apply)]
+            if sum(bool(contracted(each)) for each in taken) == 1:
+                found.add(step.results[0])
+        if step.op.name == "experts" and "norm_moe_add" in offered:
+            found.add(step.results[0])
     return found
 
 

@@ -27,7 +27,8 @@ class Op:
     (`"{0} + {1}"`); `packed` names the op that takes this one's operands side by side in one
     tensor; `after_add` the op that computes this one of a sum of two values, given apart, and
     returns the sum too; `share` the function that computes this one's share of a rank, told its
-    place and the number of ranks (`Rule.merges`); `definition` what a composite is in other ops.
+    place and the number of ranks (`Rule.merges`); `definition` what a composite is in other ops;
+    `collective` marks one with collectives among them, whose caller is its first argument.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Op:
     after_add: str = ""
     share: str = ""
     definition: Callable[..., Any] | None = None
+    collective: bool = False
 
 
 class Recorder:

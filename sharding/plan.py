@@ -163,9 +163,8 @@ def build(
         ShardingError: the layout does not fit the model, or a function exceeds its budget.
     """
     check_layout(layout, (params, caches), traced.aliases)
-    adds = "linear_add" in composites
-    program = fuse(propagate(traced, layout), apart=adds)
-    program = pack(carry_sums(program) if adds else program)
+    program = fuse(propagate(traced, layout), composites)
+    program = pack(carry_sums(program, composites))
     program = compose(bundle(exchange(program, tokens, link)), composites)
     verify(program)
     check_budgets(program)

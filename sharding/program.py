@@ -153,10 +153,10 @@ class Composite:
     """
 
     name: str
-    parts: tuple[Apply | Project, ...]
+    parts: tuple[Apply | Project | Move, ...]
 
     @property
-    def last(self) -> Apply | Project:
+    def last(self) -> Apply | Project | Move:
         return self.parts[-1]
 
 

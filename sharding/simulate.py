@@ -24,6 +24,9 @@ class Ranks(Recorder):
         self.parts = tuple(parts)
 
     def record(self, op: Op, args: tuple[Any, ...], rule: Rule | None = None) -> Any:
+        if op.collective:  # a rank alone cannot run it
+            assert op.definition is not None
+            return op.definition(*args)
         return self._each(op.run, *args)
 
     def _each(self, run: Callable[..., Any], *args: Any) -> Any:

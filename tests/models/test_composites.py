@@ -80,7 +80,23 @@ def test_composites_change_no_bit(name: str, layout: Layout) -> None:
 def test_a_sum_is_not_carried_where_one_is_owed() -> None:
     (code,) = plan_of("llama", LAYOUTS["tp2"]).program.blocks
     assert len(code.carry) == 2
-    assert {each.name for each in code.composites} == {"rope_attention"}
+    calls = [each.name for each in code.composites]
+    assert sorted(calls) == ["all_reduce_add_rms_norm"] * 2 + ["rope_attention"]
+
+
+def test_a_layer_with_experts_is_four_calls() -> None:
+    plan = plan_of("qwen3-moe", Layout())
+    for code in plan.program.blocks:
+        assert len(code.carry) == 1
+    names = [each.name for code in plan.program.blocks for each in code.composites]
+    assert names.count("norm_moe_add") == 1
+    assert names.count("norm_gate_up") == 1
+
+
+def test_under_sequence_parallelism_products_gather_and_scatter() -> None:
+    (code,) = plan_of("llama", LAYOUTS["sp2"]).program.blocks
+    calls = [each.name for each in code.composites]
+    assert calls.count("all_gather_linear") + calls.count("linear_reduce_scatter") == 4
 
 
 def test_explain_shows_what_a_call_computes() -> None:

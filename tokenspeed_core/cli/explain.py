@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--diff", metavar="LAYOUT", help='what changes under "tp=8; Hidden=n@tp d"')
     show.add_argument("--memory", action="store_true", help="bytes that a rank holds")
     show.add_argument("--html", metavar="FILE", help="write the program as a page")
+    show.add_argument(
+        "--composites",
+        action="store_true",
+        help="as for a target whose kernels compute several ops in one call",
+    )
     step = parser.add_argument_group("step")
     step.add_argument("--tokens", type=int, default=1, metavar="N", help="tokens in the step")
     step.add_argument("--rows", type=int, metavar="N", help="rows of logits, as many as tokens")
@@ -57,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..models.family import compile_plan
     from ..sharding import Layout, Plan, explain
     from ..sharding.collective_table import collectives, table
+    from ..sharding.composite import FORMS
     from ..sharding.difference import difference
     from ..sharding.explain import step_sizes
     from ..sharding.layout_text import parse_layout
@@ -74,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             layout,
             dtype=torch.bfloat16,
             block_size=arguments.block_size,
+            composites=FORMS if arguments.composites else (),
         )
 
     links = parse_links(arguments.link)
