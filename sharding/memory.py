@@ -74,14 +74,20 @@ def memory(plan: Plan, *, tokens: Mapping[str, int], blocks: int) -> Memory:
 
 def _peak(code: Code, mesh: Mesh, tokens: Mapping[str, int]) -> tuple[int, str]:
     last: dict[Var, int] = {}
+    calls = code.calls
+    index_of = {id(step): index for index, step in enumerate(code.steps)}
     for index, step in enumerate(code.steps):
         for var in step.operands:
-            last[var] = index
+            # Parts of a composite run where the last of them stands.
+            at = index_of[id(calls[id(step)].last)] if id(step) in calls else index
+            last[var] = max(last.get(var, 0), at)
     last.update(dict.fromkeys(code.results, len(code.steps)))
     held = {var: nbytes(var, tokens, mesh) for var in code.carry}
     most, peak = sum(held.values()), code.name
     for index, step in enumerate(code.steps):
         below = 0
+        if id(step) in calls and step is not calls[id(step)].last:
+            continue  # what it hands on is never stored
         if isinstance(step, Loop):
             entered = sum(nbytes(var, tokens, mesh) for var in step.block.carry)
             below, inner = _peak(step.block, mesh, tokens)

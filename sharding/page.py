@@ -138,9 +138,11 @@ class PlanView:
     def row(self, code: Code, row: int, step: Step, drawing: Drawing) -> Iterator[str]:
         touched = " ".join(self.key(code, var) for var in (*step.operands, *made_by(step)))
         move = isinstance(step, Move) and step.kind != "slice"
+        call = code.calls.get(id(step))
+        part = f" <small>in {call.name}</small>" if call else ""
         yield (
             f'<div class="row{" move" if move else ""}" tabindex="0" data-vs="{touched}">'
-            f'<p>{self.title(step)}<a class="line">{escape(str(step.line))}</a></p>'
+            f'<p>{self.title(step)}{part}<a class="line">{escape(str(step.line))}</a></p>'
             f"<p>{' '.join(map(self.chip, made_by(step)))}"
             f"{f' <small>{escape(step.why)}</small>' if isinstance(step, Move) else ''}</p>"
         )

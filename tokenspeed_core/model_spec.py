@@ -12,6 +12,7 @@ from .config import EngineConfig
 from .model_source import resolve
 from .models.family import Family, compile_plan
 from .models.registry import family_of
+from .ops import composites_on
 from .sharding import Layout, Plan
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -77,8 +78,8 @@ class ModelSpec:
         """Ids are below it."""
         return int(self.config.vocab_size)
 
-    def plan(self) -> Plan:
-        """Compile the model for its layout.
+    def plan(self, device_type: str = "cpu") -> Plan:
+        """Compile the model for its layout and for the kernels that a device has.
 
         Raises:
             MeshError: the mesh does not divide the model; legal sizes are listed.
@@ -90,6 +91,7 @@ class ModelSpec:
             dtype=self.dtype,
             cache_dtype=self.cache_dtype,
             block_size=self.block_size,
+            composites=composites_on(device_type, self.dtype),
         )
 
 

@@ -15,7 +15,8 @@ from tokenspeed_core.models import compile_plan
 from tokenspeed_core.ops import composites_on
 from tokenspeed_core.sharding import Layout, Plan, VerificationError
 from tokenspeed_core.sharding.composite import FORMS
-from tokenspeed_core.sharding.explain import explain
+from tokenspeed_core.sharding.explain import explain, step_sizes
+from tokenspeed_core.sharding.memory import memory
 from tokenspeed_core.sharding.program import Code, Composite, Program
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
@@ -149,6 +150,25 @@ def test_a_wrong_call_is_refused_from_its_text(before: str, after: str) -> None:
     assert before in plan.source
     with pytest.raises(VerificationError):
         recheck(plan, plan.source.replace(before, after, 1))
+
+
+def test_a_call_without_its_reduction_is_refused_from_its_text() -> None:
+    plan = plan_of("llama", LAYOUTS["tp2"])
+    edited = plan.source.replace("import (", "import (\n    add_rms_norm,", 1)
+    recheck(plan, edited)
+    dropped = edited.replace('= all_reduce_add_rms_norm(c, "tp", ', "= add_rms_norm(", 1)
+    assert dropped != edited
+    with pytest.raises(VerificationError, match="add_rms_norm"):
+        recheck(plan, dropped)
+
+
+def test_a_composite_holds_nothing_between_its_parts() -> None:
+    """A step of 64 tokens keeps neither the norms nor gate and up of a layer."""
+    held = [
+        memory(plan_of("llama", Layout(), each), tokens=step_sizes(64, 1), blocks=2).activations
+        for each in (False, True)
+    ]
+    assert held[1] < held[0]
 
 
 def test_the_cpu_offers_none() -> None:
