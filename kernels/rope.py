@@ -7,6 +7,14 @@ from torch import Tensor
 from .registry import register
 
 
+@register("rope_angles", backend="torch")
+def rope_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float32 `cos[n,2i]`, `sin[n,2i]` of `positions[n] * inv_freq[i]`, each twice."""
+    angles = positions.float().unsqueeze(-1) * inv_freq
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
 @register("rope", backend="torch")
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of `x[n,...,h]` by angles given as `cos[n,h]`, `sin[n,h]`.

@@ -16,9 +16,8 @@ from .kernel import kernel
 )
 def rope_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
     """Return float32 `cos[n,r]`, `sin[n,r]` of `position * inv_freq[i]`, twice: r = 2 i."""
-    angles = positions.float().unsqueeze(-1) * inv_freq
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    pair: tuple[Tensor, Tensor] = kernel("rope_angles", inv_freq)(positions, inv_freq)
+    return pair
 
 
 @register_rule(rule("n ... h, n r, n r -> n ... h", shard="n ...", linear=((0,),)))

@@ -91,7 +91,7 @@ class Writer:
             yield from textwrap.wrap(
                 note, _WIDTH, initial_indent="    ", subsequent_indent="    #   "
             )
-            yield line
+            yield line if "\n" in text else _broken(line)
 
     def step(self, step: Step) -> Iterator[tuple[str, Step]]:
         match step:
@@ -235,6 +235,18 @@ class Writer:
             f'{rename}for p, kv in zip(w["{step.layers}"]{span}, caches{span}, strict=True):\n'
             f"        {carry} = {step.block.name}({args})"
         )
+
+
+def _broken(line: str) -> str:
+    """Return a line that calls something, its arguments on lines of their own if it is too long."""
+    if len(line) <= _WIDTH or "(" not in line:
+        return line
+    head, _, arguments = line.partition("(")
+    indent = " " * 8
+    wrapped = textwrap.fill(
+        arguments.removesuffix(")"), _WIDTH, initial_indent=indent, subsequent_indent=indent
+    )
+    return f"{head}(\n{wrapped}\n    )" if arguments.endswith(")") else line
 
 
 def _types(values: tuple[Var, ...]) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tiny import BLOCK, CASES, LAYOUTS, batch_of, make_tiny
 
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import Plan, VerificationError
+from tokenspeed_core.sharding.composite import FORMS
 from tokenspeed_core.sharding.layout_text import parse_layout
 from tokenspeed_core.sharding.recheck import recheck
 
@@ -35,14 +37,15 @@ TEXTS = (
 )
 
 
-def plan_of(text: str) -> Plan:
-    family = family_of("LlamaForCausalLM")
+def plan_of(text: str, name: str = "LlamaForCausalLM", composites: Collection[str] = ()) -> Plan:
+    family = family_of(name)
     return compile_plan(
         family,
-        family.config(CONFIG),
+        family.config({**CONFIG, "attention_bias": not composites}),
         parse_layout(text),
         dtype=torch.bfloat16,
         block_size=16,
+        composites=composites,
     )
 
 
@@ -103,6 +106,8 @@ def test_the_emitted_text_passes_ruff_and_mypy(tmp_path: Path) -> None:
     for index, text in enumerate(TEXTS):
         files.append(str(tmp_path / f"program_{index}.py"))
         Path(files[-1]).write_text(plan_of(text).source)
+        files.append(str(tmp_path / f"composed_{index}.py"))
+        Path(files[-1]).write_text(plan_of(text, "Qwen3ForCausalLM", FORMS).source)
     rules = ["--isolated", "--line-length", "100", "--select", "E,F,I,B,UP,PT,D100,D103"]
     options = ["--config-file=", "--check-untyped-defs", "--follow-imports=skip"]
     for command in (["ruff", "check", *rules], ["mypy", *options, "--cache-dir", str(tmp_path)]):
