@@ -30,6 +30,7 @@ def attention(
     groups: int,
     head_dim: int,
     block_size: int,
+    block_stride: int,
     scale: float,
     bf16: bool,
     /,

@@ -2,7 +2,7 @@
 """Native CPU kernels (C++, OpenMP) for float32 and bfloat16, registered where the build has them.
 
 Each function has the name, shapes and meaning of the reference beside it in this folder.  They
-take contiguous tensors; what is not contiguous is copied first.
+take contiguous tensors; what is not contiguous is copied first, but for caches.
 """
 
 import torch  # before `_cpu`: both then share one OpenMP team
@@ -113,14 +113,15 @@ def paged_attention(
 ) -> Tensor:
     """Write k, v to the cache, then attend causally, reading the blocks in place.
 
-    q [n, k, g, h]; k, v [n, k, h]; caches [b, k, s, h]; returns [n, k, g, h].
+    q [n, k, g, h]; k, v [n, k, h]; caches [b, k, s, h], blocks may stand apart; returns
+    [n, k, g, h].
     """
     dtype = q.dtype
     if dtype != k_cache.dtype:  # a cache kept wider or narrower than the activations
         q, k, v = q.to(k_cache.dtype), k.to(k_cache.dtype), v.to(k_cache.dtype)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    assert k_cache.is_contiguous()
-    assert v_cache.is_contiguous()
+    assert k_cache[0].is_contiguous()
+    assert v_cache.stride() == k_cache.stride()
     out = torch.empty_like(q)
     tokens, kv_heads, groups, head_dim = q.shape
     _cpu.attention(
@@ -141,6 +142,7 @@ def paged_attention(
         groups,
         head_dim,
         k_cache.shape[2],
+        k_cache.stride(0),
         scale,
         q.dtype == torch.bfloat16,
     )

@@ -71,7 +71,7 @@ def attend(
 ) -> tuple[Tensor, LayerKV]:
     """Return what heads `q[n,k,g,h]` read, `[n,k,g,h]`, and the cache; its type says how far."""
     scale = config.head_dim**-0.5
-    window = config.window if isinstance(kv, WindowKV) else 0
+    window = kv.span if isinstance(kv, WindowKV) else 0
     if sinks is not None:
         return sink_attention(q, k, v, sinks, kv, batch, scale, window)
     if window:
@@ -82,6 +82,7 @@ def attend(
 def caches(config: GqaConfig, block_size: int, dtype: torch.dtype) -> tuple[LayerKV, ...]:
     """Declare the cache of each layer; the number of blocks is known at run time."""
     sizes = {**config.sizes(), "b": None, "s": block_size}
-    full, windowed = declare(LayerKV, sizes, dtype), declare(WindowKV, sizes, dtype)
+    full = declare(LayerKV, sizes, dtype)
+    windowed = declare(WindowKV, sizes, dtype, span=config.window)
     flags = config.windowed or (False,) * config.num_layers
     return tuple(windowed if flag else full for flag in flags)

@@ -11,6 +11,7 @@ from .attention import (
 )
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
+from .cache_kind import CacheKind
 from .cast import widen
 from .composite import (
     all_gather_linear,
@@ -43,6 +44,7 @@ from .shard import shard
 __all__ = [
     "BACKENDS",
     "Batch",
+    "CacheKind",
     "LayerKV",
     "LayerLatent",
     "LayerState",

@@ -3,12 +3,14 @@
 
 from typing import Any
 
+import attrs
 from torch import Tensor
 
 from ..sharding import Placed, module
 from ..sharding.op import OPS, Op, Recorder, register_rule
 from ..sharding.rule import rule
 from .batch import Batch
+from .cache_kind import CacheKind
 from .kernel import kernel
 
 
@@ -22,16 +24,27 @@ class LayerKV:
     k: Placed[Tensor, "~b k@tp s h"]
     v: Placed[Tensor, "~b k@tp s h"]
 
+    keeps = CacheKind.FULL
+
 
 @module
 class WindowKV(LayerKV):
-    """Keys and values of a layer that reads the last tokens only; its config says how many."""
+    """Keys and values of a layer that reads the last `span` tokens only."""
+
+    span: int
+
+    keeps = CacheKind.WINDOW
 
 
 def _written(args: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, Any]:
     """Return what attention computed, and the cache among its arguments with the new contents."""
     kv = next(arg for arg in args if isinstance(arg, LayerKV))
-    return results[0], type(kv)(k=results[1], v=results[2])
+    return results[0], attrs.evolve(kv, k=results[1], v=results[2])
+
+
+def _rows(batch: Batch, kv: LayerKV) -> Batch:
+    """Return the batch as layers with such a cache see it."""
+    return batch.windowed() if kv.keeps is CacheKind.WINDOW else batch
 
 
 @register_rule(
@@ -55,6 +68,7 @@ def paged_attention(
     tokens, itself included, or all if it is 0.
     """
     o: Tensor
+    batch = _rows(batch, kv)
     if window:
         o = kernel("paged_attention", q, "window")(q, k, v, kv.k, kv.v, batch, scale, window)
     else:
@@ -83,7 +97,7 @@ def paged_attention_share(
         return found
     *window, place, ways = window_place_ways
     run = kernel("paged_attention_share", q)
-    o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale, *window or (0,), place, ways)
+    o: Tensor = run(q, k, v, kv.k, kv.v, _rows(batch, kv), scale, *window or (0,), place, ways)
     return o, kv
 
 
@@ -115,5 +129,5 @@ def sink_attention(
 ) -> tuple[Tensor, LayerKV]:
     """Attend as `paged_attention` does, `sinks[k,g]` being one more logit without a value."""
     run = kernel("paged_attention", q, "window", "sinks")
-    o: Tensor = run(q, k, v, kv.k, kv.v, batch, scale, window, sinks)
+    o: Tensor = run(q, k, v, kv.k, kv.v, _rows(batch, kv), scale, window, sinks)
     return o, kv

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What one step computes: its tokens, where they stand, and where their keys and values go."""
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -15,8 +16,10 @@ class Batch:
     tokens write there and no request owns it.  `cache_slots` is `block * block_size + offset`;
     `query_starts[i]:query_starts[i+1]` are the tokens of request i; `context_lens` counts cached
     and new tokens after this step; `logit_rows` are the tokens whose logits are wanted;
-    `state_blocks` is where each request keeps what does not grow with its length.  The host
-    integers are equal on all ranks: `num_decode_rows` leading requests have one query token.
+    `state_blocks` is where each request keeps what does not grow with its length.  Layers with a
+    window have `cache_slots` and `block_tables` of their own where their blocks are freed behind
+    it; entries before the window are stale there.  The host integers are equal on all ranks:
+    `num_decode_rows` leading requests have one query token.
     """
 
     tokens: Placed[Tensor, "~n", torch.int32]
@@ -31,6 +34,14 @@ class Batch:
     num_decode_rows: int
     max_query: int
     max_context: int
+    window_slots: Placed[Tensor, "~n", torch.int64] | None = None
+    window_tables: Placed[Tensor, "~r t", torch.int32] | None = None
+
+    def windowed(self) -> "Batch":
+        """Return the batch as layers with a window see it."""
+        if self.window_slots is None:
+            return self
+        return attrs.evolve(self, cache_slots=self.window_slots, block_tables=self.window_tables)
 
 
 def declared_batch() -> Batch:

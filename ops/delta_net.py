@@ -12,6 +12,7 @@ from ..sharding import Placed, module
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
 from .batch import Batch
+from .cache_kind import CacheKind
 from .kernel import kernel
 
 
@@ -27,6 +28,8 @@ class LayerState:
     conv_k: Placed[Tensor, "~b l@tp p y"]
     conv_v: Placed[Tensor, "~b l@tp w u y"]
     delta: Placed[Tensor, "~b l@tp w p u"]
+
+    keeps = CacheKind.STATE
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,6 +7,7 @@ from ..sharding import Placed, module
 from ..sharding.op import register_rule
 from ..sharding.rule import rule
 from .batch import Batch
+from .cache_kind import CacheKind
 from .kernel import kernel
 
 
@@ -18,6 +19,8 @@ class LayerLatent:
     """
 
     rows: Placed[Tensor, "~b s x"]
+
+    keeps = CacheKind.FULL
 
 
 @register_rule(

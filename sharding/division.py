@@ -90,7 +90,7 @@ def _declared(tree: Any) -> list[Declared]:
         return [tree]
     if isinstance(tree, (tuple, list)):
         items = list({id(item): item for item in tree}.values())
-    elif tree is None:
+    elif tree is None or isinstance(tree, int):
         return []
     else:
         items = [getattr(tree, field.name) for field in attrs.fields(type(tree))]

@@ -127,12 +127,13 @@ class Plan:
         """Return zeroed caches of `blocks` blocks, layer by layer, as `forward` takes them."""
         shapes = iter([shape for layer in self.cache for shape in layer])
         return map_leaves(
-            lambda path, leaf: _zeros((shape := next(shapes)).blocks(blocks), shape.dtype, device),
+            lambda path, leaf: zeros((shape := next(shapes)).blocks(blocks), shape.dtype, device),
             self.caches,
         )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """Return zeros that take memory where they are written."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # numpy asks the system for zeroed pages and leaves them untouched until they are used;

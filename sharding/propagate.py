@@ -18,6 +18,7 @@ from .redistribute import hops
 from .spec import Spec
 from .suggest import fixes
 from .trace import Graph, Traced
+from .tree import leaves
 from .value import STATIONARY, Value
 
 _RESERVED = ("c", "w", "p", "kv", "batch", "caches", "forward")
@@ -167,8 +168,7 @@ class Propagation:
         if isinstance(arg, Value):
             return renamed.get(arg) or self.env[arg]
         if attrs.has(type(arg)):
-            parts = (getattr(arg, field.name) for field in attrs.fields(type(arg)))
-            return tuple(self.argument(part, renamed) for part in parts if part is not None)
+            return tuple(self.argument(leaf, renamed) for _, leaf in leaves(arg))
         return arg
 
     def pin(self, pin: Pin) -> None:

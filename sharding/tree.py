@@ -105,8 +105,8 @@ def declare(
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, leaf) in field order; None is an empty tree."""
-    if tree is None:
+    """Yield (dotted path, leaf) in field order; None and a host integer are empty trees."""
+    if tree is None or isinstance(tree, int):
         return
     if isinstance(tree, (tuple, list)):
         for index, item in enumerate(tree):
@@ -121,8 +121,8 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
     """Return `tree` with each leaf replaced by `function(path, leaf)`."""
-    if tree is None:
-        return None
+    if tree is None or isinstance(tree, int):
+        return tree
     if isinstance(tree, (tuple, list)):
         items = (
             map_leaves(function, item, f"{path}.{i}" if path else str(i))

@@ -34,7 +34,7 @@ void WriteCache(const Attention& a) {
     const size_t offset = static_cast<size_t>(a.cache_slots[token]) % a.block_size;
     for (size_t head = 0; head < a.kv_heads; ++head) {
       const size_t from = (token * a.kv_heads + head) * h;
-      const size_t to = ((block * a.kv_heads + head) * a.block_size + offset) * h;
+      const size_t to = block * a.block_stride + (head * a.block_size + offset) * h;
       std::memcpy(k_cache + to, k + from, h * sizeof(T));
       std::memcpy(v_cache + to, v + from, h * sizeof(T));
     }

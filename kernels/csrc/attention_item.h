@@ -117,7 +117,7 @@ inline void AddProduct(const float* weights, size_t rows, size_t row_step, size_
 inline size_t BlockBase(const Attention& a, const Item& item, size_t start) {
   const size_t place = item.row * a.max_blocks + start / a.block_size;
   const size_t block = static_cast<size_t>(a.block_tables[place]);
-  return (block * a.kv_heads + item.head) * a.block_size * a.head_dim;
+  return block * a.block_stride + item.head * a.block_size * a.head_dim;
 }
 
 template <typename T>

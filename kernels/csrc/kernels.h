@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The CPU kernels, as one table per instruction set.
 //
-// All pointers are to contiguous row-major arrays; `bf16` says whether activations and weights are
+// All pointers are to contiguous row-major arrays, but for the blocks of a cache, which stand
+// `block_stride` elements apart; `bf16` says whether activations and weights are
 // bfloat16 or float32.  Kernels read and write only what their comments name, run on the OpenMP
 // team of the process, and never allocate in proportion to a context.
 #pragma once
@@ -15,7 +16,7 @@ struct Attention {
   const void* q;                // [tokens, kv_heads, groups, head_dim]
   const void* k;                // [tokens, kv_heads, head_dim], written to the cache first
   const void* v;                // as k
-  void* k_cache;                // [blocks, kv_heads, block_size, head_dim]
+  void* k_cache;                // [blocks, kv_heads, block_size, head_dim], blocks apart
   void* v_cache;                // as k_cache
   void* out;                    // as q
   const int64_t* cache_slots;   // [tokens]: block * block_size + offset
@@ -23,7 +24,7 @@ struct Attention {
   const int32_t* context_lens;  // [rows]: cached and new tokens
   const int32_t* block_tables;  // [rows, max_blocks]
   size_t tokens, rows, max_blocks;
-  size_t kv_heads, groups, head_dim, block_size;
+  size_t kv_heads, groups, head_dim, block_size, block_stride;
   float scale;
 };
 

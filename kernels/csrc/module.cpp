@@ -61,7 +61,7 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address q, Address k, Address v, Address k_cache, Address v_cache, Address out,
          Address cache_slots, Address query_starts, Address context_lens, Address block_tables,
          size_t tokens, size_t rows, size_t max_blocks, size_t kv_heads, size_t groups,
-         size_t head_dim, size_t block_size, float scale, bool bf16) {
+         size_t head_dim, size_t block_size, size_t block_stride, float scale, bool bf16) {
         BestKernels().attention({.q = At<>(q),
                                  .k = At<>(k),
                                  .v = At<>(v),
@@ -79,6 +79,7 @@ PYBIND11_MODULE(_cpu, m) {
                                  .groups = groups,
                                  .head_dim = head_dim,
                                  .block_size = block_size,
+                                 .block_stride = block_stride,
                                  .scale = scale},
                                 bf16);
       },
