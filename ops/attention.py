@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Attention over a paged cache, and the cache of one layer."""
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from torch import Tensor
@@ -39,10 +39,10 @@ class WindowKV(LayerKV):
 def _written(args: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, Any]:
     """Return what attention computed, and the cache among its arguments with the new contents."""
     kv = next(arg for arg in args if isinstance(arg, LayerKV))
-    return results[0], attrs.evolve(kv, k=results[1], v=results[2])
+    return results[0], attrs.evolve(cast(Any, kv), k=results[1], v=results[2])
 
 
-def _rows(batch: Batch, kv: LayerKV) -> Batch:
+def rows_of(batch: Batch, kv: LayerKV) -> Batch:
     """Return the batch as layers with such a cache see it."""
     return batch.windowed() if kv.keeps is CacheKind.WINDOW else batch
 
@@ -68,7 +68,7 @@ def paged_attention(
     tokens, itself included, or all if it is 0.
     """
     o: Tensor
-    batch = _rows(batch, kv)
+    batch = rows_of(batch, kv)
     if window:
         o = kernel("paged_attention", q, "window")(q, k, v, kv.k, kv.v, batch, scale, window)
     else:
@@ -97,7 +97,7 @@ def paged_attention_share(
         return found
     *window, place, ways = window_place_ways
     run = kernel("paged_attention_share", q)
-    o: Tensor = run(q, k, v, kv.k, kv.v, _rows(batch, kv), scale, *window or (0,), place, ways)
+    o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, *window or (0,), place, ways)
     return o, kv
 
 
@@ -129,5 +129,5 @@ def sink_attention(
 ) -> tuple[Tensor, LayerKV]:
     """Attend as `paged_attention` does, `sinks[k,g]` being one more logit without a value."""
     run = kernel("paged_attention", q, "window", "sinks")
-    o: Tensor = run(q, k, v, kv.k, kv.v, _rows(batch, kv), scale, window, sinks)
+    o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, window, sinks)
     return o, kv

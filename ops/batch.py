@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What one step computes: its tokens, where they stand, and where their keys and values go."""
 
+from typing import Any, cast
+
 import attrs
 import torch
 from torch import Tensor
@@ -41,7 +43,9 @@ class Batch:
         """Return the batch as layers with a window see it."""
         if self.window_slots is None:
             return self
-        return attrs.evolve(self, cache_slots=self.window_slots, block_tables=self.window_tables)
+        slots, tables = self.window_slots, self.window_tables
+        seen: Batch = attrs.evolve(cast(Any, self), cache_slots=slots, block_tables=tables)
+        return seen
 
 
 def declared_batch() -> Batch:

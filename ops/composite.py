@@ -17,7 +17,7 @@ from ..kernels.registry import choose
 from ..sharding.op import OPS, Op, dispatch
 from ..sharding.rule import rule
 from .activation import silu_mul_packed
-from .attention import LayerKV, paged_attention
+from .attention import LayerKV, paged_attention, rows_of
 from .batch import Batch
 from .einsum import linear, split
 from .experts import experts
@@ -145,7 +145,8 @@ def rope_attention(
     head before `cos[n,r]`, `sin[n,r]` turn it; then as `paged_attention`.
     """
     run = kernel("rope_attention", qkv)
-    o: Tensor = run(qkv, q_norm, k_norm, cos, sin, kv.k, kv.v, batch, scale, window, eps)
+    rows = rows_of(batch, kv)
+    o: Tensor = run(qkv, q_norm, k_norm, cos, sin, kv.k, kv.v, rows, scale, window, eps)
     return o, kv
 
 

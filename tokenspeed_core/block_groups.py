@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .ipc.codec import int32_column
 from .ipc.messages import GroupKind
 from .ops import CacheKind
 from .sharding import Plan, map_leaves
@@ -59,7 +60,7 @@ class BlockGroup:
 
 @attrs.frozen
 class BlockGroups:
-    """The groups of a plan, the first one FULL; equal on all ranks."""
+    """The groups of a plan, at most one of a kind, the first one FULL; equal on all ranks."""
 
     groups: tuple[BlockGroup, ...]
     parent_bytes: int
@@ -69,6 +70,11 @@ class BlockGroups:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def first(self) -> BlockGroup:
+        """The FULL group, in whose blocks prefixes are counted."""
+        return self.groups[0]
 
     def parents(self, tokens: int) -> int:
         """Return the parents that a request with so many tokens holds, between its chunks."""
@@ -116,6 +122,18 @@ def block_groups(
         own = tuple(layers[kind])
         groups.append(BlockGroup(_KINDS[kind], block_size, span, share, own, parent // share))
     return BlockGroups(tuple(groups), parent)
+
+
+def group_columns(groups: BlockGroups) -> dict[str, Any]:
+    """Return the group columns of a worker's Hello; none for one group."""
+    if len(groups) == 1:
+        return {}
+    return {
+        "group_kinds": bytes(group.kind for group in groups),
+        "group_tokens": int32_column(group.tokens for group in groups),
+        "group_spans": int32_column(group.span for group in groups),
+        "group_shares": int32_column(group.share for group in groups),
+    }
 
 
 def allocate_caches(

@@ -114,6 +114,14 @@ class EngineConfig:
         converter=_bytes,
     )
     num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
+    state_interval: int = _option(
+        0,
+        "cache",
+        "tokens between kept states of layers that have one (delta nets); 0: by their size",
+        low=0,
+        high=1 << 20,
+        metavar="TOKENS",
+    )
     prefix_caching: bool = _option(True, "cache", "reuse blocks between prompts that begin alike")
     host_kv: int = _option(
         0,

@@ -5,13 +5,12 @@ import os
 
 import torch
 
+from .block_groups import BlockGroups, block_groups
 from .checkpoint import open_checkpoint
 from .collectives import Collectives
 from .config import EngineConfig
 from .model_spec import ModelSpec
-from .ops import LayerState
-from .runner import Runner, block_bytes
-from .sharding import Plan
+from .runner import Runner
 from .weights import Progress, load_weights
 
 # Of the memory that is free when weights are in, the part that all ranks of a machine together
@@ -40,24 +39,25 @@ def load_rank(
     plan = spec.plan()
     with open_checkpoint(spec.path) as checkpoint:
         packs = load_weights(plan, spec.family.hf(spec.config), checkpoint, rank, progress)
-    num_blocks = _num_blocks(engine, spec, plan)
+    groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
+    num_blocks = _num_blocks(engine, spec, groups)
     collectives = Collectives.join(plan.groups, engine.tp, rank, rendezvous)
     return Runner.of(
         plan,
         packs,
         collectives,
+        groups=groups,
         num_blocks=num_blocks,
-        block_size=spec.block_size,
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
-        host_blocks=_host_blocks(engine, plan),
+        host_blocks=_host_blocks(engine, groups),
     )
 
 
-def _num_blocks(engine: EngineConfig, spec: ModelSpec, plan: Plan) -> int:
-    """Return the blocks of this rank; the scheduler runs with the smallest of all ranks'."""
-    size = block_bytes(plan)
-    longest = -(-spec.max_model_len // spec.block_size)
+def _num_blocks(engine: EngineConfig, spec: ModelSpec, groups: BlockGroups) -> int:
+    """Return this rank's blocks, parents with several groups; the smallest of all ranks' counts."""
+    size = groups.parent_bytes
+    longest = groups.parents(spec.max_model_len)
     if engine.num_blocks:
         blocks = engine.num_blocks
     elif engine.kv_cache_bytes:
@@ -68,21 +68,21 @@ def _num_blocks(engine: EngineConfig, spec: ModelSpec, plan: Plan) -> int:
         blocks = min(share // size, longest * engine.max_running + 1)
     if blocks < 2:
         raise CacheSizeError(
-            f"the KV cache has {blocks} blocks of {spec.block_size} tokens ({size} bytes each), of "
-            f"which one is scratch; give --kv-cache-bytes at least {2 * size}, or free memory"
-        )
-    stateful = any(isinstance(layer, LayerState) for layer in plan.caches)
-    if stateful and blocks < engine.max_running:
-        raise CacheSizeError(
-            f"{blocks} blocks hold no state for each of max_running = {engine.max_running} "
-            f"requests; give --max-running at most {blocks}, or the cache more memory"
+            f"the KV cache has {blocks} blocks of {size} bytes, of which one is scratch; give "
+            f"--kv-cache-bytes at least {2 * size}, or free memory"
         )
     return blocks
 
 
-def _host_blocks(engine: EngineConfig, plan: Plan) -> int:
+def _host_blocks(engine: EngineConfig, groups: BlockGroups) -> int:
     """Return the blocks of this rank's host tier."""
-    size = block_bytes(plan)
+    if engine.host_kv and len(groups) > 1:
+        kinds = ", ".join(group.kind.name for group in groups)
+        raise CacheSizeError(
+            f"host_kv = {engine.host_kv}: there is no host tier for {engine.model_name}, whose "
+            f"layers keep different things ({kinds}); leave --host-kv out"
+        )
+    size = groups.parent_bytes
     if engine.host_kv and engine.host_kv < size:
         raise CacheSizeError(
             f"host_kv = {engine.host_kv} bytes holds no block of {engine.block_size} tokens "

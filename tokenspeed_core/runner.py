@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .block_groups import BlockGroups, allocate_caches
 from .collectives import Collectives
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .kernels.sampling import sample
-from .ops import LayerState
 from .sharding import Plan, leaves
-from .slots import Slots, Step
+from .slots import Copies, Slots, Step
 from .transfers import Transfers
 
 
@@ -28,8 +28,8 @@ class Runner:
     """
 
     plan: Plan
-    num_blocks: int  # block 0, scratch, included
-    block_size: int
+    groups: BlockGroups
+    num_blocks: int  # parents of the groups; the first, scratch, included
     num_slots: int
     max_model_len: int
     host_blocks: int  # of the host tier, 0: none
@@ -45,8 +45,8 @@ class Runner:
         packs: Mapping[str, Tensor],
         collectives: Collectives,
         *,
+        groups: BlockGroups,
         num_blocks: int,
-        block_size: int,
         num_slots: int,
         max_model_len: int,
         host_blocks: int = 0,
@@ -54,24 +54,21 @@ class Runner:
         """Allocate caches of `num_blocks` blocks and load the plan's emitted program."""
         return cls(
             plan=plan,
+            groups=groups,
             num_blocks=num_blocks,
-            block_size=block_size,
             num_slots=num_slots,
             max_model_len=max_model_len,
             host_blocks=host_blocks,
             forward=plan.load(),
             weights=plan.weights(packs),
-            caches=plan.allocate_caches(num_blocks),
+            caches=allocate_caches(plan, groups, num_blocks),
             collectives=collectives,
         )
 
     @property
-    def keeps_states(self) -> bool:
-        """Whether a request's past is also in a state, so that no other may begin from its blocks.
-
-        A request's state has the number of its slot.
-        """
-        return any(isinstance(layer, LayerState) for layer in self._caches)
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self.groups.first.tokens
 
     @property
     def program_hash(self) -> bytes:
@@ -81,7 +78,7 @@ class Runner:
     def new_slots(self) -> Slots:
         """Return empty slot tables of this runner's size."""
         max_blocks = -(-self.max_model_len // self.block_size)
-        return Slots(self.num_slots, max_blocks, self.num_blocks, self.block_size)
+        return Slots(self.num_slots, max_blocks, self.num_blocks, self.groups)
 
     def new_transfers(
         self, notify: Callable[[], None], pool: type[HostPool] = HostPool
@@ -98,9 +95,8 @@ class Runner:
 
         A layer waits for the same layer of the loads that the step's rows wait for.
         """
-        sources, targets = step.copies
-        if len(sources):
-            self._copy_blocks(sources, targets)
+        if len(step.copies.sources):
+            self._copy_blocks(step.copies)
         caches = transfers.gated(self._caches, step.loads) if transfers else self._caches
         logits, _caches = self._forward(self._collectives, self._weights, caches, step.batch)
         assert isinstance(logits, Tensor)
@@ -115,18 +111,13 @@ class Runner:
             return np.empty(0, np.int32), np.empty(0, np.float32)
         return sample(self.logits(step, transfers), step.sampling)
 
-    def _copy_blocks(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
-        source, target = torch.from_numpy(sources).long(), torch.from_numpy(targets).long()
-        for layer in self._caches:
-            if not isinstance(layer, LayerState):
-                for _, tensor in leaves(layer):
+    def _copy_blocks(self, copies: Copies) -> None:
+        for index, group in enumerate(self.groups):
+            own = copies.groups == index
+            if not own.any():
+                continue
+            source = torch.from_numpy(copies.sources[own]).long()
+            target = torch.from_numpy(copies.targets[own]).long()
+            for layer in group.layers:
+                for _, tensor in leaves(self._caches[layer]):
                     tensor[target] = tensor[source]
-
-
-def block_bytes(plan: Plan) -> int:
-    """Return the bytes of one KV block on a rank, all layers together."""
-    return sum(
-        int(np.prod(shape.blocks(1))) * shape.dtype.itemsize
-        for layer in plan.cache
-        for shape in layer
-    )

@@ -40,15 +40,12 @@ class ServedModel:
         with open_checkpoint(path) as checkpoint:
             longest = _size(checkpoint.config, "max_position_embeddings", path)
             vocab_size = _size(checkpoint.config, "vocab_size", path)
-            stateful = _keeps_states(checkpoint.config)
         config = attrs.evolve(
             config,
             model=str(path.resolve()),
             served_model_name=config.served_model_name
             or (source.name if Path(config.model).expanduser().exists() else config.model),
             max_model_len=config.max_model_len or longest,
-            # Blocks do not hold all of a prefix: there are no snapshots of states yet.
-            prefix_caching=config.prefix_caching and not stateful,
         )
         return cls(config, vocab_size)
 
@@ -67,13 +64,6 @@ def _free_port(host: str, port: int) -> int:
             ) from error
         chosen: int = probe.getsockname()[1]
         return chosen
-
-
-def _keeps_states(config: dict[str, object]) -> bool:
-    """Return whether layers of the model keep a state of each request (delta nets)."""
-    nested = config.get("text_config")
-    inner = nested if isinstance(nested, dict) else config
-    return inner.get("linear_num_key_heads") is not None
 
 
 def _size(config: dict[str, object], key: str, path: Path) -> int:

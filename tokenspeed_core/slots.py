@@ -5,16 +5,23 @@ import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, StepPlan
+from .block_groups import BlockGroups
+from .block_table import BlockTable, Int32
+from .ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, GroupKind, StepPlan
 from .kernels.sampling import SamplingRows
 from .ops.batch import Batch
+from .plan_error import PlanError
 
-Int32 = NDArray[np.int32]
 
+@attrs.frozen
+class Copies:
+    """Copies of blocks before the rows run: `sources[i]` onto `targets[i]` in group `groups[i]`."""
 
-class PlanError(RuntimeError):
-    """A step plan contradicts what the worker knows; the two have lost step."""
+    groups: Int32
+    sources: Int32
+    targets: Int32
 
 
 @attrs.frozen
@@ -24,7 +31,7 @@ class Step:
     batch: Batch
     sampling: SamplingRows
     sampling_slots: Int32  # [m]
-    copies: tuple[Int32, Int32]  # source and target blocks of group 0
+    copies: Copies
     loads: tuple[int, ...] = ()  # tickets that its rows wait for
 
     @property
@@ -40,12 +47,16 @@ class Slots:
     is prepared, before the step runs, because steps run in order.
     """
 
-    def __init__(self, num_slots: int, max_blocks: int, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, num_slots: int, max_blocks: int, num_parents: int, groups: BlockGroups
+    ) -> None:
         self._num_slots = num_slots
-        self._num_cache_blocks = num_blocks
-        self._block_size = block_size
-        self._block_table = np.zeros((num_slots, max_blocks), np.int32)
-        self._blocks_used = np.zeros(num_slots, np.int32)
+        self._tables = [BlockTable(each, num_slots, max_blocks, num_parents) for each in groups]
+        by_kind = dict(zip((each.kind for each in groups), self._tables, strict=True))
+        self._full = by_kind[GroupKind.FULL]
+        self._window = by_kind.get(GroupKind.WINDOW)
+        self._state = by_kind.get(GroupKind.STATE)
+        self._block_size = groups.first.tokens
         self._context = np.zeros(num_slots, np.int32)
         self._last_token = np.zeros(num_slots, np.int32)
         self._occupied = np.zeros(num_slots, np.bool_)
@@ -78,11 +89,8 @@ class Slots:
             raise PlanError(f"step {plan.step}: a row names an empty slot or has no tokens: {rows}")
         context = self._context[rows]
         lens = context + counts
-        if (lens > self._blocks_used[rows] * self._block_size).any():
-            raise PlanError(
-                f"step {plan.step}: contexts {lens} exceed {self._blocks_used[rows]} blocks of "
-                f"{self._block_size} tokens for slots {rows}"
-            )
+        for table in self._tables:
+            table.check(rows, lens, plan.step)
         self._context[rows] = lens
         return self._build(plan, rows, counts, flags, context, lens)
 
@@ -95,7 +103,8 @@ class Slots:
         slots = _int32(plan.removed_slots)
         self._check_slots(slots, plan, "removed slot")
         self._occupied[slots] = False
-        self._blocks_used[slots] = 0
+        for table in self._tables:
+            table.clear(slots)
         if self._waits:
             for slot in slots.tolist():
                 self._waits.pop(slot, None)
@@ -114,7 +123,6 @@ class Slots:
         if self._occupied[slots].any():
             raise PlanError(f"step {plan.step}: added slots {slots} are not all free")
         self._occupied[slots] = True
-        self._blocks_used[slots] = 0
         self._context[slots] = _int32(plan.added_context)
         self._temperature[slots] = np.frombuffer(plan.added_temperature, np.float32)
         self._top_k[slots] = _int32(plan.added_top_k)
@@ -127,21 +135,12 @@ class Slots:
         if not len(slots):
             return
         self._check_slots(slots, plan, "block's slot")
-        if ids.min() < 1 or ids.max() >= self._num_cache_blocks:
-            raise PlanError(
-                f"step {plan.step}: block ids {ids.min()}..{ids.max()} are not within "
-                f"1..{self._num_cache_blocks - 1}"
-            )
-        order = np.argsort(slots, kind="stable")
-        ordered = slots[order]
-        is_first = np.r_[True, ordered[1:] != ordered[:-1]]
-        first = np.flatnonzero(is_first)
-        within = np.arange(len(ordered)) - first[np.cumsum(is_first) - 1]
-        places = self._blocks_used[ordered] + within
-        if places.max() >= self._block_table.shape[1]:
-            raise PlanError(f"step {plan.step}: a slot got more blocks than the model's length")
-        self._block_table[ordered, places] = ids[order]
-        np.add.at(self._blocks_used, slots, 1)
+        groups = _int32(plan.block_groups)
+        self._check_groups(groups, plan)
+        for group, table in enumerate(self._tables):
+            own = groups == group
+            if own.any():
+                table.append(slots[own], ids[own], plan.step)
 
     def _build(
         self,
@@ -164,8 +163,6 @@ class Slots:
         tokens[starts[:-1][~carried]] = self._last_token[rows[~carried]]
         positions = np.repeat(context - starts[:-1], counts) + np.arange(total, dtype=np.int32)
         token_slots = np.repeat(rows, counts)
-        blocks = self._block_table[token_slots, positions // self._block_size]
-        cache_slots = blocks.astype(np.int64) * self._block_size + positions % self._block_size
         samples = np.flatnonzero(flags & ROW_SAMPLES)
         sampling_slots = rows[samples]
         max_context = int(lens.max(initial=0))
@@ -173,16 +170,19 @@ class Slots:
         batch = Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(positions),
-            cache_slots=torch.from_numpy(cache_slots),
+            cache_slots=torch.from_numpy(self._full.cache_slots(token_slots, positions)),
             query_starts=torch.from_numpy(starts),
             context_lens=torch.from_numpy(lens),
-            block_tables=torch.from_numpy(self._block_table[rows, :width]),
+            block_tables=torch.from_numpy(self._full.rows(rows, width)),
             logit_rows=torch.from_numpy(starts[1:][samples].astype(np.int64) - 1),
-            state_blocks=torch.from_numpy(rows.astype(np.int64)),
+            state_blocks=torch.from_numpy(
+                self._state.live(rows) if self._state else rows.astype(np.int64)
+            ),
             num_rows=len(rows),
             num_decode_rows=int((np.cumprod(counts == 1)).sum()),
             max_query=int(counts.max(initial=0)),
             max_context=max_context,
+            **self._windowed(rows, token_slots, positions, width),
         )
         sampling = SamplingRows(
             temperature=self._temperature[sampling_slots],
@@ -192,12 +192,31 @@ class Slots:
             position=lens[samples],
             logprobs=self._logprobs[sampling_slots],
         )
-        copies = (_int32(plan.copy_sources), _int32(plan.copy_targets))
+        copies = Copies(
+            _int32(plan.copy_groups), _int32(plan.copy_sources), _int32(plan.copy_targets)
+        )
+        self._check_groups(copies.groups, plan)
         # Steps run in order: the first row of a slot waits for all that come behind it.
         loads = (
             [t for row in rows.tolist() for t in self._waits.pop(row, ())] if self._waits else []
         )
         return Step(batch, sampling, sampling_slots, copies, tuple(dict.fromkeys(loads)))
+
+    def _windowed(
+        self, rows: Int32, token_slots: Int32, positions: Int32, width: int
+    ) -> dict[str, Tensor]:
+        if self._window is None:
+            return {}
+        return {
+            "window_slots": torch.from_numpy(self._window.cache_slots(token_slots, positions)),
+            "window_tables": torch.from_numpy(self._window.rows(rows, width)),
+        }
+
+    def _check_groups(self, groups: Int32, plan: StepPlan) -> None:
+        if len(groups) and (groups.min() < 0 or groups.max() >= len(self._tables)):
+            raise PlanError(
+                f"step {plan.step}: groups {groups} are not within 0..{len(self._tables) - 1}"
+            )
 
     def _check_slots(self, slots: Int32, plan: StepPlan, what: str) -> None:
         if len(slots) and (slots.min() < 0 or slots.max() >= self._num_slots):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from .block_groups import group_columns
 from .child_process import DUMP_SIGNAL
 from .config import read_config
 from .ipc.codec import Decoder, WireError, encode, int32_column
@@ -153,6 +154,7 @@ class Worker:
             self._runner.block_size,
             self._runner.program_hash,
             host_blocks=self._runner.host_blocks,
+            **group_columns(self._runner.groups),
         )
 
     def _begin_epoch(self, welcome: Welcome) -> None:

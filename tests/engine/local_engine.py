@@ -65,10 +65,15 @@ class LocalEngine:
             max_model_len=runner.max_model_len,
             vocab_size=vocab_size,
             depth=depth,
-            prefix_caching=prefix_caching and not runner.keeps_states,
+            prefix_caching=prefix_caching,
         )
+        groups = [(int(g.kind), g.tokens, g.span, g.share) for g in runner.groups]
         self.scheduler.begin_epoch(
-            1, num_blocks or runner.num_blocks, runner.block_size, runner.host_blocks
+            1,
+            num_blocks or runner.num_blocks,
+            runner.block_size,
+            runner.host_blocks,
+            groups=groups,
         )
         self._slots = runner.new_slots()
         self._copied = threading.Event()

@@ -4,9 +4,11 @@
 import numpy as np
 import pytest
 
+from tokenspeed_core.block_groups import BlockGroup, BlockGroups
 from tokenspeed_core.ipc.codec import float32_column, int32_column, uint64_column
-from tokenspeed_core.ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, StepPlan
-from tokenspeed_core.slots import PlanError, Slots, Step
+from tokenspeed_core.ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, GroupKind, StepPlan
+from tokenspeed_core.plan_error import PlanError
+from tokenspeed_core.slots import Slots, Step
 
 
 def added(slots: list[int], context: list[int]) -> dict[str, bytes]:
@@ -41,7 +43,8 @@ def rows(entries: list[tuple[int, int, int]], prompt: list[int]) -> dict[str, by
 
 @pytest.fixture
 def slots() -> Slots:
-    return Slots(num_slots=4, max_blocks=8, num_blocks=50, block_size=4)
+    group = BlockGroup(GroupKind.FULL, 4, 0, 1, (0,), 64)
+    return Slots(4, 8, 50, BlockGroups((group,), 64))
 
 
 def admit(slots: Slots) -> Step:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Models whose layers keep different things: prefixes are shared, and no token changes."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.engine.local_engine import LocalEngine, Outcome, Request
+from tests.engine.test_families import saved
+from tests.engine.test_ranks import config
+from tokenspeed_core.ipc.messages import GroupKind
+from tokenspeed_core.rank import load_rank
+from tokenspeed_core.runner import Runner
+
+KINDS = {
+    "qwen3-next": [GroupKind.FULL, GroupKind.STATE],
+    "gpt-oss": [GroupKind.FULL, GroupKind.WINDOW],
+    "qwen3": [GroupKind.FULL, GroupKind.WINDOW],
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    path: Path = tmp_path_factory.mktemp("model")
+    saved(path, request.param)
+    made = load_rank(config(path), 0, "")
+    assert [group.kind for group in made.groups] == KINDS[request.param]
+    return made
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(96) for _ in range(count)]
+
+
+def alone(runner: Runner, request: Request) -> Outcome:
+    """Run a request without a cache; it overwrites what other engines of the runner cached."""
+    engine = LocalEngine(runner, depth=1, prefix_caching=False)
+    found = engine.submit(request)
+    engine.run()
+    return found
+
+
+def test_a_long_prefix_is_computed_once(runner: Runner) -> None:
+    prefix = tokens(1, 150)
+    wanted = [Request(prefix + tokens(seed, 9), max_tokens=20) for seed in (2, 3, 4)]
+    engine = LocalEngine(runner, max_step_tokens=64)
+    found = []
+    for request in wanted:  # the second finds how far the prefix goes, the third begins there
+        found.append(engine.submit(request))
+        engine.run()
+    assert found[0].cached_tokens == 0
+    assert found[1].cached_tokens > 0
+    assert found[2].cached_tokens == 150 // runner.block_size * runner.block_size
+    for request, outcome in zip(wanted, found, strict=True):
+        assert outcome.tokens == alone(runner, request).tokens
+
+
+def test_a_conversation_goes_on_near_its_end(runner: Runner) -> None:
+    history = tokens(5, 60)
+    span = max(group.span for group in runner.groups)
+    engine = LocalEngine(runner, max_step_tokens=64)
+    turns = []
+    for turn in range(4):
+        request = Request(list(history), max_tokens=15)
+        outcome = engine.submit(request)
+        engine.run()
+        if turn:
+            assert len(history) - outcome.cached_tokens <= span + 25 + runner.block_size
+        turns.append((request, outcome.tokens))
+        history += outcome.tokens + tokens(turn, 10)
+    for request, found in turns:
+        assert found == alone(runner, request).tokens
+
+
+def test_company_and_a_small_pool_change_no_token(runner: Runner) -> None:
+    shared = tokens(6, 40)
+    wanted = [
+        Request(shared[: 8 * (seed % 6)] + tokens(seed, 30), max_tokens=30) for seed in range(10)
+    ]
+    needed = runner.groups.parents(110)
+    engine = LocalEngine(runner, num_blocks=1 + 3 * needed, max_step_tokens=96)
+    found = [engine.submit(request) for request in wanted]
+    engine.run()
+    for request, outcome in zip(wanted, found, strict=True):
+        assert outcome.tokens == alone(runner, request).tokens
+
+
+def test_blocks_behind_a_window_are_free_again(runner: Runner) -> None:
+    if runner.groups.groups[-1].kind != GroupKind.WINDOW:
+        pytest.skip("no windows")
+    request = Request(tokens(7, 180), max_tokens=40)
+    # The full group's blocks and a few of the window's: all of both would not fit.
+    needed = 1 + runner.groups.parents(220) + runner.groups.first.blocks(64)
+    assert needed < 2 * runner.groups.first.blocks(220)
+    engine = LocalEngine(runner, num_blocks=needed, max_step_tokens=48)
+    found = engine.submit(request)
+    engine.run()
+    assert found.tokens == alone(runner, request).tokens
