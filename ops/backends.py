@@ -18,6 +18,7 @@ from ..kernels import (
     rope,
     router,
     silu_mul,
+    triton_backend,
 )
 
 BACKENDS = (
@@ -37,4 +38,5 @@ BACKENDS = (
     rope,
     router,
     silu_mul,
+    triton_backend,
 )

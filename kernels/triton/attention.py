@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""Attention over a paged cache: which launches a batch takes, and of what size.
+
+Leading requests of one token are decoded; the rest are extended.  The host integers of the batch
+alone decide, so that a captured graph holds for every batch of its bucket.
+"""
+
+from typing import Protocol
+
+import torch
+import triton
+from torch import Tensor
+
+from .decode_attention import decode
+from .device import MERGES, Device, counters, device_of
+from .extend_attention import extend, merge, prepare
+
+# Below this many keys a part of a context is not worth a program of its own.
+MIN_SPLIT = 64
+_MIN_EXTEND_SPLIT = 1024
+
+
+class Rows(Protocol):
+    """What attention reads of a step's batch; see `ops/batch.py` for shapes."""
+
+    @property
+    def cache_slots(self) -> Tensor: ...
+    @property
+    def query_starts(self) -> Tensor: ...
+    @property
+    def context_lens(self) -> Tensor: ...
+    @property
+    def block_tables(self) -> Tensor: ...
+    @property
+    def num_decode_rows(self) -> int: ...
+    @property
+    def max_query(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+
+
+def rope_attention(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int,
+    eps: float,
+) -> Tensor:
+    """Norm and rotate the heads of `qkv[n,(k g h)+(k h)+(k h)]`, then attend; return `o[n,k,g,h]`.
+
+    `q_norm[h]`, `k_norm[h]` or None; `cos`, `sin` `[n,r]`, r <= h; caches `[b,k,s,h]`, written in
+    place; `window` 0 sees all.
+    """
+    if qkv.stride(1) != 1:
+        qkv = qkv.contiguous()
+    _, heads, _, h = k_cache.shape
+    n, width = qkv.shape
+    keys = heads * h
+    q, k, v = qkv.split_with_sizes([width - 2 * keys, keys, keys], 1)
+    q = q.view(n, heads, -1, h)
+    k, v = k.view(n, heads, h), v.view(n, heads, h)
+    gains = None if q_norm is None or k_norm is None else (q_norm, k_norm)
+    angles = (cos.contiguous(), sin.contiguous())
+    return _attend(q, k, v, k_cache, v_cache, batch, scale, window, None, gains, angles, eps)
+
+
+def paged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Write `k[n,k,h]`, `v[n,k,h]` to the caches, then attend `q[n,k,g,h]`; return `o[n,k,g,h]`.
+
+    See the reference for `window` and `sinks`.
+    """
+    return _attend(q, k, v, k_cache, v_cache, batch, scale, window, sinks, None, None, 0.0)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Rows,
+    scale: float,
+    window: int,
+    sinks: Tensor | None,
+    gains: tuple[Tensor, Tensor] | None,
+    angles: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    q, k, v = (x if x[:1].is_contiguous() else x.contiguous() for x in (q, k, v))
+    n, heads, group, h = q.shape
+    assert k_cache.stride() == v_cache.stride()
+    assert k_cache[:1].is_contiguous()
+    out = torch.empty(n, heads, group, h, dtype=q.dtype, device=q.device)
+    if not n:
+        return out
+    device = device_of(q)
+    requests = batch.context_lens.shape[0]
+    everyone = batch.max_query <= 1
+    decoded = requests if everyone else batch.num_decode_rows
+    # A pointer stands in for what a kernel does not read.
+    q_gain, k_gain = gains or (q, q)
+    cos, sin = angles or (q, q)
+    width = cos.shape[1] if angles else 0
+    size = k_cache.shape[2]
+    group_block, head_block = max(16, triton.next_power_of_2(group)), triton.next_power_of_2(h)
+    lengths, table = batch.context_lens, batch.block_tables
+    marks = (window, sinks is not None)
+    sink = q if sinks is None else sinks.contiguous()
+    block = max(16, triton.next_power_of_2(requests + 1))
+    strides = (q.stride(0), k.stride(0), v.stride(0), k_cache.stride(0))
+    pdl = device.has_dependent_launch
+    if decoded:
+        tile, warps = _decode_tile(device, head_block, k_cache.element_size())
+        splits = _decode_splits(device, decoded, heads, batch.max_context)
+        shape = (decoded, heads, splits, group, h)
+        assert decoded * heads <= MERGES or splits == 1
+        part_o = torch.empty(shape if splits > 1 else 1, dtype=torch.float32, device=q.device)
+        part_ml = torch.empty(
+            (*shape[:-1], 2) if splits > 1 else 1, dtype=torch.float32, device=q.device
+        )
+        grid = (max(requests, n) if everyone else decoded, heads, splits)
+        decode[grid](
+            q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, batch.cache_slots,
+            batch.query_starts, lengths, table, sink, out, part_o, part_ml, counters(q),
+            n if everyone else 0, decoded, *strides, table.stride(0), splits, scale, eps,
+            heads, group, group_block, h, head_block, size, width, gains is not None, *marks,
+            block, tile, 2 * device.processors, MIN_SPLIT, min(2, device.max_stages), pdl,
+            **device.options(warps),
+        )  # fmt: skip
+        if everyone:
+            return out
+    turned = torch.empty_like(out) if angles else q
+    prepare[(n - decoded, heads)](
+        q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, batch.cache_slots,
+        batch.query_starts, turned, decoded, requests, *strides, eps,
+        heads, group, triton.next_power_of_2(group), h, head_block, size, width,
+        gains is not None, angles is not None, pdl, **device.options(1),
+    )  # fmt: skip
+    rows, tile, stages, warps = _extend_tile(device, head_block, group, q.element_size())
+    tiles = (n - decoded) // (rows // group) + requests - decoded + 1
+    longest = min(batch.max_context, window + batch.max_query) if window else batch.max_context
+    busy = (triton.cdiv(n - decoded, rows // group) + requests - decoded - 1) * heads
+    splits = _extend_splits(device, busy, longest)
+    part_o, part_lse = out, out
+    if splits > 1:
+        part_o = torch.empty((splits, *out.shape), dtype=q.dtype, device=q.device)
+        part_lse = torch.empty(part_o.shape[:-1], dtype=torch.float32, device=q.device)
+    extend[(tiles, heads, splits)](
+        turned, k_cache, v_cache, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
+        n, decoded, requests, turned.stride(0), k_cache.stride(0), table.stride(0), splits,
+        scale, heads, group, h, head_block, size, *marks, block, rows, tile, splits > 1, stages, pdl,
+        **device.options(warps),
+    )  # fmt: skip
+    if splits > 1:
+        first, total = decoded * heads * group, n * heads * group
+        merge[(triton.cdiv(total - first, 16),)](
+            part_o, part_lse, out, first, total, splits, h, head_block,
+            triton.next_power_of_2(splits), 16, pdl, **device.options(4),
+        )  # fmt: skip
+    return out
+
+
+def _decode_tile(device: Device, head_block: int, itemsize: int) -> tuple[int, int]:
+    """Return (keys a step, warps): keys and values of two steps have to fit in shared memory."""
+    step = 4 * head_block * itemsize
+    keys = 128
+    while keys > 16 and keys * step > device.shared_bytes * 3 // 4:
+        keys //= 2
+    return keys, 4
+
+
+def _decode_splits(device: Device, requests: int, heads: int, max_context: int) -> int:
+    """Return the most programs that one (request, kv head) may be split over.
+
+    One long request alone may fill the device; empty programs are cheap, not free.
+    """
+    most = triton.cdiv(2 * device.processors, heads)
+    room = max(1, 16 * device.processors // (requests * heads))
+    return int(max(1, min(most, room, triton.cdiv(max_context, MIN_SPLIT))))
+
+
+def _extend_tile(
+    device: Device, head_block: int, group: int, itemsize: int
+) -> tuple[int, int, int, int]:
+    """Return (rows, keys a step, stages, warps)."""
+    rows = max(128, triton.next_power_of_2(group))
+    if device.processors <= 4:  # the interpreter
+        return max(16, triton.next_power_of_2(group)), 16, 1, 4
+    if itemsize > 2 or head_block > 128:
+        return max(64, triton.next_power_of_2(group)), 32, min(2, device.max_stages), 4
+    if device.shared_bytes < 160 << 10:
+        return rows, 32, min(2, device.max_stages), 4
+    return rows, 64, 3, 4
+
+
+def _extend_splits(device: Device, tiles: int, max_context: int) -> int:
+    """Return into how many ranges keys are cut: full waves of programs, few of them."""
+    most = min(32, max_context // _MIN_EXTEND_SPLIT, 4 * device.processors // tiles)
+    best, found = 0.0, 1
+    for splits in range(1, most + 1):
+        waves = triton.cdiv(tiles * splits, device.processors)
+        filled = tiles * splits / (waves * device.processors)
+        # More parts have to fill more of the device to pay for their merge.
+        if waves >= 2 and filled > best + 0.02:
+            best, found = filled, splits
+    return found

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Attention of several new tokens a request over a paged cache that holds them already.
+
+Dims as in `decode_attention.py`.  The G query heads of a kv head are packed: a program has BM rows,
+T = BM // G tokens of one request, and one range of the keys that its last token sees.  Tiles are
+numbered so that request r's begin at `starts[r] // T + r`: a launch of `tokens // T + requests + 1`
+tiles holds them all, whatever the lengths; the last number is for tokens of no request.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .decode_attention import normed_and_turned
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["first", "requests"])
+def prepare(
+    q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, slots, starts, turned, first, requests,
+    q_stride, k_stride, v_stride, block_stride, eps,
+    K: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    S: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, TURN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Write one token's key and value of a head to the cache, and with TURN its queries.
+
+    Queries go to `turned[tokens,K,G,D]`, normed and rotated.
+    """
+    token = (first + tl.program_id(0)).to(tl.int64)
+    head = tl.program_id(1)
+    g = tl.arange(0, GP)
+    d = tl.arange(0, BD)
+    DTYPE: tl.constexpr = turned.dtype.element_ty
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    if token < tl.load(starts + requests):
+        if TURN:
+            heads = q + token * q_stride + (head * G + g[:, None]) * D
+            query = normed_and_turned(
+                heads, q_gain, cos + token * R, sin + token * R, (g < G)[:, None], d, eps,
+                D, R, NORM, DTYPE,
+            )  # fmt: skip
+            to = turned + ((token * K + head) * G + g[:, None]) * D + d[None, :]
+            tl.store(to, query.to(DTYPE), mask=(g < G)[:, None] & (d < D)[None, :])
+        one = tl.zeros([1], tl.int32)
+        at = k + token * k_stride + (head + one[:, None]) * D
+        key = normed_and_turned(
+            at, k_gain, cos + token * R, sin + token * R, one[:, None] == 0, d, eps, D, R, NORM,
+            DTYPE,
+        )  # fmt: skip
+        value = tl.load(v + token * v_stride + head * D + d, mask=d < D, other=0.0)
+        slot = tl.load(slots + token)
+        home = (slot // S) * block_stride + (head * S + slot % S) * D
+        kept = key.to(DTYPE).to(k_cache.dtype.element_ty)
+        tl.store(k_cache + home + d[None, :], kept, mask=(d < D)[None, :])
+        tl.store(v_cache + home + d, value.to(v_cache.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _keys(
+    query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d, block_stride, c,
+    D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Fold keys `n` to `n + BN` into the running softmax `m`, `l`, `acc`."""
+    at = n + tl.arange(0, BN)
+    DTYPE: tl.constexpr = query.dtype
+    if MASK:
+        ok = at < end
+        block = tl.load(pages + at // S, mask=ok, other=0).to(tl.int64)
+        held = ok[:, None] & (d < D)[None, :]
+    else:
+        block = tl.load(pages + at // S).to(tl.int64)
+    place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
+    if MASK:
+        keys = tl.load(k_cache + place, mask=held, other=0.0).to(DTYPE)
+    else:
+        keys = tl.load(k_cache + place).to(DTYPE)
+    x = tl.dot(query, keys.T, input_precision="ieee")
+    if MASK:
+        visible = (at[None, :] <= seen[:, None]) & ok[None, :]
+        if WINDOW:
+            visible = visible & (at[None, :] > seen[:, None] - WINDOW)
+        x = tl.where(visible, x, float("-inf"))
+    top = tl.maximum(m, tl.max(x, 1) * c)
+    safe = top
+    if MASK:
+        safe = tl.where(top == float("-inf"), 0.0, top)
+    p = tl.exp2(x * c - safe[:, None])
+    fade = tl.exp2(m - safe)
+    l = l * fade + tl.sum(p, 1)
+    if MASK:
+        values = tl.load(v_cache + place, mask=held, other=0.0).to(DTYPE)
+    else:
+        values = tl.load(v_cache + place).to(DTYPE)
+    acc = tl.dot(p.to(DTYPE), values, acc * fade[:, None], input_precision="ieee")
+    return top, l, acc
+
+
+@triton.jit(do_not_specialize=["tokens", "skipped", "requests", "splits", "table_stride"])
+def extend(
+    q, k_cache, v_cache, starts, lengths, table, sinks, out, part_o, part_lse, tokens, skipped,
+    requests, q_stride, block_stride, table_stride, splits, scale,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`out[tokens,K,G,D]` of requests from `skipped` on; with SPLIT its parts and their lse.
+
+    Parts are `part_o[splits,tokens,K,G,D]`, `part_lse[splits,tokens,K,G]` (of base 2).  Rows of no
+    request come out as zeros.
+    """
+    T: tl.constexpr = BM // G
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    r = tl.arange(0, BR)
+    if PDL:
+        gdc_wait()
+    first = tl.load(starts + skipped)
+    some = requests - skipped
+    begins = tl.load(starts + skipped + r, mask=r <= some, other=0) - first
+    order = tl.where(r <= some, begins // T + r, 2147483647)
+    request = tl.sum((order <= tile).to(tl.int32)) - 1
+    base = tl.load(starts + skipped + request)
+    stop = tokens
+    length = 0
+    if request < some:
+        stop = tl.load(starts + skipped + request + 1)
+        length = tl.load(lengths + skipped + request)
+    offset = (tile - ((base - first) // T + request)) * T
+    count = stop - base
+    if offset < count:
+        i = tl.arange(0, BM)
+        token = offset + i // G
+        g = i % G
+        d = tl.arange(0, BD)
+        live = (token < count) & (i < T * G)
+        row = (base + token).to(tl.int64)
+        ok = live[:, None] & (d < D)[None, :]
+        unit = (row * K + head) * G + g
+        query = tl.load(
+            q + (row * q_stride + (head * G + g) * D)[:, None] + d[None, :], mask=ok, other=0.0
+        )
+        prefix = length - count
+        # A request's own part of the keys; a token of no request has none.
+        end = tl.minimum(prefix + tl.minimum(offset + T, count), length)
+        low = 0
+        if WINDOW:
+            low = tl.maximum(prefix + offset - WINDOW + 1, 0) // BN * BN
+        step = tl.cdiv(tl.cdiv(end - low, BN), splits) * BN
+        begin = low + split * step
+        end = tl.minimum(begin + step, end)
+        m = tl.full([BM], float("-inf"), tl.float32)
+        l = tl.zeros([BM], tl.float32)
+        acc = tl.zeros([BM, BD], tl.float32)
+        if SINKS:
+            if split == 0:
+                m = tl.load(sinks + head * G + g).to(tl.float32) * LOG2E
+                l = tl.full([BM], 1.0, tl.float32)
+        seen = prefix + token
+        c = scale * LOG2E
+        pages = table + (skipped + request) * table_stride
+        free = begin
+        if WINDOW == 0 and D == BD:
+            # Keys that every row sees need no mask.
+            free = tl.maximum(begin, tl.minimum(end, prefix + offset + 1) // BN * BN)
+            for n in tl.range(begin, free, BN, num_stages=STAGES):
+                m, l, acc = _keys(
+                    query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d,
+                    block_stride, c, D, S, BN, WINDOW, False,
+                )  # fmt: skip
+        for n in tl.range(free, end, BN, num_stages=STAGES):
+            m, l, acc = _keys(
+                query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d,
+                block_stride, c, D, S, BN, WINDOW, True,
+            )  # fmt: skip
+        result = (acc / tl.where(l == 0, 1.0, l)[:, None]).to(DTYPE)
+        if not SPLIT:
+            if length == 0:
+                result = tl.zeros([BM, BD], DTYPE)
+            tl.store(out + unit[:, None] * D + d[None, :], result, mask=ok)
+        else:
+            part = unit + split * tokens.to(tl.int64) * (K * G)
+            tl.store(part_o + part[:, None] * D + d[None, :], result, mask=ok)
+            lse = tl.where((l == 0) | (length == 0), float("-inf"), m + tl.log2(l))
+            tl.store(part_lse + part, lse, mask=live)
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit(do_not_specialize=["first", "rows", "splits"])
+def merge(
+    part_o, part_lse, out, first, rows, splits, D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+    BR: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`out[rows,D]`, from row `first` on, of `splits` parts and their log-sum-exps of base 2."""
+    r = first + tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    s = tl.arange(0, BS)
+    d = tl.arange(0, BD)
+    live = r < rows
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    held = (s < splits)[:, None] & live[None, :]
+    lse = tl.load(
+        part_lse + s[:, None].to(tl.int64) * rows + r[None, :], mask=held, other=float("-inf")
+    )
+    top = tl.max(lse, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(lse - top[None, :]), 0)
+    acc = tl.zeros([BR, BD], tl.float32)
+    ok = live[:, None] & (d < D)[None, :]
+    for i in range(splits):
+        at = r + i * rows.to(tl.int64)
+        weight = tl.exp2(tl.load(part_lse + at, mask=live, other=float("-inf")) - top)
+        acc += tl.load(part_o + at[:, None] * D + d[None, :], mask=ok, other=0.0) * weight[:, None]
+    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    tl.store(out + r[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=ok)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Tile sizes of skinny products: measured on an H100 where listed, a rule elsewhere."""
+
+import attrs
+import triton
+
+from .device import Device
+
+
+@attrs.frozen
+class Tile:
+    """Sizes of one launch: outputs and inputs a program, parts of the inputs, pipeline stages."""
+
+    outputs: int
+    inputs: int
+    splits: int = 1
+    stages: int = 4
+    warps: int = 4
+
+
+# Keyed by the (rows, columns) of the stored matrix.  See kernels/NOTES.md for times.
+_VECTOR = {
+    (6144, 4096): Tile(4, 2048),
+    (4096, 4096): Tile(8, 512),
+    (24576, 4096): Tile(4, 512),
+    (4096, 12288): Tile(4, 2048),
+    (151936, 4096): Tile(8, 2048),
+    (4096, 1024): Tile(4, 1024),
+    (1024, 2048): Tile(4, 1024),
+    (6144, 1024): Tile(4, 512),
+    (1024, 3072): Tile(2, 512),
+    (151936, 1024): Tile(8, 1024),
+    (5120, 2048): Tile(4, 2048),
+    (2048, 4096): Tile(4, 512),
+}
+_MATRIX = {
+    (6144, 4096): Tile(32, 256, stages=3),
+    (4096, 4096): Tile(32, 256, stages=5),
+    (24576, 4096): Tile(32, 128, stages=3),
+    (4096, 12288): Tile(32, 256, stages=5),
+    (4096, 1024): Tile(32, 256, stages=3),
+    (1024, 2048): Tile(32, 64, splits=4, stages=5),
+    (6144, 1024): Tile(32, 256, stages=3),
+    (1024, 3072): Tile(32, 128, splits=4, stages=5),
+}
+
+
+def vector_tile(rows: int, columns: int, device: Device) -> Tile:
+    """Return the tile of a product of one row with a stored `[rows, columns]`."""
+    found = _VECTOR.get((rows, columns))
+    if found is None:
+        # Long pieces of rows are whole bursts of memory; few outputs a program fill the device.
+        outputs = 8 if rows >= 32 * device.processors * 4 else 4
+        found = Tile(outputs, min(triton.next_power_of_2(columns), 1024))
+    return attrs.evolve(found, stages=min(found.stages, device.max_stages))
+
+
+def matrix_tile(rows: int, columns: int, device: Device, itemsize: int, fused: bool) -> Tile:
+    """Return the tile of a product of 2 to 16 rows with a stored `[rows, columns]`.
+
+    A `fused` one (norm or gate) reads all inputs in one program.
+    """
+    found = _MATRIX.get((rows, columns))
+    if found is None:
+        outputs = 32 if rows >= 64 * device.processors else 16
+        tiles = -(-rows // outputs)
+        splits = 1 if fused or tiles >= device.processors else min(4, device.processors // tiles)
+        found = Tile(outputs, 128 if columns >= 128 * splits else 32, max(splits, 1))
+    if fused:
+        found = attrs.evolve(found, splits=1)
+    # A tile of float32 is twice as large, and its product keeps more in registers.
+    inputs = found.inputs if itemsize <= 2 else min(found.inputs, 64)
+    stages = min(found.stages, device.max_stages)
+    return attrs.evolve(found, inputs=inputs, stages=stages)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""Registers the Triton kernels where torch was built for a GPU and Triton is installed."""
+
+from importlib.util import find_spec
+
+import torch
+
+from .registry import register
+
+BUILT = bool(torch.version.cuda or torch.version.hip) and find_spec("triton") is not None
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _supports(device_type: str, dtype: torch.dtype) -> bool:
+    return BUILT and device_type == "cuda" and dtype in _DTYPES
+
+
+if BUILT:
+    from .triton import attention, linear, norm, pointwise
+
+    for _function, _features in (
+        (linear.linear, ()),
+        (linear.norm_linear, ()),
+        (linear.linear_add, ()),
+        (linear.norm_gate_up, ()),
+        (norm.rms_norm, ("wide_weight",)),
+        (norm.add_rms_norm, ("wide_weight",)),
+        (pointwise.silu_mul, ()),
+        (pointwise.embedding, ()),
+        (pointwise.rope, ()),
+        (attention.paged_attention, ("window", "sinks")),
+        (attention.rope_attention, ()),
+    ):
+        register(
+            _function.__name__,
+            backend="triton",
+            supports=_supports,
+            preference=10,
+            features=_features,
+        )(_function)
