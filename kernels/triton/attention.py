@@ -164,8 +164,8 @@ def _attend(
     extend[(tiles, heads, splits)](
         turned, k_cache, v_cache, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
         n, decoded, requests, turned.stride(0), k_cache.stride(0), table.stride(0), splits,
-        scale, heads, group, h, head_block, size, *marks, block, rows, tile, splits > 1, stages, pdl,
-        **device.options(warps),
+        scale, heads, group, h, head_block, size, *marks, block, rows, tile, splits > 1, stages,
+        pdl, **device.options(warps),
     )  # fmt: skip
     if splits > 1:
         first, total = decoded * heads * group, n * heads * group

@@ -91,14 +91,14 @@ def decode(
     step = tl.cdiv(tl.cdiv(before, splits), BN) * BN
     splits = tl.maximum(tl.cdiv(before, tl.maximum(step, 1)), 1)
     if (length > 0) & (split < splits):
-        row = token.to(tl.int64)
+        row = tl.cast(token, tl.int64)
         heads = q + row * q_stride + (head * G + g[:, None]) * D
         live = (g < G)[:, None]
         query = normed_and_turned(
             heads, q_gain, cos + row * R, sin + row * R, live, d, eps, D, R, NORM, DTYPE
         ).to(DTYPE)
         m = tl.full([GP], float("-inf"), tl.float32)
-        l = tl.zeros([GP], tl.float32)
+        mass = tl.zeros([GP], tl.float32)
         acc = tl.zeros([GP, BD], tl.float32)
         c = scale * LOG2E
         if split == splits - 1:
@@ -116,13 +116,13 @@ def decode(
             tl.store(k_cache + home + d[None, :], new_k, mask=(d < D)[None, :])
             tl.store(v_cache + home + d, new_v, mask=d < D)
             m = tl.sum(query.to(tl.float32) * new_k.to(DTYPE).to(tl.float32), 1) * c
-            l = tl.full([GP], 1.0, tl.float32)
+            mass = tl.full([GP], 1.0, tl.float32)
             acc = acc + new_v.to(DTYPE).to(tl.float32)[None, :]
             if SINKS:
                 # One more logit without a value.
                 sink = tl.load(sinks + head * G + g, mask=g < G, other=0.0).to(tl.float32) * LOG2E
                 top = tl.maximum(m, sink)
-                l = tl.exp2(m - top) + tl.exp2(sink - top)
+                mass = tl.exp2(m - top) + tl.exp2(sink - top)
                 acc = acc * tl.exp2(m - top)[:, None]
                 m = top
         pages = table + request * table_stride
@@ -141,26 +141,26 @@ def decode(
             top = tl.maximum(m, tl.max(x, 1))
             p = tl.exp2(x - top[:, None])
             fade = tl.exp2(m - top)
-            l = l * fade + tl.sum(p, 1)
+            mass = mass * fade + tl.sum(p, 1)
             acc = tl.dot(p.to(DTYPE), values, acc * fade[:, None], input_precision="ieee")
             m = top
         if PDL:
             gdc_launch_dependents()
         to = out + ((row * K + head) * G + g[:, None]) * D + d[None, :]
         if splits == 1:
-            tl.store(to, (acc / l[:, None]).to(DTYPE), mask=group)
+            tl.store(to, (acc / mass[:, None]).to(DTYPE), mask=group)
         else:
             unit = request * K + head
             mine = (unit * most_splits + split) * G + g
             tl.store(part_o + mine[:, None].to(tl.int64) * D + d[None, :], acc, mask=group)
             tl.store(part_ml + mine * 2, m, mask=g < G)
-            tl.store(part_ml + mine * 2 + 1, l, mask=g < G)
+            tl.store(part_ml + mine * 2 + 1, mass, mask=g < G)
             tl.debug_barrier()
             seen = tl.atomic_add(counter + unit, 1, sem="acq_rel", scope="gpu")
             if seen == splits - 1:
                 tl.debug_barrier()
                 m = tl.full([GP], float("-inf"), tl.float32)
-                l = tl.zeros([GP], tl.float32)
+                mass = tl.zeros([GP], tl.float32)
                 acc = tl.zeros([GP, BD], tl.float32)
                 for i in range(splits):
                     their = (unit * most_splits + i) * G + g
@@ -176,7 +176,7 @@ def decode(
                     fade = tl.exp2(m - top)
                     grow = tl.exp2(mi - top)
                     acc = acc * fade[:, None] + oi * grow[:, None]
-                    l = l * fade + li * grow
+                    mass = mass * fade + li * grow
                     m = top
                 tl.store(counter + unit, 0)
-                tl.store(to, (acc / l[:, None]).to(DTYPE), mask=group)
+                tl.store(to, (acc / mass[:, None]).to(DTYPE), mask=group)

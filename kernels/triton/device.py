@@ -42,7 +42,7 @@ def _device(device: torch.device) -> Device:
         return Device(properties.multi_processor_count, 64 << 10, 2, False)
     return Device(
         processors=properties.multi_processor_count,
-        shared_bytes=properties.shared_memory_per_block_optin,
+        shared_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         max_stages=8,
         has_dependent_launch=properties.major >= 9,
     )

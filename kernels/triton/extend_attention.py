@@ -60,10 +60,10 @@ def prepare(
 
 @triton.jit
 def _keys(
-    query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d, block_stride, c,
+    query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride, c,
     D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys `n` to `n + BN` into the running softmax `m`, `l`, `acc`."""
+    """Fold keys `n` to `n + BN` into the running softmax `m`, `mass`, `acc`."""
     at = n + tl.arange(0, BN)
     DTYPE: tl.constexpr = query.dtype
     if MASK:
@@ -89,13 +89,13 @@ def _keys(
         safe = tl.where(top == float("-inf"), 0.0, top)
     p = tl.exp2(x * c - safe[:, None])
     fade = tl.exp2(m - safe)
-    l = l * fade + tl.sum(p, 1)
+    mass = mass * fade + tl.sum(p, 1)
     if MASK:
         values = tl.load(v_cache + place, mask=held, other=0.0).to(DTYPE)
     else:
         values = tl.load(v_cache + place).to(DTYPE)
     acc = tl.dot(p.to(DTYPE), values, acc * fade[:, None], input_precision="ieee")
-    return top, l, acc
+    return top, mass, acc
 
 
 @triton.jit(do_not_specialize=["tokens", "skipped", "requests", "splits", "table_stride"])
@@ -154,12 +154,12 @@ def extend(
         begin = low + split * step
         end = tl.minimum(begin + step, end)
         m = tl.full([BM], float("-inf"), tl.float32)
-        l = tl.zeros([BM], tl.float32)
+        mass = tl.zeros([BM], tl.float32)
         acc = tl.zeros([BM, BD], tl.float32)
-        if SINKS:
+        if SINKS:  # noqa: SIM102  (the outer one is a constant)
             if split == 0:
                 m = tl.load(sinks + head * G + g).to(tl.float32) * LOG2E
-                l = tl.full([BM], 1.0, tl.float32)
+                mass = tl.full([BM], 1.0, tl.float32)
         seen = prefix + token
         c = scale * LOG2E
         pages = table + (skipped + request) * table_stride
@@ -168,16 +168,16 @@ def extend(
             # Keys that every row sees need no mask.
             free = tl.maximum(begin, tl.minimum(end, prefix + offset + 1) // BN * BN)
             for n in tl.range(begin, free, BN, num_stages=STAGES):
-                m, l, acc = _keys(
-                    query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d,
+                m, mass, acc = _keys(
+                    query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
                     block_stride, c, D, S, BN, WINDOW, False,
                 )  # fmt: skip
         for n in tl.range(free, end, BN, num_stages=STAGES):
-            m, l, acc = _keys(
-                query, k_cache, v_cache, pages, head, n, end, seen, m, l, acc, d,
+            m, mass, acc = _keys(
+                query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
                 block_stride, c, D, S, BN, WINDOW, True,
             )  # fmt: skip
-        result = (acc / tl.where(l == 0, 1.0, l)[:, None]).to(DTYPE)
+        result = (acc / tl.where(mass == 0, 1.0, mass)[:, None]).to(DTYPE)
         if not SPLIT:
             if length == 0:
                 result = tl.zeros([BM, BD], DTYPE)
@@ -185,7 +185,7 @@ def extend(
         else:
             part = unit + split * tokens.to(tl.int64) * (K * G)
             tl.store(part_o + part[:, None] * D + d[None, :], result, mask=ok)
-            lse = tl.where((l == 0) | (length == 0), float("-inf"), m + tl.log2(l))
+            lse = tl.where((mass == 0) | (length == 0), float("-inf"), m + tl.log2(mass))
             tl.store(part_lse + part, lse, mask=live)
     if PDL:
         gdc_launch_dependents()

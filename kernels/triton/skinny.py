@@ -16,7 +16,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _finish(product, up, square, residual, eps, K: tl.constexpr, NORM: tl.constexpr, GLU: tl.constexpr):  # fmt: skip
+def _finish(
+    product, up, square, residual, eps, K: tl.constexpr, NORM: tl.constexpr, GLU: tl.constexpr
+):  # fmt: skip
     """Return float32 outputs from sums; `square` is the row's sum of squares, broadcastable."""
     if NORM:
         scale = tl.rsqrt(square / K + eps)

@@ -3,6 +3,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import JITFunction
 
+from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise
 from tokenspeed_core.kernels.triton.device import Device
 
 NAMES = {
@@ -61,8 +64,6 @@ def launch(function: JITFunction, args: tuple[Any, ...], options: dict[str, Any]
 @contextmanager
 def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     """Take down every launch, as made for `device`, of what is called within."""
-    from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise
-
     launches: dict[str, Launch] = {}
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -78,57 +79,60 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     found.extend(launches.values())
 
 
-def every_call() -> list[Callable[[], object]]:
-    """Return one call for each variant of each kernel that may differ in what it compiles to."""
-    from types import SimpleNamespace
+def every_call(wide: bool) -> list[Callable[[], object]]:
+    """Return one call for each kernel and variant: in bfloat16, and in float32 too if `wide`."""
+    calls = [*_few_rows(torch.bfloat16), *_attention(torch.bfloat16, 128, False)]
+    calls += _attention(torch.bfloat16, 64, True)
+    if wide:
+        calls += [*_few_rows(torch.float32), *_attention(torch.float32, 64, False)]
+    return calls
 
-    from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise
 
-    half, wide = torch.bfloat16, torch.float32
+def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = []
-    for dtype in (half, wide):
-        for n in (1, 8):
-            for o, i in ((4096, 1024), (48, 100)):
-                x, w = torch.empty(n, i, dtype=dtype), torch.empty(o, i, dtype=dtype)
-                gain, residual = torch.empty(i, dtype=dtype), torch.empty(n, o, dtype=dtype)
-                calls += [
-                    lambda x=x, w=w, g=gain: linear.norm_linear(x, g, w, 1e-6),
-                    lambda x=x, w=w, r=residual: linear.linear_add(x, w, r),
-                    lambda x=x, w=w, g=gain: linear.norm_gate_up(x, g, w, 1e-6),
-                ]
-        x, w = torch.empty(3, 1024, dtype=dtype), torch.empty(1024, dtype=dtype)
-        table = torch.empty(50, 1024, dtype=dtype)
-        angles = torch.empty(3, 64)
+    for n, o, i in ((1, 4096, 2048), (8, 4096, 2048), (8, 48, 100)):
+        x, w = torch.empty(n, i, dtype=dtype), torch.empty(o, i, dtype=dtype)
+        gain, residual = torch.empty(i, dtype=dtype), torch.empty(n, o, dtype=dtype)
         calls += [
-            lambda x=x, w=w: norm.rms_norm(x, w, 1e-6),
-            lambda x=x, w=w: norm.add_rms_norm(x, x, w, 1e-6),
-            lambda x=x: pointwise.silu_mul(x),
-            lambda x=x, a=angles: pointwise.rope(x.view(3, 16, 64), a, a),
-            lambda t=table: pointwise.embedding(torch.zeros(3, dtype=torch.int32), t, 0),
+            partial(linear.norm_linear, x, gain, w, 1e-6),
+            partial(linear.linear_add, x, w, residual),
+            partial(linear.norm_gate_up, x, gain, w, 1e-6),
         ]
-        for h, cache_dtype in ((128, dtype), (64, dtype)):
-            for queries in (1, 40):
-                batch = SimpleNamespace(
-                    cache_slots=torch.zeros(queries, dtype=torch.int64),
-                    query_starts=torch.tensor([0, queries], dtype=torch.int32),
-                    context_lens=torch.tensor([4000], dtype=torch.int32),
-                    block_tables=torch.zeros(1, 256, dtype=torch.int32),
-                    num_decode_rows=int(queries == 1), max_query=queries, max_context=4000,
-                )  # fmt: skip
-                cache = torch.empty(1, 2, 16, h, dtype=cache_dtype)
-                qkv, gain = torch.empty(queries, 12 * h, dtype=dtype), torch.empty(h, dtype=dtype)
-                cos = torch.empty(queries, h)
-                calls.append(
-                    lambda q=qkv, g=gain, c=cos, kv=cache, b=batch: attention.rope_attention(
-                        q, g, g, c, c, kv, kv, b, 0.1, 0, 1e-6
-                    )
-                )
-                if h == 64:
-                    q, k = qkv[:, : 8 * h].view(-1, 2, 4, h), qkv[:, 8 * h : 10 * h].view(-1, 2, h)
-                    sinks = torch.empty(2, 4, dtype=dtype)
-                    calls.append(
-                        lambda q=q, k=k, s=sinks, kv=cache, b=batch: attention.paged_attention(
-                            q, k, k, kv, kv, b, 0.1, 128, s
-                        )
-                    )
+    x, w = torch.empty(3, 1024, dtype=dtype), torch.empty(1024, dtype=dtype)
+    angles = torch.empty(3, 64)
+    return [
+        *calls,
+        partial(norm.rms_norm, x, w, 1e-6),
+        partial(norm.add_rms_norm, x, x, w, 1e-6),
+        partial(pointwise.silu_mul, x),
+        partial(pointwise.rope, x.view(3, 16, 64), angles, angles),
+        partial(pointwise.embedding, torch.zeros(3, dtype=torch.int32), x),
+    ]
+
+
+def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], object]]:
+    calls: list[Callable[[], object]] = []
+    for queries in (1, 200):
+        batch = SimpleNamespace(
+            cache_slots=torch.zeros(queries, dtype=torch.int64),
+            query_starts=torch.tensor([0, queries], dtype=torch.int32),
+            context_lens=torch.tensor([40000], dtype=torch.int32),
+            block_tables=torch.zeros(1, 2500, dtype=torch.int32),
+            num_decode_rows=int(queries == 1),
+            max_query=queries,
+            max_context=40000,
+        )
+        kv = torch.empty(1, 2, 16, h, dtype=dtype)
+        qkv, gain = torch.empty(queries, 12 * h, dtype=dtype), torch.empty(h, dtype=dtype)
+        if plain:
+            q, k = qkv[:, : 8 * h].view(-1, 2, 4, h), qkv[:, 8 * h : 10 * h].view(-1, 2, h)
+            sinks = torch.empty(2, 4, dtype=dtype)
+            call = partial(attention.paged_attention, q, k, k, kv, kv, batch, 0.1, 128, sinks)
+        else:
+            angles = torch.empty(queries, h)
+            call = partial(
+                attention.rope_attention, qkv, gain, gain, angles, angles, kv, kv, batch, 0.1, 0,
+                1e-6,
+            )  # fmt: skip
+        calls.append(call)
     return calls

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""Triton kernels against the torch references in float64, on odd sizes and fresh random data.
+
+Without a GPU they run in Triton's interpreter, which has no bfloat16 products: float16 stands in.
+"""
+
+import random
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+if not find_spec("triton"):
+    pytest.skip("Triton is not installed", allow_module_level=True)
+GPU = torch.cuda.is_available()
+if not GPU:
+    from tests.kernels import interpreted  # noqa: F401
+
+from tokenspeed_core.kernels import (  # noqa: E402
+    embedding,
+    paged_attention,
+    rms_norm,
+    rope,
+    silu_mul,
+)
+from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise  # noqa: E402
+
+DEVICE = "cuda" if GPU else "cpu"
+HALF = torch.bfloat16 if GPU else torch.float16
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
+DTYPES = [torch.float32, HALF]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(random.randrange(2**31))
+
+
+def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
+    error = (got.double() - want).norm() / want.norm()
+    assert torch.isfinite(got).all()
+    assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "o", "i"), [(1, 66, 100), (2, 64, 256), (16, 34, 48), (17, 34, 48)])
+def test_projections(n: int, o: int, i: int, dtype: torch.dtype) -> None:
+    x, w, gain = normal(n, i, dtype=dtype), normal(o, i, dtype=dtype), normal(i, dtype=dtype)
+    residual = normal(n, o, dtype=dtype)
+    wide = x.double() @ w.double().T
+    normed = rms_norm.rms_norm(x.double(), gain.double(), 1e-6) @ w.double().T
+    assert_near(linear.linear(x, w), wide, dtype)
+    assert_near(linear.norm_linear(x, gain, w, 1e-6), normed, dtype)
+    assert_near(linear.linear_add(x, w, residual), wide + residual, dtype)
+    gated = silu_mul.silu_mul(normed)
+    assert_near(linear.norm_gate_up(x, gain, w, 1e-6), gated, dtype)
+
+
+def test_a_split_product_leaves_its_counters_at_zero() -> None:
+    from tokenspeed_core.kernels.triton.device import counters
+
+    x, w = normal(3, 512, dtype=torch.float32), normal(32, 512, dtype=torch.float32)
+    want = x.double() @ w.double().T
+    for _ in range(3):
+        assert_near(linear.linear(x, w), want, torch.float32)
+    assert not counters(x).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows(dtype: torch.dtype) -> None:
+    x, w = normal(5, 7, 40, dtype=dtype), normal(40, dtype=dtype)
+    assert_near(norm.rms_norm(x, w, 1e-6), rms_norm.rms_norm(x.double(), w.double(), 1e-6), dtype)
+    got = norm.add_rms_norm(x[:, 0], x[:, 1], w, 1e-6)
+    want = rms_norm.add_rms_norm(x[:, 0].double(), x[:, 1].double(), w.double(), 1e-6)
+    assert_near(got[0], want[0], dtype)
+    assert_near(got[1], want[1], dtype)
+    assert_near(pointwise.silu_mul(x[:, 0]), silu_mul.silu_mul(x[:, 0].double()), dtype)
+    cos, sin = torch.randn(2, 5, 40, device=DEVICE)
+    for part in (x, x[:, :3], x[:, 0]):
+        assert_near(pointwise.rope(part, cos, sin), rope.rope(part.double(), cos, sin), dtype)
+    tokens = torch.tensor([3, 4, 13, 25, 14], device=DEVICE, dtype=torch.int32)
+    table = normal(10, 40, dtype=dtype)
+    assert torch.equal(pointwise.embedding(tokens, table, 4), embedding.embedding(tokens, table, 4))
+
+
+def batch_of(
+    counts: list[int], contexts: list[int], size: int, blocks: int, spare: tuple[int, int], dec: int
+) -> SimpleNamespace:
+    """Return columns of requests with blocks in random order, and spare tokens and requests."""
+    free = random.sample(range(1, blocks), blocks - 1)
+    width = max(-(-context // size) for context in contexts) + 1
+    tables, slots, starts = [], [], [0]
+    for count, context in zip(counts, contexts, strict=True):
+        own = [free.pop() for _ in range(-(-context // size))]
+        tables.append(own + [0] * (width - len(own)))
+        slots += [own[at // size] * size + at % size for at in range(context - count, context)]
+        starts.append(starts[-1] + count)
+    tokens, requests = spare
+    tables += [[0] * width] * requests
+
+    def ints(values: list, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+    return SimpleNamespace(
+        cache_slots=ints(slots + [0] * tokens, torch.int64),
+        query_starts=ints(starts + [starts[-1]] * requests),
+        context_lens=ints([*contexts, *[0] * requests]),
+        block_tables=ints(tables),
+        num_decode_rows=dec,
+        max_query=max(counts),
+        max_context=max(contexts),
+    )
+
+
+CASES = [  # counts, contexts, (k, g, h, s), (spare tokens, requests), decode rows, window
+    ([1], [1], (1, 1, 16, 4), (0, 0), 1, 0),
+    ([1, 1, 1], [1, 16, 333], (2, 3, 16, 16), (0, 0), 3, 0),
+    ([1, 1], [17, 150], (2, 4, 32, 16), (2, 1), 2, 0),
+    ([1, 1], [17, 150], (2, 4, 24, 16), (0, 0), 2, 20),
+    ([5, 1, 9], [5, 40, 30], (2, 3, 16, 16), (3, 1), 0, 0),
+    ([1, 1, 7, 3], [33, 8, 40, 3], (1, 4, 16, 8), (1, 0), 2, 0),
+    ([7, 3], [40, 3], (1, 4, 24, 8), (0, 1), 0, 6),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("ranges", [None, 3])
+def test_attention(case, dtype: torch.dtype, ranges: int | None, monkeypatch) -> None:
+    counts, contexts, (k, g, h, s), spare, dec, window = case
+    if ranges:
+        if counts == [1] * len(counts) or dtype == HALF:
+            pytest.skip("decoding splits by itself; one dtype is enough")
+        monkeypatch.setattr(attention, "_extend_splits", lambda *args: ranges)
+    blocks = sum(-(-context // s) for context in contexts) + 2
+    batch = batch_of(counts, contexts, s, blocks, spare, dec)
+    n = sum(counts) + spare[0]
+    scale = h**-0.5
+    caches = [normal(blocks, k, s, h, dtype=dtype) for _ in range(2)]
+    for cache in caches:  # what no request wrote must not be read
+        written = torch.zeros(blocks * s, dtype=torch.bool, device=DEVICE)
+        for row, context in enumerate(contexts):
+            at = torch.arange(context, device=DEVICE)
+            written[batch.block_tables[row].long()[at // s] * s + at % s] = True
+        cache.transpose(1, 2)[~written.view(blocks, s)] = float("nan")
+    # Fused: heads are normed and rotated on the way.
+    qkv = normal(n, (k * g + 2 * k) * h, dtype=dtype)
+    gains = normal(2, h, dtype=dtype) if g > 1 else (None, None)
+    width = h // 2 if h == 32 else h
+    angles = torch.rand(n, width // 2, device=DEVICE).repeat(1, 2) * 6
+    wide = qkv.double()
+    q = wide[:, : k * g * h].view(n, k, g, h)
+    key, value = wide[:, k * g * h :].view(n, 2, k, h).unbind(1)
+    heads = []
+    for x, gain in zip((q, key), gains, strict=True):
+        if gain is not None:
+            x = rms_norm.rms_norm(x, gain.double(), 1e-6)
+        turned = rope.rope(x[..., :width], angles.cos().double(), angles.sin().double())
+        heads.append(torch.cat((turned, x[..., width:]), -1))
+    own, held = [x.clone() for x in caches], [x.double() for x in caches]
+    want = paged_attention.paged_attention(*heads, value, *held, batch, scale, window)
+    got = attention.rope_attention(
+        qkv, *gains, angles.cos(), angles.sin(), *own, batch, scale, window, 1e-6
+    )
+    assert_near(got, want, dtype)
+    assert not got[sum(counts) :].any()
+    for mine, theirs in zip(own, held, strict=True):
+        at = ~theirs[1:].isnan()
+        assert_near(mine[1:][at], theirs[1:][at], dtype)
+    # Plain, with sinks.
+    q, key, value = (normal(n, *each, h, dtype=dtype) for each in ((k, g), (k,), (k,)))
+    sinks = normal(k, g, dtype=dtype)
+    own, held = [x.clone() for x in caches], [x.double() for x in caches]
+    plain = (q, key, value)
+    want = paged_attention.paged_attention(
+        *(x.double() for x in plain), *held, batch, scale, window, sinks.double()
+    )
+    got = attention.paged_attention(*plain, *own, batch, scale, window, sinks)
+    assert_near(got, want, dtype)
