@@ -54,6 +54,27 @@ COLLISIONS = (
 
 MUTANTS = (
     Mutant(
+        "a trail is followed to blocks that others have taken since",
+        (
+            Edit(
+                "kv/block_pool.cpp",
+                "if (mark.life % 2 == 0 || lives_[static_cast<size_t>(mark.id.value)] != mark.life) "
+                "return;",
+                "if (lives_[static_cast<size_t>(mark.id.value)] % 2 == 0) return;",
+            ),
+        ),
+    ),
+    Mutant(
+        "a prompt takes its session's trail beyond where they part",
+        (
+            Edit(
+                "plan/miss.cpp",
+                "  if (same < trail->blocks.size()) trail->blocks.resize(same);\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
         "a released block is free at once, not when its step retires",
         (
             Edit(

@@ -24,8 +24,8 @@ void On(Prefilling& state, PrefixFound event) {
   TS_CHECK(state.context == state.table.size() * event.block_size,
            "prefix found at " << state.context << " tokens in " << state.table.size()
                               << " blocks of " << event.block_size);
-  state.table.Append(std::move(event.block));
-  state.context += event.block_size;
+  state.context += static_cast<int>(event.blocks.size()) * event.block_size;
+  state.table.Append(std::move(event.blocks));
 }
 
 void On(Prefilling& state, BlockGranted event) { Append(state, std::move(event)); }

@@ -19,9 +19,9 @@ struct Admit {
   static constexpr const char* kName = "Admit";
   SlotId slot;
 };
-struct PrefixFound {  // the next block of the history is in the pool already
+struct PrefixFound {  // the next blocks of the history are in the pool already
   static constexpr const char* kName = "PrefixFound";
-  kv::SealedBlock block;
+  std::vector<kv::SealedBlock> blocks;
   int block_size;
 };
 struct BlockGranted {

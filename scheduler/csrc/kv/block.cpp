@@ -44,9 +44,7 @@ Delivery OpenBlock::Receive(TicketId ticket, const ChainKey& key,
   return {.block = SealedBlock(pool, id_), .transfer = TransferringBlock(pool, id_, ticket, true)};
 }
 
-SealedBlock::~SealedBlock() {
-  if (pool_ != nullptr) pool_->Release(id_);
-}
+void SealedBlock::GiveUp() { pool_->Release(id_); }
 
 const ChainKey& SealedBlock::key() const {
   TS_CHECK(pool_ != nullptr, "key of a moved-from block");

@@ -18,6 +18,7 @@
 // outlives every handle. Use behind a move is a CHECK: C++ cannot refuse it.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <utility>
@@ -37,6 +38,12 @@ struct Delivery;
 struct ChainKey {
   Hash128 hash;
   Hash128 parent;
+};
+
+// Tells a sealed block from all others that ever stand in its place.
+struct BlockMark {
+  BlockId id;
+  uint64_t life = 0;  // even: it was never found by anybody
 };
 
 // Proof that every step up to step() has left the workers; a pool that was told makes it.
@@ -77,7 +84,9 @@ class SealedBlock {
     std::swap(id_, other.id_);
     return *this;
   }
-  ~SealedBlock();
+  ~SealedBlock() {
+    if (pool_ != nullptr) GiveUp();
+  }
 
   BlockId id() const { return id_; }
   // REQUIRES: not moved from; `tokens` also that the pool has its prefix index.
@@ -98,6 +107,7 @@ class SealedBlock {
   friend class OpenBlock;
   friend class RetiredBlock;
   SealedBlock(BlockPool* pool, BlockId id) : pool_(pool), id_(id) {}
+  void GiveUp();
 
   BlockPool* pool_;
   BlockId id_;

@@ -27,13 +27,14 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable, ParentPool* 
       nodes_(static_cast<size_t>(num_blocks) + kLists),
       contents_(findable ? static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size) : 0),
       index_(findable ? num_blocks : 0),
-      evicted_(findable ? 4 * num_blocks : 0) {
+      evicted_(findable ? 4 * num_blocks : 0),
+      lives_(static_cast<size_t>(num_blocks)) {
   TS_CHECK(num_blocks >= 2 && block_size >= 1, num_blocks << " blocks of " << block_size);
   for (int list = 0; list < kLists; ++list) {
     const BlockId end = sentinel(static_cast<List>(list));
     node(end).next = node(end).previous = end;
   }
-  counts_.total = counts_.free = num_blocks - share;
+  counts_[static_cast<size_t>(Place::kFree)] = num_blocks - share;
 }
 
 BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
@@ -48,7 +49,7 @@ BlockPool::BlockPool(ParentPool& parents, int share, int block_size, bool findab
   group_ = parents.Add(this);
   // The first group speaks for all: what comes back is learnt from its blocks.
   if (findable && retention != nullptr) {
-    eviction_.emplace(*retention, num_blocks_, group_ == 0 ? counts_.total : 0);
+    eviction_.emplace(*retention, num_blocks_, group_ == 0 ? num_blocks_ - share_ : 0);
   }
 }
 
@@ -60,26 +61,19 @@ std::span<const Token> BlockPool::content(BlockId id) const {
   return std::span(contents_).subspan(static_cast<size_t>(id.value) * block_size_, block_size_);
 }
 
-int& BlockPool::count(Place place) {
-  switch (place) {
-    case Place::kFree:
-      return counts_.free;
-    case Place::kOpen:
-      return counts_.open;
-    case Place::kShared:
-      return counts_.shared;
-    case Place::kRetiring:
-      return counts_.retiring;
-    case Place::kCached:
-      return counts_.cached;
-  }
-  TS_CHECK(false, "place " << static_cast<int>(place));
+BlockCounts BlockPool::counts() const {
+  return {.total = num_blocks_ - share_,
+          .free = count(Place::kFree),
+          .open = count(Place::kOpen),
+          .shared = count(Place::kShared),
+          .retiring = count(Place::kRetiring),
+          .cached = count(Place::kCached)};
 }
 
 void BlockPool::Move(BlockId id, Place to) {
   Node& n = node(id);
-  --count(n.place);
-  ++count(to);
+  --counts_[static_cast<size_t>(n.place)];
+  ++counts_[static_cast<size_t>(to)];
   n.place = to;
 }
 
@@ -111,7 +105,9 @@ void BlockPool::Index(BlockId id) {
   if (!findable_) return;
   Node& n = node(id);
   n.indexed = index_.Insert(n.key.hash, id);
-  if (n.indexed && eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
+  if (!n.indexed) return;
+  ++lives_[static_cast<size_t>(id.value)];
+  if (eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
 }
 
 void BlockPool::Unindex(BlockId id) {
@@ -119,6 +115,7 @@ void BlockPool::Unindex(BlockId id) {
   if (!n.indexed) return;
   index_.Erase(n.key.hash);
   n.indexed = false;
+  ++lives_[static_cast<size_t>(id.value)];
   if (eviction_) eviction_->Unindexed(id);
 }
 
@@ -234,6 +231,14 @@ std::optional<SealedBlock> BlockPool::Hold(BlockId id, const Hash128& hash) {
   return SealedBlock(this, id);
 }
 
+void BlockPool::Retake(std::span<const BlockMark> marks, std::vector<SealedBlock>& blocks) {
+  for (const BlockMark& mark : marks) {
+    if (mark.life % 2 == 0 || lives_[static_cast<size_t>(mark.id.value)] != mark.life) return;
+    Share(mark.id);
+    blocks.push_back(SealedBlock(this, mark.id));
+  }
+}
+
 BlockPool::Presence BlockPool::Peek(const ChainKey& key, std::span<const Token> tokens) const {
   const std::optional<BlockId> id = Lookup(key, tokens);
   if (!id) return Presence::kAbsent;
@@ -242,17 +247,19 @@ BlockPool::Presence BlockPool::Peek(const ChainKey& key, std::span<const Token> 
 
 void BlockPool::Share(BlockId id) {
   Node& n = node(id);
-  if (n.place != Place::kShared) {
-    TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
-             "shared block " << id.value << " in place " << static_cast<int>(n.place));
-    Unlink(id);
-    if (n.place == Place::kCached) {
-      if (eviction_) eviction_->Taken(id);
-      if (parents_ != nullptr) parents_->Held(ParentOf(id));
-    }
-    Move(id, Place::kShared);
+  if (n.place == Place::kShared) {
+    ++n.holders;
+    return;
   }
-  ++n.holders;
+  TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
+           "shared block " << id.value << " in place " << static_cast<int>(n.place));
+  Unlink(id);
+  if (n.place == Place::kCached) {
+    if (eviction_) eviction_->Taken(id);
+    if (parents_ != nullptr) parents_->Held(ParentOf(id));
+  }
+  Move(id, Place::kShared);
+  n.holders = 1;
 }
 
 void BlockPool::Release(BlockId id) {
@@ -292,7 +299,7 @@ void BlockPool::Free(InFlightBlock block, const RetiredStep& proof) {
 
 void BlockPool::Planned(StepId step) {
   TS_CHECK(step > planned_, "planned step " << step.value << " after " << planned_.value);
-  const BlockCounts& c = counts_;
+  const BlockCounts c = counts();
   TS_CHECK(c.free + c.open + c.shared + c.retiring + c.cached == c.total,
            c.free << " free, " << c.open << " open, " << c.shared << " shared, " << c.retiring
                   << " retiring, " << c.cached << " cached of " << c.total << " blocks");
@@ -313,7 +320,7 @@ RetiredStep BlockPool::Retired(StepId step) {
 }
 
 Status BlockPool::Verify() const {
-  int places[5] = {};
+  int places[kPlaces] = {};
   int indexed = 0;
   for (int i = share_; i < num_blocks_; ++i) {
     const Node& n = node(BlockId{i});
@@ -326,26 +333,28 @@ Status BlockPool::Verify() const {
     }
     if (n.place == Place::kCached && !n.indexed) return Broken("cached block ", i, " is lost");
     if (n.place == Place::kFree && n.indexed) return Broken("free block ", i, " is findable");
+    if (n.indexed != (Mark(BlockId{i}).life % 2 == 1)) {
+      return Broken("block ", i, " has a life that is not its own");
+    }
     if (n.indexed && index_.Find(n.key.hash) != BlockId{i}) {
       return Broken("block ", i, " is not where the index says");
     }
   }
   if (indexed != index_.size()) return Broken(indexed, " blocks, ", index_.size(), " in the index");
-  const int counted[5] = {counts_.free, counts_.open, counts_.shared, counts_.retiring,
-                          counts_.cached};
-  for (int place = 0; place < 5; ++place) {
-    if (places[place] != counted[place]) {
-      return Broken("place ", place, " holds ", places[place], " blocks, counted ", counted[place]);
+  for (int place = 0; place < kPlaces; ++place) {
+    const int counted = count(static_cast<Place>(place));
+    if (places[place] != counted) {
+      return Broken("place ", place, " holds ", places[place], " blocks, counted ", counted);
     }
   }
-  constexpr Place kPlaces[kLists] = {Place::kFree, Place::kRetiring, Place::kCached};
+  constexpr Place kListed[kLists] = {Place::kFree, Place::kRetiring, Place::kCached};
   for (int list = 0; list < kLists; ++list) {
     const BlockId end = sentinel(static_cast<List>(list));
     int length = 0;
     StepId fence;
     for (BlockId id = node(end).next; id != end; id = node(id).next) {
       const Node& n = node(id);
-      if (n.place != kPlaces[list] || node(n.next).previous != id || ++length > num_blocks_) {
+      if (n.place != kListed[list] || node(n.next).previous != id || ++length > num_blocks_) {
         return Broken("list ", list, " is torn at block ", id.value);
       }
       if (list == kRetiringList && (n.fence <= retired_ || n.fence < fence)) {
@@ -355,7 +364,7 @@ Status BlockPool::Verify() const {
       fence = n.fence;
     }
     const bool loose = list == kFreeList && parents_ != nullptr;
-    if (length != (loose ? 0 : places[static_cast<int>(kPlaces[list])])) {
+    if (length != (loose ? 0 : places[static_cast<int>(kListed[list])])) {
       return Broken("list ", list, " holds ", length, " blocks");
     }
   }

@@ -15,6 +15,7 @@
 // whose: a pool allocates whole parents then, and its free blocks are in nobody's hands.
 #pragma once
 
+#include <array>
 #include <iosfwd>
 #include <optional>
 #include <span>
@@ -53,9 +54,9 @@ class BlockPool {
 
   int block_size() const { return block_size_; }
   bool findable() const { return findable_; }
-  const BlockCounts& counts() const { return counts_; }
+  BlockCounts counts() const;
   // Blocks that Allocate can hand out now.
-  int available() const { return counts_.free + counts_.cached; }
+  int available() const { return count(Place::kFree) + count(Place::kCached); }
   // Grows whenever available() grows.
   uint64_t releases() const { return releases_; }
 
@@ -83,6 +84,9 @@ class BlockPool {
   std::optional<BlockId> Lookup(const ChainKey& key, std::span<const Token> tokens) const;
   // Block `id`, if it still is the one that is found by this hash.
   std::optional<SealedBlock> Hold(BlockId id, const Hash128& hash);
+  // The blocks with these marks, in order, up to the first that is not found any more.
+  void Retake(std::span<const BlockMark> marks, std::vector<SealedBlock>& blocks);
+  BlockMark Mark(BlockId id) const { return {id, lives_[static_cast<size_t>(id.value)]}; }
   // Find and seals of this hash will be soon.
   void Prefetch(const Hash128& hash) const {
     if (findable_) index_.Prefetch(hash);
@@ -130,6 +134,7 @@ class BlockPool {
   friend class TransferringBlock;
 
   enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached };
+  static constexpr int kPlaces = 5;
   struct Node {
     BlockId next;
     BlockId previous;
@@ -149,7 +154,7 @@ class BlockPool {
   BlockId sentinel(List list) const { return BlockId{num_blocks_ + list}; }
   std::span<Token> content(BlockId id);
   std::span<const Token> content(BlockId id) const;
-  int& count(Place place);
+  int count(Place place) const { return counts_[static_cast<size_t>(place)]; }
 
   void Move(BlockId id, Place to);
   void PushBack(List list, BlockId id);
@@ -190,7 +195,9 @@ class BlockPool {
   PrefixIndex index_;
   EvictedHashes evicted_;
   std::optional<EvictionQueue> eviction_;
-  BlockCounts counts_;
+  // Of each block: grows when it becomes findable and when it stops; odd while it is.
+  std::vector<uint64_t> lives_;
+  std::array<int, kPlaces> counts_{};
   uint64_t releases_ = 0;
   StepId planned_;
   StepId retired_;

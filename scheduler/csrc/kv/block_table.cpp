@@ -2,6 +2,7 @@
 #include "kv/block_table.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/check.h"
 
@@ -23,6 +24,12 @@ BlockId BlockTable::at(int i) const {
 void BlockTable::Append(SealedBlock block) {
   TS_CHECK(open() == 0, "sealed block " << block.id().value << " behind an open one");
   sealed_.push_back(std::move(block));
+}
+
+void BlockTable::Append(std::vector<SealedBlock> blocks) {
+  TS_CHECK(open() == 0, blocks.size() << " sealed blocks behind an open one");
+  if (sealed_.empty() && blocks.capacity() >= sealed_.capacity()) return sealed_.swap(blocks);
+  std::ranges::move(blocks, std::back_inserter(sealed_));
 }
 
 void BlockTable::Fill(int tokens, int ahead, int block_size) {

@@ -27,6 +27,7 @@ class BlockTable {
   void Reserve(int blocks) { sealed_.reserve(static_cast<size_t>(blocks)); }
   // REQUIRES: open() == 0
   void Append(SealedBlock block);
+  void Append(std::vector<SealedBlock> blocks);
   void Append(OpenBlock block) { open_.push_back(std::move(block)); }
   // The step that is being planned writes the next `tokens` positions and drafts to up to `ahead`
   // more.

@@ -82,7 +82,7 @@ void EvictionQueue::Taken(BlockId id) {
   Node& n = node(id);
   TS_CHECK(n.cached, "block " << id.value << " is not cached");
   if (n.list >= 0) Delist(id);
-  --leaves(SlotOf(n)).cached;
+  --leaves_[static_cast<size_t>(SlotOf(n))].cached;  // Cached made room for it
   n.cached = false;
 }
 

@@ -20,7 +20,10 @@ class HashChain {
 
   int block_size() const { return block_size_; }
   // No memory moves until there are more than so many blocks.
-  void Reserve(int blocks) { hashes_.reserve(static_cast<size_t>(blocks) + 1); }
+  void Reserve(int blocks) {
+    const size_t count = static_cast<size_t>(blocks) + 1;
+    if (count > hashes_.capacity()) hashes_.reserve(count + count / 8);  // it goes on next turn
+  }
   // Blocks whose hash is known already.
   int known() const { return static_cast<int>(hashes_.size()) - 1; }
   // REQUIRES: i < known()

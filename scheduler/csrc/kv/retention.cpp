@@ -51,11 +51,6 @@ void Retention::Close(OwnerId id) {
   free_slots_.push_back(id.slot);
 }
 
-bool Retention::is_open(OwnerId id) const {
-  return id.slot > 0 && static_cast<size_t>(id.slot) < owners_.size() && at(id).open &&
-         at(id).generation == id.generation;
-}
-
 const Rank& Retention::rank(OwnerId id) const {
   return is_open(id) ? at(id).rank : owners_.front().rank;
 }

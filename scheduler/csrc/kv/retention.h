@@ -40,7 +40,9 @@ class Retention {
   // Its blocks are nobody's from now on.
   // REQUIRES: open and idle.
   void Close(OwnerId id);
-  bool is_open(OwnerId id) const;
+  bool is_open(OwnerId id) const {
+    return id.slot > 0 && at(id).open && at(id).generation == id.generation;
+  }
 
   // A request of the owner comes, whose prompt has `blocks`; the last one to leave makes it idle.
   void Arrived(OwnerId id, TimeNs now, int64_t blocks);

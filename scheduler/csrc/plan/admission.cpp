@@ -88,9 +88,13 @@ bool Scheduler::PrefillsAt(int32_t priority) const {
 
 void Scheduler::StartChain(Request& request) {
   if (request.chain) return;
-  request.chain = history_.TakeChain(request.name.client, request.session_name, request.salt,
-                                     request.tokens, pool_->block_size());
-  if (request.chain) return;
+  auto past = history_.TakeTrail(request.name.client, request.session_name, request.salt,
+                                 request.tokens, pool_->block_size());
+  if (past) {
+    request.chain = std::move(past->chain);
+    request.trail = std::move(past->blocks);
+    return;
+  }
   request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
 }
 

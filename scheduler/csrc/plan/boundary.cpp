@@ -129,9 +129,9 @@ void Scheduler::Resume(Request& request, fsm::Prefilling& state, int end) {
     return std::move(*block);
   };
   const int width = pool_->block_size();
-  for (int last = width; last <= end; last += width) {
-    On(state, fsm::PrefixFound{find(0, last), width});
-  }
+  std::vector<kv::SealedBlock> blocks;
+  for (int last = width; last <= end; last += width) blocks.push_back(find(0, last));
+  On(state, fsm::PrefixFound{std::move(blocks), width});
   for (kv::SpanTable& table : state.groups.spans) {
     const int tokens = table.spec().tokens;
     table.Skip(table.FirstRead(end));

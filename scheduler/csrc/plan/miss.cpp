@@ -92,11 +92,11 @@ MissReport PromptHistory::Explain(ClientId client, std::string_view session, std
 }
 
 void PromptHistory::Remember(ClientId client, std::string_view session, std::string_view salt,
-                             std::vector<Token> tokens, std::optional<kv::HashChain> chain) {
+                             std::vector<Token> tokens, std::optional<Trail> trail) {
   Key key{NameOf(client, session), std::string(salt)};
   const auto found = index_.find(key);
   if (found == index_.end()) {
-    entries_.push_front({.key = key, .tokens = {}, .chain = {}});
+    entries_.push_front({.key = key, .tokens = {}, .trail = {}});
     index_.emplace(std::move(key), entries_.begin());
   } else {
     entries_.splice(entries_.begin(), entries_, found->second);
@@ -104,7 +104,7 @@ void PromptHistory::Remember(ClientId client, std::string_view session, std::str
   Entry& entry = entries_.front();
   tokens_ -= entry.tokens.size();
   entry.tokens = std::move(tokens);
-  entry.chain = std::move(chain);
+  entry.trail = std::move(trail);
   tokens_ += entry.tokens.size();
   while (tokens_ > most_tokens_ || entries_.size() > kMostEntries) {
     tokens_ -= entries_.back().tokens.size();
@@ -119,17 +119,24 @@ std::span<const Token> PromptHistory::Of(std::string_view session, std::string_v
   return found->second->tokens;
 }
 
-std::optional<kv::HashChain> PromptHistory::TakeChain(ClientId client, std::string_view session,
-                                                      std::string_view salt,
-                                                      std::span<const Token> prompt,
-                                                      int block_size) {
+std::optional<Trail> PromptHistory::TakeTrail(ClientId client, std::string_view session,
+                                              std::string_view salt, std::span<const Token> prompt,
+                                              int block_size) {
   const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
   if (found == index_.end()) return std::nullopt;
   Entry& entry = *found->second;
-  if (!entry.chain || entry.chain->block_size() != block_size) return std::nullopt;
-  std::optional<kv::HashChain> chain = std::exchange(entry.chain, std::nullopt);
-  chain->Truncate(static_cast<int>(CommonPrefix(prompt, entry.tokens)) / block_size);
-  return chain;
+  if (!entry.trail || entry.trail->chain.block_size() != block_size) return std::nullopt;
+  std::optional<Trail> trail = std::exchange(entry.trail, std::nullopt);
+  const auto same = CommonPrefix(prompt, entry.tokens) / static_cast<size_t>(block_size);
+  trail->chain.Truncate(static_cast<int>(same));
+  if (same < trail->blocks.size()) trail->blocks.resize(same);
+  return trail;
+}
+
+void PromptHistory::ForgetBlocks() {
+  for (Entry& entry : entries_) {
+    if (entry.trail) entry.trail->blocks.clear();
+  }
 }
 
 Status PromptHistory::Verify() const {

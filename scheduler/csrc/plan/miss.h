@@ -34,6 +34,12 @@ struct MissReport {
   bool volatile_prefix = false;  // the session diverges early and goes on the same, again
 };
 
+// What a request leaves to its session's next one: the hashes of its blocks, and which they were.
+struct Trail {
+  kv::HashChain chain;
+  std::vector<kv::BlockMark> blocks;
+};
+
 // What sessions said last; bounded, the longest unused forgotten first.
 class PromptHistory {
  public:
@@ -46,13 +52,14 @@ class PromptHistory {
   // `session` may be empty: then `client` stands for it.
   MissReport Explain(ClientId client, std::string_view session, std::string_view salt,
                      std::span<const Token> prompt, int cached, int evicted);
-  // The session's history is `tokens` from now on, and `chain`, if any, is theirs.
+  // The session's history is `tokens` from now on, and `trail`, if any, is theirs.
   void Remember(ClientId client, std::string_view session, std::string_view salt,
-                std::vector<Token> tokens, std::optional<kv::HashChain> chain = std::nullopt);
-  // The history's chain as far as it is the prompt's too; it is the caller's from now on.
-  std::optional<kv::HashChain> TakeChain(ClientId client, std::string_view session,
-                                         std::string_view salt, std::span<const Token> prompt,
-                                         int block_size);
+                std::vector<Token> tokens, std::optional<Trail> trail = std::nullopt);
+  // The history's trail as far as it is the prompt's too; it is the caller's from now on.
+  std::optional<Trail> TakeTrail(ClientId client, std::string_view session, std::string_view salt,
+                                 std::span<const Token> prompt, int block_size);
+  // The blocks of all trails are gone.
+  void ForgetBlocks();
 
   // What the session's last request under this salt ended with; empty if that is forgotten.
   // REQUIRES: `session` is not empty.
@@ -69,7 +76,7 @@ class PromptHistory {
   struct Entry {
     Key key;
     std::vector<Token> tokens;
-    std::optional<kv::HashChain> chain;
+    std::optional<Trail> trail;
     int nonces = 0;  // requests that differed early and went on the same
   };
   using Place = std::list<Entry>::iterator;

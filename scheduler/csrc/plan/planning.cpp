@@ -130,32 +130,40 @@ void Scheduler::FindPrefix(Request& request) {
   if (!request.loads.empty()) return;
   const bool loads = transfers_ && LoadPays(state.context);
   if (loads) transfers_->BeginRun();
-  const int before = state.context;
+  const int before = state.context / width;
   // The last token is always computed, or there would be nothing to sample from.
-  while (state.context + width < request.known()) {
-    const int block = state.context / width;
+  const int last = (request.known() - 1) / width;
+  std::vector<kv::SealedBlock> found;
+  if (before == 0 && !request.trail.empty()) {
+    found.reserve(static_cast<size_t>(BlocksFor(request.limit - 1)));
+    const std::span<const kv::BlockMark> trail(request.trail);
+    pool_->Retake(trail.first(std::min(trail.size(), static_cast<size_t>(last))), found);
+  }
+  request.trail.clear();
+  for (int block; (block = before + static_cast<int>(found.size())) < last;) {
     const auto content =
         std::span<const Token>(request.tokens)
-            .subspan(static_cast<size_t>(state.context), static_cast<size_t>(width));
+            .subspan(static_cast<size_t>(block) * width, static_cast<size_t>(width));
     const kv::ChainKey key = request.chain->At(block, request.tokens);
     constexpr int kAhead = 8;  // blocks whose place in the index is on its way from memory
     if (block + kAhead < request.chain->known()) {
       pool_->Prefetch(request.chain->Known(block + kAhead));
     }
-    if (auto hit = pool_->Find(key, content)) {
-      On(state, fsm::PrefixFound{std::move(*hit), width});
-    } else if (!loads || !ExpectBlock(request, state, key, content)) {
-      break;
-    }
+    std::optional<kv::SealedBlock> hit = pool_->Find(key, content);
+    if (!hit && loads) hit = ExpectBlock(request, state.slot, key, content);
+    if (!hit) break;
+    found.push_back(std::move(*hit));
   }
+  const int hits = static_cast<int>(found.size());
+  if (hits > 0) On(state, fsm::PrefixFound{std::move(found), width});
   if (request.session == nullptr) Recognise(request, state.table);
-  if (state.context == before) return;
+  if (hits == 0) return;
   ClaimHits(request, state.table);
   slot(state.slot).stale = true;
   groups_->Join(state.slot, *pool_);
   if (request.restarted()) return;
-  request.cached_tokens += state.context - before;
-  counters_.cached_tokens += state.context - before;
+  request.cached_tokens += hits * width;
+  counters_.cached_tokens += hits * width;
 }
 
 kv::BlockPool::Presence Scheduler::PeekBlock(Request& request, int block) const {
@@ -217,11 +225,13 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
 }
 
 void Scheduler::AnnounceBlocks(SlotId id, const kv::BlockTable& table) {
-  for (int& next = slot(id).announced_blocks; next < table.size(); ++next) {
-    plan_.block_slots.push_back(id.value);
-    plan_.block_groups.push_back(0);
-    plan_.block_ids.push_back(table.at(next).value);
-  }
+  const int known = std::exchange(slot(id).announced_blocks, table.size());
+  const size_t count = static_cast<size_t>(table.size() - known);
+  plan_.block_slots.resize(plan_.block_slots.size() + count, id.value);
+  plan_.block_groups.resize(plan_.block_groups.size() + count, 0);
+  plan_.block_ids.resize(plan_.block_ids.size() + count);
+  auto next = plan_.block_ids.end() - static_cast<ptrdiff_t>(count);
+  for (int i = known; i < table.size(); ++i) *next++ = table.at(i).value;
 }
 
 void Scheduler::AddRow(Request& request, SlotId id, int begin, int length, uint8_t flags) {

@@ -2,6 +2,7 @@
 #include "plan/prefix_groups.h"
 
 #include <algorithm>
+#include <ranges>
 
 #include "base/check.h"
 
@@ -58,7 +59,10 @@ void PrefixGroups::Leave(SlotId slot) {
 
 SlotId PrefixGroups::FindPartner(SlotId slot, const kv::BlockPool& pool, int32_t* shared) {
   const kv::BlockTable& table = table_of_(slot);
-  for (int depth = table.sealed(); depth > 0; --depth) {
+  // Whoever else runs with a block of the prefix has those before it, too.
+  const auto held = [&](int i) { return pool.holders(table.sealed_at(i).id()) > 1; };
+  const auto all = std::views::iota(0, table.sealed());
+  for (int depth = *std::ranges::partition_point(all, held); depth > 0; --depth) {
     const BlockId block = table.at(depth - 1);
     const Holder& hint = holder(block);
     if (hint.slot == kNone || hint.slot == slot.value || pool.holders(block) < 2) continue;
@@ -100,7 +104,8 @@ void PrefixGroups::Join(SlotId slot, const kv::BlockPool& pool) {
     }
   }
   const kv::BlockTable& table = table_of_(slot);
-  for (int i = 0; i < table.sealed(); ++i) Wrote(slot, table.at(i));
+  const Holder now{slot.value, place(slot).tenancy};
+  for (int i = 0; i < table.sealed(); ++i) holder(table.sealed_at(i).id()) = now;
 }
 
 void PrefixGroups::Write(StepPlan& plan, const std::function<Known(SlotId)>& known) {

@@ -121,7 +121,8 @@ struct alignas(64) Request {
   std::string salt;
   std::string session_name;
   std::optional<kv::HashChain> chain;
-  Session* session = nullptr;  // from submission if it has a name, else from admission
+  std::vector<kv::BlockMark> trail;  // of leading blocks that were its own, or its session's
+  Session* session = nullptr;        // from submission if it has a name, else from admission
 
   bool restarted() const { return preemptions > 0; }
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }

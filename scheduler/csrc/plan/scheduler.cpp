@@ -269,9 +269,11 @@ void Scheduler::EndEpoch() {
   for (const auto& [rank, request] : waiting_) {
     if (request->admitted) lost.push_back(request);
     request->chain.reset();
+    request->trail.clear();
   }
   std::ranges::sort(lost, {}, &Request::arrival);
   for (Request* request : lost) End(*request, FinishReason::kWorkerLost);
+  history_.ForgetBlocks();
   ending_.clear();
   in_flight_.clear();
   for (size_t group = 0; group <= other_pools_.size(); ++group) {
@@ -315,6 +317,7 @@ void Scheduler::LeaveSlot(Request& request) {
   } else {
     return;
   }
+  LeaveTrail(request);
   groups_->Leave(id);
   request.former = {.slot = id, .first = slot(id).first, .last = last_step_};
   if (slot(id).announced) removed_slots_.push_back(id.value);
@@ -323,6 +326,14 @@ void Scheduler::LeaveSlot(Request& request) {
   running_.erase(std::ranges::lower_bound(running_, request.rank, {}, &Request::rank));
   guests_ -= request.guest;
   request.guest = false;
+}
+
+void Scheduler::LeaveTrail(Request& request) {
+  request.trail.clear();
+  if (grouped() || !pool_->findable()) return;
+  const kv::BlockTable& table = TablesOf(request).table;
+  request.trail.reserve(static_cast<size_t>(table.sealed()));
+  for (int i = 0; i < table.sealed(); ++i) request.trail.push_back(pool_->Mark(table.at(i)));
 }
 
 void Scheduler::End(Request& request, FinishReason reason) {
@@ -340,8 +351,10 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
   ++counters_.finished;
   ++openings_;
   if (request.admitted) {
+    std::optional<Trail> trail;
+    if (request.chain) trail = {std::move(*request.chain), std::move(request.trail)};
     history_.Remember(request.name.client, request.session_name, request.salt,
-                      std::move(request.tokens), std::move(request.chain));
+                      std::move(request.tokens), std::move(trail));
   }
   auto gone = requests_.extract(request.name);
   auto* ending = std::get_if<fsm::Ending>(&request.state);

@@ -289,8 +289,8 @@ class Scheduler {
   void ClaimHits(Request& request, const kv::BlockTable& table);
   void Depart(Request& request);
   // Transfers.
-  bool ExpectBlock(Request& request, fsm::Prefilling& state, const kv::ChainKey& key,
-                   std::span<const Token> content);
+  std::optional<kv::SealedBlock> ExpectBlock(Request& request, SlotId id, const kv::ChainKey& key,
+                                             std::span<const Token> content);
   // Whether a block behind `context` comes sooner from the host tier than by computing it.
   bool LoadPays(int context);
   void AnnounceLoads(const Request& request, SlotId id);
@@ -318,6 +318,8 @@ class Scheduler {
   // Takes a request that has ended out of everything.
   void Remove(Request& request, fsm::FinishReason reason);
   void LeaveSlot(Request& request);
+  // Which blocks the request had, for when it, or its session, comes back.
+  void LeaveTrail(Request& request);
   void Requeue(Request& request);
   // Whose row it was that slot `id` had in `step`.
   Request& TenantOf(SlotId id, StepId step) const;

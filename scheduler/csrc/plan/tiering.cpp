@@ -15,17 +15,16 @@
 namespace tokenspeed::plan {
 
 // The next block of the prefix comes from the host tier, if that has it.
-bool Scheduler::ExpectBlock(Request& request, fsm::Prefilling& state, const kv::ChainKey& key,
-                            std::span<const Token> content) {
-  auto expected = transfers_->Load(key, content, Transfers::Waiter{state.slot, request.arrival});
-  if (!expected) return false;
-  const int width = pool_->block_size();
-  On(state, fsm::PrefixFound{std::move(expected->block), width});
+std::optional<kv::SealedBlock> Scheduler::ExpectBlock(Request& request, SlotId id,
+                                                      const kv::ChainKey& key,
+                                                      std::span<const Token> content) {
+  auto expected = transfers_->Load(key, content, Transfers::Waiter{id, request.arrival});
+  if (!expected) return std::nullopt;
   if (std::ranges::find(request.loads, expected->ticket) == request.loads.end()) {
     request.loads.push_back(expected->ticket);
   }
-  if (!request.restarted()) request.host_tokens += width;
-  return true;
+  if (!request.restarted()) request.host_tokens += pool_->block_size();
+  return std::move(expected->block);
 }
 
 // What is computed costs the same whether the blocks before it were loaded or not, so each block

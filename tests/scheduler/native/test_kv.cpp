@@ -72,6 +72,40 @@ void ReleasedBlocksWaitForTheStepsInFlight() {
   EXPECT(pool.Verify().ok());
 }
 
+void MarksTellABlockFromThoseBehindIt() {
+  BlockPool pool(3, kWidth, true);
+  std::vector<BlockMark> marks;
+  {
+    BlockTable table;
+    table.Append(SealNew(pool, Key(1, 0), Content(10)));
+    table.Append(SealNew(pool, Key(2, 1), Content(14)));
+    for (int i = 0; i < table.sealed(); ++i) marks.push_back(pool.Mark(table.at(i)));
+  }
+  {
+    std::vector<SealedBlock> blocks;
+    pool.Retake(marks, blocks);
+    EXPECT(blocks.size() == 2 && blocks[1].id() == marks[1].id && pool.counts().shared == 2);
+    BlockTable table;
+    table.Append(std::move(blocks));
+    EXPECT(table.sealed() == 2);
+  }
+  {
+    // The same key and content in the same place again is another block.
+    OpenBlock evicted = *pool.Allocate();
+    EXPECT(evicted.id() == marks[1].id);
+    evicted.Fill(kWidth);
+    const SealedBlock again = std::move(evicted).Seal(Key(2, 1), Content(14));
+    std::vector<SealedBlock> blocks;
+    pool.Retake(marks, blocks);
+    EXPECT(blocks.size() == 1 && blocks[0].id() == marks[0].id);
+  }
+  const OpenBlock open = *pool.Allocate();
+  const BlockMark unfound = pool.Mark(open.id());
+  std::vector<SealedBlock> none;
+  pool.Retake({&unfound, 1}, none);
+  EXPECT(none.empty());
+}
+
 void ContentAndChainDecideNotTheHash() {
   BlockPool pool(4, kWidth, true);
   const SealedBlock block = SealNew(pool, Key(1, 0), Content(10));
@@ -253,6 +287,7 @@ int main() {
   ScratchIsNeverHandedOut();
   DestructorsGiveBlocksBack();
   ReleasedBlocksWaitForTheStepsInFlight();
+  MarksTellABlockFromThoseBehindIt();
   ContentAndChainDecideNotTheHash();
   TheColdestCachedBlockIsEvicted();
   TheSecondBlockOfOneContentIsNotFindable();
