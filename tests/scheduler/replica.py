@@ -2,9 +2,11 @@
 """The scheduler core and a simulated worker in one process, step by step."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simulated_groups import Group
 from simulated_worker import Report, SimulatedWorker, expected_tokens
 
 from tokenspeed_core.ipc.codec import int32_column
@@ -32,6 +34,7 @@ class Replica:
         vocab_size: int = 50,
         host_blocks: int = 0,
         max_drafts: int = 0,
+        groups: Sequence[Group] = (),
         **limits: Any,
     ) -> None:
         values: dict[str, Any] = {
@@ -49,6 +52,7 @@ class Replica:
         self.block_size = block_size
         self.host_blocks = host_blocks
         self.max_drafts = max_drafts
+        self.groups = groups
         self.time_ns = 0
         self.epoch = 0
         self.asked: dict[int, Asked] = {}
@@ -61,10 +65,20 @@ class Replica:
         self.epoch += 1
         self.in_flight: deque[Report] = deque()
         self.worker = SimulatedWorker(
-            self.epoch, self.num_blocks, self.block_size, self.vocab_size, self.host_blocks
+            self.epoch,
+            self.num_blocks,
+            self.block_size,
+            self.vocab_size,
+            self.host_blocks,
+            self.groups,
         )
         self.core.begin_epoch(
-            self.epoch, self.num_blocks, self.block_size, self.host_blocks, self.max_drafts
+            self.epoch,
+            self.num_blocks,
+            self.block_size,
+            self.host_blocks,
+            self.max_drafts,
+            groups=self.groups,
         )
         self.collect()
 

@@ -7,8 +7,11 @@ or shared at the wrong moment changes the output, and `expected_tokens` tells wh
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from simulated_groups import Group, SimulatedGroups
 
 from tokenspeed_core.ipc.codec import Decoder, float32_column, int32_column, read_column
 from tokenspeed_core.ipc.messages import (
@@ -51,11 +54,15 @@ class Slot:
     context: int
     seed: int
     logprobs: bool
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=lambda: [[]])  # blocks by block group
     last_token: int | None = None
     group: int = -1
     group_blocks: int = 0
     waits: list[int] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.tables[0]
 
 
 @dataclass
@@ -76,14 +83,25 @@ class SimulatedWorker:
     """State of one rank in one epoch."""
 
     def __init__(
-        self, epoch: int, num_blocks: int, block_size: int, vocab_size: int, host_blocks: int = 0
+        self,
+        epoch: int,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        host_blocks: int = 0,
+        groups: Sequence[Group] = (),
     ) -> None:
         self.epoch = epoch
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.digest = epoch.to_bytes(16, "little")
         self.step = 0
-        self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        share = groups[0].share if groups else 1
+        self.cells: list[list[int | None]] = [
+            [None] * block_size for _ in range(num_blocks * share)
+        ]
+        # None: one full group, whose blocks nobody else writes.
+        self.groups = SimulatedGroups(groups, num_blocks, self.cells) if groups else None
         self.host: list[list[int | None]] = [[None] * block_size for _ in range(host_blocks)]
         self.copies: dict[int, Copy] = {}  # by ticket, oldest first
         self.slots: dict[int, Slot] = {}
@@ -180,10 +198,20 @@ class SimulatedWorker:
             read_column("i", plan.block_ids),
             strict=True,
         ):
-            assert group == 0
-            assert 0 < block < len(self.cells), f"block {block}"
-            self.slots[slot].blocks.append(block)
-        assert plan.copy_sources == b""
+            if self.groups is None:
+                assert group == 0
+                assert 0 < block < len(self.cells), f"block {block}"
+            else:
+                self.groups.check_block(group, block)
+            tables = self.slots[slot].tables
+            tables.extend([] for _ in range(len(tables), group + 1))
+            tables[group].append(block)
+        columns = (plan.copy_groups, plan.copy_sources, plan.copy_targets)
+        copies = list(zip(*(read_column("i", column) for column in columns), strict=True))
+        if self.groups is not None:
+            self.groups.copy(copies)
+        else:
+            assert not copies
 
     def _share(self, plan: StepPlan) -> None:
         for slot, group, blocks in zip(
@@ -220,6 +248,7 @@ class SimulatedWorker:
         prompt = read_column("i", plan.prompt_tokens)
         # Every row's KV is written before any row attends: rows may read each other's blocks.
         written: set[tuple[int, int]] = set()
+        begun: dict[int, int] = {}  # tokens that were there, by slot
         at = 0
         for slot, length, flags in rows:
             place = self.slots[slot]
@@ -242,12 +271,18 @@ class SimulatedWorker:
                 cell = (place.blocks[block], offset)
                 assert cell not in written, f"two rows write {cell}"
                 written.add(cell)
+                if self.groups is not None:
+                    self.groups.write(place.tables, place.context, token)
                 self.cells[cell[0]][offset] = token
                 place.context += 1
+            begun[slot] = context
             if flags & ROW_DRAFTS:
                 place.context = context + 1
             self.computed_tokens += length
         assert at == len(prompt)
+        for slot, _, _ in rows if self.groups is not None else ():
+            place = self.slots[slot]
+            self.groups.check(place.tables, begun[slot], self._history(place))
 
         tokens: list[int] = []
         logprobs: list[float] = []

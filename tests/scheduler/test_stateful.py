@@ -15,12 +15,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from replica import Replica
+from simulated_groups import Group
 
 from tokenspeed_core.ipc.codec import int32_column
+from tokenspeed_core.ipc.messages import GroupKind
 from tokenspeed_core.scheduler._scheduler import SchedulerError
 
 VOCAB = 12
 SECOND = 1_000_000_000
+# Tokens and spans in blocks.
+GROUPS: list[list[Group]] = [
+    [],
+    [],
+    [Group(GroupKind.FULL, 1, 0, 1), Group(GroupKind.WINDOW, 1, 2, 2)],
+    [Group(GroupKind.FULL, 1, 0, 3), Group(GroupKind.STATE, 1, 2, 1)],
+    [
+        Group(GroupKind.FULL, 1, 0, 2),
+        Group(GroupKind.WINDOW, 2, 4, 1),
+        Group(GroupKind.STATE, 1, 3, 1),
+    ],
+]
 SESSIONS = ["", "one", "two"]
 # Prompts of one family share their beginnings at every length.
 FAMILIES = [[(family * 5 + i * i) % VOCAB for i in range(60)] for family in range(3)]
@@ -41,11 +55,25 @@ class Schedule(RuleBasedStateMachine):
         chunk=st.sampled_from([0, 0, 1, 3, 7]),
         caching=st.booleans(),
         host_blocks=st.sampled_from([0, 3, 30]),
+        groups=st.sampled_from(GROUPS),
     )
-    def begin(self, max_slots: int, budget: int, chunk: int, caching: bool, **shape: int) -> None:
+    def begin(
+        self,
+        max_slots: int,
+        budget: int,
+        chunk: int,
+        caching: bool,
+        groups: list[Group],
+        **shape: int,
+    ) -> None:
         depth = shape.pop("depth")
+        size = shape["block_size"]
         self.replica = Replica(
             **shape,
+            groups=[
+                Group(kind, tokens * size, span * size, share)
+                for kind, tokens, span, share in groups
+            ],
             vocab_size=VOCAB,
             max_slots=max_slots,
             max_step_tokens=max_slots + budget,
