@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Families: what one model architecture brings, and its compilation for a layout."""
 
+import hashlib
+import platform
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from ..ops import declared_batch
 from ..sharding import Layout, Plan, build, trace
+from ..sharding.link import NVLINK
+from ..sharding.plan_cache import sources_digest
 from .checkpoint import Source
 
 C = TypeVar("C")
@@ -68,3 +73,36 @@ def compile_plan(
         tokens=tokens,
         composites=composites,
     )
+
+
+def plan_key(
+    family: Family[C],
+    config: C,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    cache_dtype: torch.dtype | None = None,
+    tokens: int = 0,
+    composites: Collection[str] = (),
+) -> str:
+    """Return the key of `compile_plan`'s result, 64 hex digits: equal keys have equal plans.
+
+    Declared types and program inputs are functions of the config, the arguments and our sources,
+    so these stand for them.
+    """
+    root = Path(__file__).parent.parent
+    parts = (
+        sources_digest((root / "sharding", root / "ops", root / "models")),
+        platform.python_version(),
+        torch.__version__,
+        family.name,
+        config,
+        layout.mesh,
+        sorted(layout.place.items()),
+        sorted(layout.types.items()),
+        layout.requests,
+        NVLINK,
+        (dtype, block_size, cache_dtype or dtype, tokens, sorted(composites)),
+    )
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

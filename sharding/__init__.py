@@ -16,7 +16,7 @@ from .layout import Layout
 from .mesh import Mesh, parse_mesh
 from .op import register_rule
 from .place import place
-from .plan import CacheShape, Plan, build
+from .plan import CacheShape, Plan, RankPlan, build
 from .rule import rule
 from .scan import scan
 from .spec import Placed, Spec, parse_spec
@@ -36,6 +36,7 @@ __all__ = [
     "Placed",
     "PlacementError",
     "Plan",
+    "RankPlan",
     "ShardingError",
     "Spec",
     "TraceError",

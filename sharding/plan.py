@@ -51,18 +51,18 @@ class CacheShape:
 
 
 @attrs.frozen(eq=False, slots=False)
-class Plan:
-    """A compiled model: the same for every rank of `mesh`.
+class RankPlan:
+    """What a rank needs to run a compiled model: the same for every rank of `mesh`.
 
-    `ops` names the module that the program imports; `storage` lists the packs a rank keeps;
-    `cache` one tuple of shapes a layer; `source` the emitted program; `constants` parameters that
-    come from the config, by path.
+    `groups` has the rank groups of each axis name that the program passes to `c`; `source` is the
+    emitted program; `storage` lists the packs a rank keeps; `cache` one tuple of shapes a layer;
+    `caches` is the declared tree of them; `constants` parameters that come from the config, by
+    path.
     """
 
     name: str
-    ops: str
     mesh: Mesh
-    program: Program
+    groups: Mapping[str, tuple[tuple[int, ...], ...]]
     source: str
     storage: tuple[Pack, ...]
     cache: tuple[tuple[CacheShape, ...], ...]
@@ -78,11 +78,6 @@ class Plan:
             digest.update(f"{path} {constant.tolist()}".encode())
         return digest.hexdigest()
 
-    @cached_property
-    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Return the rank groups of each axis name that the program passes to `c`."""
-        return {self.mesh.group(axes): self.mesh.groups(axes) for axes in groups_of(self.program)}
-
     def load(self) -> Forward:
         """Return `forward(c, w, caches, batch) -> (result, caches)` from the emitted source."""
         path = f"<plan {self.hash[:12]}>"
@@ -92,12 +87,6 @@ class Plan:
         exec(compile(self.source, path, "exec"), names)
         forward: Forward = names["forward"]
         return forward
-
-    def checked(self) -> "Plan":
-        """Return this plan with a program that hands each value to `c.check`, for simulation."""
-        return attrs.evolve(
-            self, source=emit(self.program, f"{self.name}, checked.", self.ops, checked=True)
-        )
 
     def allocate(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Return uninitialised packs by name, except for the constants, which are filled in."""
@@ -129,6 +118,23 @@ class Plan:
         return map_leaves(
             lambda path, leaf: zeros((shape := next(shapes)).blocks(blocks), shape.dtype, device),
             self.caches,
+        )
+
+
+@attrs.frozen(eq=False, slots=False)
+class Plan(RankPlan):
+    """A rank's plan with the typed program that it was emitted from.
+
+    `ops` names the module that the emitted program imports.
+    """
+
+    ops: str
+    program: Program
+
+    def checked(self) -> "Plan":
+        """Return this plan with a program that hands each value to `c.check`, for simulation."""
+        return attrs.evolve(
+            self, source=emit(self.program, f"{self.name}, checked.", self.ops, checked=True)
         )
 
 
@@ -178,15 +184,16 @@ def build(
                 _cache_shape(path, leaf, layout) for path, leaf in leaves(cache)
             )
     return Plan(
-        name,
-        ops,
-        layout.mesh,
-        program,
-        source,
-        storage(program),
-        tuple(shapes[id(cache)] for cache in caches),
-        caches,
-        constants,
+        name=name,
+        mesh=layout.mesh,
+        groups={layout.mesh.group(axes): layout.mesh.groups(axes) for axes in groups_of(program)},
+        source=source,
+        storage=storage(program),
+        cache=tuple(shapes[id(cache)] for cache in caches),
+        caches=caches,
+        constants=constants,
+        ops=ops,
+        program=program,
     )
 
 

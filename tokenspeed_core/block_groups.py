@@ -16,7 +16,7 @@ from torch import Tensor
 from .ipc.codec import int32_column
 from .ipc.messages import GroupKind
 from .ops import CacheKind
-from .sharding import Plan, map_leaves
+from .sharding import RankPlan, map_leaves
 from .sharding.plan import CacheShape, zeros
 
 ALIGNMENT = 128  # bytes: where a tensor begins in a block that holds several
@@ -82,7 +82,7 @@ class BlockGroups:
 
 
 def block_groups(
-    plan: Plan, block_size: int, max_model_len: int, state_interval: int = 0
+    plan: RankPlan, block_size: int, max_model_len: int, state_interval: int = 0
 ) -> BlockGroups:
     """Return the groups of a plan's caches: layers of one kind are together.
 
@@ -137,7 +137,7 @@ def group_columns(groups: BlockGroups) -> dict[str, Any]:
 
 
 def allocate_caches(
-    plan: Plan, groups: BlockGroups, num_parents: int, device: str | torch.device = "cpu"
+    plan: RankPlan, groups: BlockGroups, num_parents: int, device: str | torch.device = "cpu"
 ) -> Any:
     """Return zeroed caches of `num_parents` parents, layer by layer, as the program takes them.
 
@@ -176,7 +176,7 @@ def _bytes(shape: CacheShape) -> int:
     return math.prod(shape.blocks(1)) * shape.dtype.itemsize
 
 
-def _members(plan: Plan, layers: Sequence[int]) -> Iterator[tuple[str, CacheShape, int]]:
+def _members(plan: RankPlan, layers: Sequence[int]) -> Iterator[tuple[str, CacheShape, int]]:
     """Yield (path among the caches, shape, where it begins in a block) of these layers' tensors."""
     start = 0
     for layer in layers:
@@ -185,7 +185,7 @@ def _members(plan: Plan, layers: Sequence[int]) -> Iterator[tuple[str, CacheShap
             start += _whole(_bytes(shape), ALIGNMENT)
 
 
-def _size(plan: Plan, layers: Sequence[int]) -> int:
+def _size(plan: RankPlan, layers: Sequence[int]) -> int:
     """Return the bytes of a block of these layers."""
     return sum(_whole(_bytes(shape), ALIGNMENT) for _, shape, _ in _members(plan, layers))
 

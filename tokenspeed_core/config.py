@@ -78,6 +78,19 @@ class EngineConfig:
         0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
     )
 
+    family: str = _option(
+        "",
+        "model",
+        "a .py file that defines the model's family; default: by the architecture's name",
+        metavar="FILE",
+    )
+    plan_cache: str = _option(
+        "",
+        "model",
+        "keep compiled plans here, or off; default: plans in the user's cache directory",
+        metavar="DIR",
+    )
+
     host: str = _option("127.0.0.1", "server", "address to listen on")
     port: int = _option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
     api_key: str = _option("", "server", "clients must send it as a bearer token", metavar="KEY")

@@ -46,21 +46,35 @@ def define(model: str, config: str | None = None) -> ModelDefinition:
     """
     if model.endswith(".py"):
         module = _imported(Path(model))
-        families = [value for value in vars(module).values() if isinstance(value, Family)]
-        if len({id(family) for family in families}) != 1:
-            raise ModelDefinitionError(
-                f"{model} has {len(families)} module-level families, it needs one: "
-                f"write FAMILY = Family(...)"
-            )
+        family = _family(module, model)
         stored = _json(Path(config)) if config else getattr(module, "CONFIG", None)
         if not isinstance(stored, Mapping):
             raise ModelDefinitionError(
                 f"{model} has no config: write CONFIG = {{...}} in it, or give --config config.json"
             )
-        return ModelDefinition(families[0], stored)
+        return ModelDefinition(family, stored)
     stored = _json(Path(config)) if config else stored_config(model)
     family = family_of(str((stored.get("architectures") or ["none"])[0]))
     return ModelDefinition(family, stored)
+
+
+def family_in(file: str) -> Family[Any]:
+    """Return the one family that a .py file defines.
+
+    Raises:
+        ModelDefinitionError: there is no such file, or it defines no family or several.
+    """
+    return _family(_imported(Path(file)), file)
+
+
+def _family(module: ModuleType, file: str) -> Family[Any]:
+    families = [value for value in vars(module).values() if isinstance(value, Family)]
+    if len({id(family) for family in families}) != 1:
+        raise ModelDefinitionError(
+            f"{file} has {len(families)} module-level families, it needs one: "
+            f"write FAMILY = Family(...)"
+        )
+    return families[0]
 
 
 def _imported(path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What an engine config says about the model, made definite: family, sizes, dtypes, layout."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import EngineConfig
-from .model_source import resolve
-from .models.family import Family, compile_plan
+from .model_definition import family_in
+from .model_source import cache_directory, resolve
+from .models.family import Family, compile_plan, plan_key
 from .models.registry import family_of
 from .ops import composites_on
-from .sharding import Layout, Plan
+from .sharding import Layout, Plan, RankPlan
+from .sharding.plan_cache import PlanCache
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -24,7 +27,10 @@ class ModelSpecError(ValueError):
 
 @attrs.frozen
 class ModelSpec:
-    """One model as it will be served; equal on all ranks and in the launcher."""
+    """One model as it will be served; equal on all ranks and in the launcher.
+
+    Without a `plan_cache` its plan is compiled at each start.
+    """
 
     path: Path
     family: Family[Any]
@@ -34,6 +40,7 @@ class ModelSpec:
     cache_dtype: torch.dtype
     block_size: int
     max_model_len: int
+    plan_cache: PlanCache | None
 
     @classmethod
     def of(cls, engine: EngineConfig) -> "ModelSpec":
@@ -47,13 +54,7 @@ class ModelSpec:
         with open_checkpoint(path) as checkpoint:
             stored = checkpoint.config
             dtype = _dtype(engine.dtype, checkpoint)
-        architectures = stored.get("architectures")
-        if not isinstance(architectures, list) or not architectures:
-            raise ModelSpecError(
-                f"the config of {path} has architectures = {architectures!r}; "
-                f"it must be a list that names one, such as ['LlamaForCausalLM']"
-            )
-        family = family_of(str(architectures[0]))
+        family = family_in(engine.family) if engine.family else _registered(stored, path)
         config = family.config(stored)
         longest = int(config.max_position)
         if engine.max_model_len > longest:
@@ -71,6 +72,7 @@ class ModelSpec:
             cache_dtype=cache_dtype,
             block_size=engine.block_size,
             max_model_len=engine.max_model_len or longest,
+            plan_cache=_plan_cache(engine),
         )
 
     @property
@@ -84,15 +86,48 @@ class ModelSpec:
         Raises:
             MeshError: the mesh does not divide the model; legal sizes are listed.
         """
-        return compile_plan(
-            self.family,
-            self.config,
-            self.layout,
-            dtype=self.dtype,
-            cache_dtype=self.cache_dtype,
-            block_size=self.block_size,
-            composites=composites_on(device_type, self.dtype),
+        choices = self._choices(device_type)
+        return compile_plan(self.family, self.config, self.layout, **choices)
+
+    def rank_plan(self, device_type: str = "cpu") -> RankPlan:
+        """Return what a rank needs of `plan`, from the plan cache if it is there.
+
+        Raises:
+            MeshError: the mesh does not divide the model; legal sizes are listed.
+        """
+        if self.plan_cache is None:
+            return self.plan(device_type)
+        return self.plan_cache.plan(
+            plan_key(self.family, self.config, self.layout, **self._choices(device_type)),
+            self.family.caches(self.config, self.block_size, self.cache_dtype),
+            self.family.derived(self.config),
+            lambda: self.plan(device_type),
         )
+
+    def _choices(self, device_type: str) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "cache_dtype": self.cache_dtype,
+            "block_size": self.block_size,
+            "composites": composites_on(device_type, self.dtype),
+        }
+
+
+def _registered(stored: Mapping[str, Any], path: Path) -> Family[Any]:
+    architectures = stored.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise ModelSpecError(
+            f"the config of {path} has architectures = {architectures!r}; "
+            f"it must be a list that names one, such as ['LlamaForCausalLM']"
+        )
+    return family_of(str(architectures[0]))
+
+
+def _plan_cache(engine: EngineConfig) -> PlanCache | None:
+    """A family from a file has none: a key cannot tell what else that file imports."""
+    if engine.plan_cache == "off" or engine.family:
+        return None
+    return PlanCache(Path(engine.plan_cache or cache_directory() / "plans").expanduser())
 
 
 def _dtype(setting: str, checkpoint: Checkpoint) -> torch.dtype:

@@ -31,12 +31,12 @@ def load_rank(
     """Bring up rank `rank` of `engine.tp`; ranks meet at `rendezvous`, an init method of torch.
 
     Raises:
-        ValueError: as `ModelSpec.of`, `ModelSpec.plan` and `load_weights` do.
+        ValueError: as `ModelSpec.of`, `ModelSpec.rank_plan` and `load_weights` do.
         CacheSizeError: the cache would hold no request.
     """
     torch.set_num_threads(engine.threads or max(1, (os.cpu_count() or 1) // engine.tp))
     spec = ModelSpec.of(engine)
-    plan = spec.plan()
+    plan = spec.rank_plan()
     with open_checkpoint(spec.path) as checkpoint:
         packs = load_weights(plan, spec.family.hf(spec.config), checkpoint, rank, progress)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)

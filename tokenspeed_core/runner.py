@@ -15,7 +15,7 @@ from .collectives import Collectives
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .kernels.sampling import sample
-from .sharding import Plan, leaves
+from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
 
@@ -27,7 +27,7 @@ class Runner:
     The caches are the only state; they are written in place, in the order of steps.
     """
 
-    plan: Plan
+    plan: RankPlan
     groups: BlockGroups
     num_blocks: int  # parents of the groups; the first, scratch, included
     num_slots: int
@@ -41,7 +41,7 @@ class Runner:
     @classmethod
     def of(
         cls,
-        plan: Plan,
+        plan: RankPlan,
         packs: Mapping[str, Tensor],
         collectives: Collectives,
         *,

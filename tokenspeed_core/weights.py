@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .models.checkpoint import Source
-from .sharding import Plan
+from .sharding import RankPlan
 from .sharding.storage import Member
 
 Progress = Callable[[int, int], None]
@@ -18,7 +18,7 @@ class WeightsError(ValueError):
 
 
 def load_weights(
-    plan: Plan,
+    plan: RankPlan,
     sources: Mapping[str, Source],
     checkpoint: Checkpoint,
     rank: int,
@@ -51,7 +51,7 @@ def _write(
     member: Member,
     source: Source,
     checkpoint: Checkpoint,
-    plan: Plan,
+    plan: RankPlan,
     rank: int,
 ) -> None:
     source = source.among(checkpoint.names)

@@ -8,12 +8,15 @@ import attrs
 import pytest
 import torch
 
+from tests.engine.local_engine import LocalEngine, Request
 from tokenspeed_core.__main__ import main
+from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.model_check import Finding, check
 from tokenspeed_core.model_definition import ModelDefinition, define
-from tokenspeed_core.models import family_of
+from tokenspeed_core.models import ConfigError, family_of
 from tokenspeed_core.ops import Batch
 from tokenspeed_core.oracle import OracleError
+from tokenspeed_core.rank import load_rank
 
 CONFIG = dict(
     model_type="qwen3_moe",
@@ -88,11 +91,38 @@ def test_the_command_prints_each_finding(
     assert capsys.readouterr().out.endswith("all hold\n")
 
 
-def test_the_model_of_the_guide_holds(tmp_path: Path) -> None:
-    guide = Path(__file__).parents[2] / "models" / "WRITE_YOUR_OWN.md"
-    (code,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
-    file = tmp_path / "mistral.py"
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the guide has its reader write."""
+    text = (Path(__file__).parents[2] / "models" / "WRITE_YOUR_OWN.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    file = tmp_path_factory.mktemp("guide") / "mistral.py"
     file.write_text(code)
-    found = list(check(define(str(file))))
+    return file
+
+
+def test_the_model_of_the_guide_holds(guide: Path) -> None:
+    found = list(check(define(str(guide))))
     assert all(finding.holds for finding in found), "\n".join(map(str, found))
     assert len(found) > 5
+
+
+def test_the_model_of_the_guide_is_served(guide: Path, tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {k: v for k, v in define(str(guide)).stored.items() if k != "model_type"}
+    oracle = MistralForCausalLM(MistralConfig(**sizes)).float().eval()
+    oracle.save_pretrained(tmp_path)
+    settings = dict(model=str(tmp_path), dtype="fp32", num_blocks=20, max_running=2)
+    with pytest.raises(ConfigError, match="MistralForCausalLM"):
+        load_rank(EngineConfig(**settings), 0, "")
+    engine = LocalEngine(load_rank(EngineConfig(**settings, family=str(guide)), 0, ""))
+    prompt = [5, 17, 42, 8, 91, 3]
+    found = engine.submit(Request(prompt, 8))
+    engine.run()
+    tokens = [*prompt]
+    for _ in range(8):
+        with torch.no_grad():
+            tokens.append(int(oracle(torch.tensor([tokens])).logits[0, -1].argmax()))
+    assert found.tokens == tokens[len(prompt) :]
