@@ -16,7 +16,7 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
 
 
 if BUILT:
-    from .triton import attention, linear, norm, pointwise
+    from .triton import attention, experts, linear, norm, pointwise, router
 
     for _function, _features in (
         (linear.linear, ()),
@@ -28,6 +28,8 @@ if BUILT:
         (pointwise.silu_mul, ()),
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
+        (experts.experts, ()),
+        (router.softmax_router, ()),
         (attention.paged_attention, ("window", "sinks")),
         (attention.rope_attention, ()),
     ):

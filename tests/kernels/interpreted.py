@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Triton's interpreter, which runs kernels on tensors of the host; import before Triton."""
+"""Triton's interpreter, which runs kernels on tensors of the host; `tests/conftest.py` asks for it.
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read wherever a kernel is defined
+Importing this lets loops end at computed bounds: the interpreter has them as arrays of one element,
+which NumPy 2.4 takes for no numbers.
+"""
 
 from triton.runtime import interpreter
 
@@ -11,7 +11,6 @@ _patch = interpreter._patch_lang_tensor
 
 
 def _patched(tensor, scope) -> None:
-    """Let loops end at computed bounds: arrays of one element, which NumPy 2.4 takes for none."""
     _patch(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 

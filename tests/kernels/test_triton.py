@@ -19,12 +19,16 @@ if not GPU:
 
 from tokenspeed_core.kernels import (  # noqa: E402
     embedding,
+    experts,
     paged_attention,
     rms_norm,
     rope,
+    router,
     silu_mul,
 )
 from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise  # noqa: E402
+from tokenspeed_core.kernels.triton import experts as triton_experts  # noqa: E402
+from tokenspeed_core.kernels.triton import router as triton_router  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 HALF = torch.bfloat16 if GPU else torch.float16
@@ -181,4 +185,23 @@ def test_attention(case, dtype: torch.dtype, ranges: int | None, monkeypatch) ->
         *(x.double() for x in plain), *held, batch, scale, window, sinks.double()
     )
     got = attention.paged_attention(*plain, *own, batch, scale, window, sinks)
+    assert_near(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "start", "here"), [(1, 0, 6), (5, 2, 3), (40, 0, 6), (40, 1, 4)])
+def test_experts(n: int, start: int, here: int, dtype: torch.dtype) -> None:
+    d, j, active = 40, 36, 3
+    x, logits = normal(n, d, dtype=dtype), normal(n, 6, dtype=dtype)
+    logits[0] = logits[0, 0]  # a tie of all
+    ids, weights = triton_router.softmax_router(logits, active, True, factor=1.5)
+    want_ids, want_weights = router.softmax_router(logits, active, True, factor=1.5)
+    assert torch.equal(ids, want_ids)
+    assert_near(weights, want_weights.double(), dtype)
+    gate, up = (normal(here, d, j, dtype=dtype) for _ in range(2))
+    down = normal(here, j, d, dtype=dtype)
+    want = experts.experts(
+        x.double(), ids, weights.double(), gate.double(), up.double(), down.double(), start
+    )
+    got = triton_experts.experts(x, ids, weights, gate, up, down, start)
     assert_near(got, want, dtype)

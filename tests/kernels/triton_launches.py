@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import JITFunction
 
-from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise
+from tokenspeed_core.kernels.triton import attention, experts, linear, norm, pointwise, router
 from tokenspeed_core.kernels.triton.device import Device
 
 NAMES = {
@@ -73,7 +73,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     found: list[Launch] = []
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
-        for module in (attention, linear, norm, pointwise):
+        for module in (attention, experts, linear, norm, pointwise, router):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
     found.extend(launches.values())
@@ -100,8 +100,15 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
         ]
     x, w = torch.empty(3, 1024, dtype=dtype), torch.empty(1024, dtype=dtype)
     angles = torch.empty(3, 64)
+    w_gate, w_down = torch.empty(8, 1024, 96, dtype=dtype), torch.empty(8, 96, 1024, dtype=dtype)
+    for n in (1, 17, 800):
+        y, ids = torch.empty(n, 1024, dtype=dtype), torch.zeros(n, 2, dtype=torch.int32)
+        calls.append(
+            partial(experts.experts, y, ids, y[:, :2].contiguous(), w_gate, w_gate, w_down)
+        )
     return [
         *calls,
+        partial(router.softmax_router, x, 8, True),
         partial(norm.rms_norm, x, w, 1e-6),
         partial(norm.add_rms_norm, x, x, w, 1e-6),
         partial(pointwise.silu_mul, x),
