@@ -58,8 +58,8 @@ MUTANTS = (
         (
             Edit(
                 "kv/block_pool.cpp",
-                "if (mark.life % 2 == 0 || lives_[static_cast<size_t>(mark.id.value)] != mark.life) "
-                "return;",
+                "if (mark.life % 2 == 0 || "
+                "lives_[static_cast<size_t>(mark.id.value)] != mark.life) return;",
                 "if (lives_[static_cast<size_t>(mark.id.value)] % 2 == 0) return;",
             ),
         ),
