@@ -73,12 +73,12 @@ def decode(
     if (split == 0) & (request >= used) & (request < tokens):
         pad = out + ((request * K + head).to(tl.int64) * G + g[:, None]) * D + d[None, :]
         tl.store(pad, tl.zeros([GP, BD], DTYPE), mask=group)
-    token = 0
-    length = 0
-    if request < requests:
-        token = tl.load(starts + request)
-        if tl.load(starts + request + 1) > token:
-            length = tl.load(lengths + request)
+    # Loads that do not wait for each other: a chain of them costs more than what they fetch.
+    real = request < requests
+    token = tl.load(starts + request, mask=real, other=0)
+    stop = tl.load(starts + request + 1, mask=real, other=0)
+    length = tl.load(lengths + request, mask=real, other=0)
+    length = tl.where(stop > token, length, 0)
     r = tl.arange(0, BR)
     total = tl.sum(tl.load(lengths + r, mask=r < requests, other=0))
     low = 0

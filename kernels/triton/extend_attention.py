@@ -60,10 +60,10 @@ def prepare(
 
 @triton.jit
 def _keys(
-    query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride, c,
+    query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride,
     D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys `n` to `n + BN` into the running softmax `m`, `mass`, `acc`."""
+    """Fold keys `n` to `n + BN` into the running softmax `m`, `mass`, `acc`, of logits of base 2."""
     at = n + tl.arange(0, BN)
     DTYPE: tl.constexpr = query.dtype
     if MASK:
@@ -83,11 +83,11 @@ def _keys(
         if WINDOW:
             visible = visible & (at[None, :] > seen[:, None] - WINDOW)
         x = tl.where(visible, x, float("-inf"))
-    top = tl.maximum(m, tl.max(x, 1) * c)
+    top = tl.maximum(m, tl.max(x, 1))
     safe = top
     if MASK:
         safe = tl.where(top == float("-inf"), 0.0, top)
-    p = tl.exp2(x * c - safe[:, None])
+    p = tl.exp2(x - safe[:, None])
     fade = tl.exp2(m - safe)
     mass = mass * fade + tl.sum(p, 1)
     if MASK:
@@ -144,6 +144,8 @@ def extend(
         query = tl.load(
             q + (row * q_stride + (head * G + g) * D)[:, None] + d[None, :], mask=ok, other=0.0
         )
+        # Scaled here, not in the loop: what the loop keeps has to fit in registers.
+        query = (query.to(tl.float32) * (scale * LOG2E)).to(DTYPE)
         prefix = length - count
         # A request's own part of the keys; a token of no request has none.
         end = tl.minimum(prefix + tl.minimum(offset + T, count), length)
@@ -161,7 +163,6 @@ def extend(
                 m = tl.load(sinks + head * G + g).to(tl.float32) * LOG2E
                 mass = tl.full([BM], 1.0, tl.float32)
         seen = prefix + token
-        c = scale * LOG2E
         pages = table + (skipped + request) * table_stride
         free = begin
         if WINDOW == 0 and D == BD:
@@ -170,12 +171,12 @@ def extend(
             for n in tl.range(begin, free, BN, num_stages=STAGES):
                 m, mass, acc = _keys(
                     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                    block_stride, c, D, S, BN, WINDOW, False,
+                    block_stride, D, S, BN, WINDOW, False,
                 )  # fmt: skip
         for n in tl.range(free, end, BN, num_stages=STAGES):
             m, mass, acc = _keys(
                 query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                block_stride, c, D, S, BN, WINDOW, True,
+                block_stride, D, S, BN, WINDOW, True,
             )  # fmt: skip
         result = (acc / tl.where(mass == 0, 1.0, mass)[:, None]).to(DTYPE)
         if not SPLIT:

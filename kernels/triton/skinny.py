@@ -56,7 +56,10 @@ def vector(
             weight = tl.load(w + at + k, mask=ok, other=0.0)
         if NORM:
             square += value * value
-            value *= tl.load(gain + k + cols, mask=k + cols < K, other=0.0).to(tl.float32)
+            if K % BK == 0:
+                value *= tl.load(gain + k + cols).to(tl.float32)
+            else:
+                value *= tl.load(gain + k + cols, mask=k + cols < K, other=0.0).to(tl.float32)
         acc += weight.to(tl.float32) * value[None, :]
         if GLU:
             if K % BK == 0 and N % BN == 0:
@@ -98,7 +101,8 @@ def matrix(
     x_at = ms[:, None] * x_stride + cols[None, :]
     acc = tl.zeros([BM, BN], tl.float32)
     up = tl.zeros([BM, BN], tl.float32)
-    square = tl.zeros([BM], tl.float32)
+    # Summed over the columns once, at the end: a sum in the loop would stall it.
+    squares = tl.zeros([BM, BK], tl.float32)
     EVEN: tl.constexpr = K % (SPLITS * BK) == 0 and N % BN == 0
     if PDL:
         gdc_wait()
@@ -113,9 +117,12 @@ def matrix(
             weight = tl.load(w + at + k, mask=ok, other=0.0)
         if NORM:
             wide = value.to(tl.float32)
-            square += tl.sum(wide * wide, 1)
-            times = tl.load(gain + k + cols, mask=k + cols < K, other=0.0).to(tl.float32)
-            value = (wide * times[None, :]).to(value.dtype)
+            squares += wide * wide
+            if EVEN:
+                times = tl.load(gain + k + cols)
+            else:
+                times = tl.load(gain + k + cols, mask=k + cols < K, other=0.0)
+            value = (wide * times.to(tl.float32)[None, :]).to(value.dtype)
         acc = tl.dot(value, weight.T, acc, input_precision="ieee")
         if GLU:
             if EVEN:
@@ -145,5 +152,5 @@ def matrix(
         before = tl.zeros([BM, BN], tl.float32)
         if ADD:
             before = tl.load(residual + out_at, mask=out_ok, other=0.0).to(tl.float32)
-        out = _finish(acc, up, square[:, None], before, eps, K, NORM, GLU)
+        out = _finish(acc, up, tl.sum(squares, 1)[:, None], before, eps, K, NORM, GLU)
         tl.store(y + out_at, out.to(y.dtype.element_ty), mask=out_ok)
