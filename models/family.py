@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..ops import declared_batch
+from ..ops.sampling import SampledBatch, declared_sampled_batch
 from ..sharding import Layout, Plan, build, trace
 from ..sharding.link import NVLINK
 from ..sharding.plan_cache import sources_digest
 from .checkpoint import Source
+from .sampling import Choice, choose, rows_of
 
 C = TypeVar("C")
 
@@ -49,11 +51,13 @@ def compile_plan(
     cache_dtype: torch.dtype | None = None,
     tokens: int = 0,
     composites: Collection[str] = (),
+    choice: Choice | None = None,
 ) -> Plan:
     """Return the plan of a model under a layout: parameters in `dtype`, caches too if not told.
 
     `tokens` of a step, all ranks together, decide how rows reach their experts (`build`);
-    `composites` are what its target computes several ops with (`ops.composites_on`).
+    `composites` are what its target computes several ops with (`ops.composites_on`).  With a
+    `choice` the program's result is `choose`'s, not logits, which then stay sharded.
 
     Raises:
         MeshError: the mesh does not divide the model; legal sizes are listed.
@@ -61,7 +65,14 @@ def compile_plan(
     """
     caches = family.caches(config, block_size, cache_dtype or dtype)
     params = family.params(config, dtype)
-    traced = trace(family.forward, params, caches, declared_batch(), config)
+    if choice is None:
+        traced = trace(family.forward, params, caches, declared_batch(), config)
+    else:
+        batch = declared_sampled_batch()
+        traced = trace(_chosen, params, caches, batch, family.forward, config, choice)
+        axes = layout.place.get("v", "tp")
+        if axes and "Logits" in traced.aliases:
+            layout = layout.but(types={"Logits": f"m v@{axes}", **layout.types})
     return build(
         traced,
         layout,
@@ -106,3 +117,13 @@ def plan_key(
         (dtype, block_size, cache_dtype or dtype, tokens, sorted(composites)),
     )
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+def _chosen(
+    params: Any,
+    caches: Any,
+    batch: SampledBatch,
+    forward: Callable[..., Any],
+    config: Any,
+    choice: Choice,
+) -> tuple[Tensor, Any]:
+    logits, caches = forward(params, caches, batch, config)
+    return choose(logits, rows_of(batch), choice, logits.shape[-1]), caches

@@ -17,6 +17,7 @@ from ..kernels import (
     rms_norm,
     rope,
     router,
+    sampling,
     silu_mul,
     triton_backend,
 )
@@ -37,6 +38,7 @@ BACKENDS = (
     rms_norm,
     rope,
     router,
+    sampling,
     silu_mul,
     triton_backend,
 )

@@ -9,6 +9,7 @@ from typing import Any
 from .composite import Columns, Joint, Over, Stored, arguments
 from .mesh import Mesh
 from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
+from .reduction import SUM
 
 _WIDTH = 100
 
@@ -221,6 +222,8 @@ class Writer:
             self.used.add("shard")
             ways = self.mesh.size(step.axes)
             return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
+        if step.kind == "all_reduce" and step.operand.spec.reduce != SUM:
+            return f'{made} = c.all_reduce({operand}, "{group}", "{step.operand.spec.reduce}")'
         dim = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
         return f'{made} = c.{step.kind}({operand}, "{group}"{dim})'
 

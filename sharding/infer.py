@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import attrs
 
 from .mesh import Mesh
+from .reduction import LSE, SUM
 from .rule import Rule
 from .spec import Dim, Spec
 
@@ -29,7 +30,7 @@ class Inference:
     targets: tuple[Spec, ...]
     axes: dict[str, tuple[str, ...]]
     partial: tuple[str, ...]
-    reduce: str = "sum"
+    reduce: str = SUM
 
     def result(self, factors: Sequence[str], names: Sequence[str]) -> Spec:
         """Return the placement of a result with these factors and dim names."""
@@ -38,7 +39,7 @@ class Inference:
             for factor, name in zip(factors, names, strict=True)
         )
         partial = tuple(a for a in self.partial if all(a not in dim.axes for dim in dims))
-        return Spec(dims, partial, self.reduce if partial else "sum")
+        return Spec(dims, partial, self.reduce if partial else SUM)
 
 
 def infer(
@@ -110,22 +111,27 @@ def infer(
                 for factor, dim in zip(factors, operand.spec.dims, strict=True)
             ),
             partial=kept.get(index, ()),
-            reduce="sum",
+            reduce=SUM,
         )
         for index, (factors, operand) in enumerate(zip(rule.inputs, operands, strict=True))
     )
-    owed = set(carried)
+    contracted: set[str] = set()
     results = {factor for factors in rule.outputs for factor in factors}
     for factor, used in axes.items():
         if factor not in results:
-            # A contracted factor: each rank has summed its own shard only.
-            owed.update(axis for axis in used if axis not in spread or factor not in rule.rows)
+            # A contracted factor: each rank has reduced its own shard only.
+            contracted.update(
+                axis for axis in used if axis not in spread or factor not in rule.rows
+            )
     merged = {axis for factor in rule.merges for axis in axes.get(factor, ())}
-    if merged and owed:
+    if merged and (contracted or carried):
         raise RuleViolationError("a sum and a merge by softmax weights would be owed by one value")
     if merged:
-        return Inference(targets, axes, mesh.ordered(merged), "lse")
-    return Inference(targets, axes, mesh.ordered(owed))
+        return Inference(targets, axes, mesh.ordered(merged), LSE)
+    if contracted and carried and rule.reduce != SUM:
+        raise RuleViolationError(f"a sum and a {rule.reduce} would be owed by one value")
+    owed = mesh.ordered(contracted | set(carried))
+    return Inference(targets, axes, owed, rule.reduce if contracted else SUM)
 
 
 def _shards(rule: Rule, mesh: Mesh, factor: str, dim: Dim) -> tuple[str, ...]:
@@ -186,7 +192,7 @@ def _carried(
     """
     for group in rule.linear:
         specs = [operands[i].spec for i in group]
-        if {spec.reduce for spec in specs} != {"sum"}:
+        if {spec.reduce for spec in specs} != {SUM}:
             continue
         others = {a for i, o in enumerate(operands) if i not in group for a in o.spec.partial}
         axes = tuple(a for a in specs[0].partial if all(a in spec.partial for spec in specs))

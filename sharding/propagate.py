@@ -15,6 +15,7 @@ from .line import Line
 from .op import OPS
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .redistribute import hops
+from .reduction import SUM
 from .spec import Spec
 from .suggest import fixes
 from .trace import Graph, Traced
@@ -41,7 +42,7 @@ def propagate(traced: Traced, layout: Layout) -> Program:
             dim.name: tuple(a for a in dim.axes if a in layout.mesh.requests)
             for dim in var.spec.dims
         }
-        target = attrs.evolve(var.spec.sharded(own), partial=(), reduce="sum")
+        target = attrs.evolve(var.spec.sharded(own), partial=(), reduce=SUM)
         results.append(state.move(var, target, "a program's result is Replicated", var.line, ()))
     driver = state.code(results, [])
     blocks = dict.fromkeys(step.block for step in driver.steps if isinstance(step, Loop))
@@ -185,10 +186,12 @@ class Propagation:
                 for old, new in zip(var.spec.dims, wanted.dims, strict=True)
             ),
             partial=self.layout.mesh.ordered(set(kept)),
-            reduce=var.spec.reduce if kept else "sum",
+            reduce=var.spec.reduce if kept else SUM,
         )
         where = f"{pin.alias or 'the annotation'} '{wanted}' of {pin.placement.line}"
         try:
+            if set(wanted.partial) & set(var.spec.partial) and wanted.reduce != var.spec.reduce:
+                raise RuleViolationError(f"a {var.spec.reduce} is owed, not a {wanted.reduce}")
             self.env[pin.result] = self.move(
                 var, target, f"pinned by {where}", pin.line, pin.regions, exchange=True
             )
@@ -275,7 +278,7 @@ class Propagation:
         for run in scan.runs:
             code = self.block(run.block, tuple(specs), tuple(constants))
             specs = [
-                attrs.evolve(spec, partial=kept, reduce=spec.reduce if kept else "sum")
+                attrs.evolve(spec, partial=kept, reduce=spec.reduce if kept else SUM)
                 for spec, out in zip(specs, code.results, strict=True)
                 for kept in [tuple(a for a in spec.partial if a in out.spec.partial)]
             ]

@@ -20,6 +20,7 @@ from .op import OPS, Op, Recorder
 from .plan import Plan
 from .pointwise import ADD, MUL, pointwise
 from .program import Apply, Code, Loop, Move, Step, Var
+from .reduction import SUM
 from .rule import Rule, contraction
 from .spec import Dim, Spec
 from .storage import Member, Pack, nest
@@ -216,7 +217,9 @@ class Collectives:
     def rank(self, group: str) -> Start:
         return Start(_axes(self.check.mesh, group))
 
-    def all_reduce(self, x: Local, group: str) -> Local:
+    def all_reduce(self, x: Local, group: str, kind: str = SUM) -> Local:
+        if x.var.spec.partial and kind != x.var.spec.reduce:
+            raise VerificationError(f"{author_line()}: {x.var} is reduced by {kind}")
         return moved(x, "all_reduce", _axes(self.check.mesh, group), None)
 
     def reduce_scatter(self, x: Local, group: str, dim: int) -> Local:
@@ -297,7 +300,7 @@ def moved(
         dims[dim] = attrs.evolve(dims[dim], axes=(*dims[dim].axes, *axes))
     if source is not None:
         dims[source] = _less(dims[source], axes)
-    made = Spec(tuple(dims), partial, spec.reduce if partial else "sum")
+    made = Spec(tuple(dims), partial, spec.reduce if partial else SUM)
     result = attrs.evolve(x.var, name=kind, spec=made, kind="activation", line=line)
     x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source))
     return Local(x.check, result)

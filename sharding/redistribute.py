@@ -6,6 +6,7 @@ import itertools
 import attrs
 
 from .infer import RuleViolationError
+from .reduction import LSE, SUM
 from .spec import Spec
 
 
@@ -55,7 +56,7 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
             dims[from_index] = attrs.evolve(dims[from_index], axes=left)
         if kind in ("all_reduce", "reduce_scatter", "merge"):
             partial = tuple(axis for axis in partial if axis not in axes)
-        spec = Spec(tuple(dims), partial, spec.reduce if partial else "sum", spec.varying)
+        spec = Spec(tuple(dims), partial, spec.reduce if partial else SUM, spec.varying)
         found.append(Hop(kind, axes, index, spec, from_index))
 
     gathers: list[tuple[tuple[str, ...], int]] = []
@@ -83,14 +84,14 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
                 f"'{source}' cannot become '{target}': that needs an all-to-all of "
                 f"{'+'.join(axes)}, which only a boundary can ask for"
             )
-    if owed and source.reduce == "lse":  # parts of different weights: they cannot be added
+    if owed and source.reduce == LSE:  # parts of different weights: they cannot be added
         go("merge", owed, None)
         owed = ()
     entered = {index for _, index in slices}
     for axes, index in gathers:
         if index in entered:  # its new axes go below what is left, so the old ones leave first
             go("all_gather", axes, index)
-    scattered = set(owed) if source.reduce == "sum" else set()
+    scattered = set(owed) if source.reduce == SUM else set()
     for axes, index in slices:
         for paid, run in itertools.groupby(axes, scattered.__contains__):
             go("reduce_scatter" if paid else "slice", tuple(run), index)

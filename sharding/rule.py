@@ -4,6 +4,7 @@
 import attrs
 
 from .error import AnnotationError
+from .reduction import SUM
 
 Factors = tuple[str, ...]
 
@@ -13,8 +14,8 @@ class Rule:
     """What an op does to placements.
 
     `shardable` factors may be sharded, the same way on every operand that has them.  A sharded
-    factor in `sums` that no result keeps leaves the results Partial(sum).  `linear` lists groups
-    of operand indices: the op is linear in each group while the other operands stay fixed.
+    factor in `sums` that no result keeps leaves the results Partial(`reduce`).  `linear` lists
+    groups of operand indices: the op is linear in each group while the other operands stay fixed.
     `offset` is a factor whose shard's start the kernel must know.  `constant` marks an op that
     reads its operand's shape only.  `depends` lists, for each result, the operands that it is
     computed from, where that is not all of them.  `rows` are factors that count what belongs to
@@ -37,6 +38,7 @@ class Rule:
     rows: frozenset[str] = frozenset()
     routes: bool = False
     merges: frozenset[str] = frozenset()
+    reduce: str = SUM
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -78,6 +80,7 @@ def rule(
     rows: str = "",
     routes: bool = False,
     merges: str = "",
+    reduce: str = SUM,
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
     left, arrow, right = text.partition("->")
@@ -98,6 +101,7 @@ def rule(
         frozenset(rows.split()),
         routes,
         frozenset(merges.split()),
+        reduce,
     )
 
 

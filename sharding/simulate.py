@@ -13,6 +13,7 @@ from .merge import merged
 from .mesh import Mesh
 from .op import Op, Recorder
 from .plan import Plan
+from .reduction import SUM, reduced
 from .rule import Rule
 from .tree import is_module, map_leaves
 
@@ -88,9 +89,9 @@ class LockStep:
             [self.mesh.index(rank, self._factors(axis)) for rank in range(self.mesh.num_ranks)]
         )
 
-    def all_reduce(self, x: Ranks, axis: str) -> Ranks:
-        """Return the sum over `axis`."""
-        return self._exchange("all_reduce", x, axis, lambda parts, place: _sum(parts))
+    def all_reduce(self, x: Ranks, axis: str, kind: str = SUM) -> Ranks:
+        """Return the sum over `axis`, or the reduction of another `kind`."""
+        return self._exchange("all_reduce", x, axis, lambda parts, place: reduced(parts, kind))
 
     def all_gather(self, x: Ranks, axis: str, dim: int) -> Ranks:
         """Return the shards of `axis` concatenated along `dim`."""
@@ -102,7 +103,7 @@ class LockStep:
             "reduce_scatter",
             x,
             axis,
-            lambda parts, place: _shard(_sum(parts), len(parts), dim, place),
+            lambda parts, place: _shard(reduced(parts, SUM), len(parts), dim, place),
         )
 
     def all_to_all(self, x: Ranks, axis: str, source: int, dim: int) -> Ranks:
@@ -182,13 +183,6 @@ class LockStep:
             for place, rank in enumerate(group):
                 results[rank] = combine(parts, place)
         return Ranks(results)
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total
 
 
 def _shard(x: Tensor, ways: int, dim: int, place: int) -> Tensor:

@@ -3,7 +3,8 @@
 
 name         a dimension                  name@tp+dp   sharded, major axis first
 ~name        ragged (padded) dimension    (a|b|c)@tp   direct sum, segments shard separately
-!tp  !max:tp Partial: owed a sum or max   ?dp          Varying: differs, no global meaning
+!tp  !max:tp Partial: a sum is owed, or    ?dp          Varying: differs, no global meaning
+             a max, an argmax, an lse
 """
 
 import re
@@ -15,11 +16,12 @@ import torch
 
 from .error import AnnotationError
 from .line import Line, line_of
+from .reduction import KINDS, SUM
 
 _NAME = r"[A-Za-z_]\w*"
 _AXES = rf"{_NAME}(?:\+{_NAME})*"
 _DIM = re.compile(rf"(~?)(?:({_NAME})|\(({_NAME}(?:\|{_NAME})+)\))(?:@({_AXES}))?")
-_PARTIAL = re.compile(rf"!(?:(sum|max):)?({_AXES})")
+_PARTIAL = re.compile(rf"!(?:({'|'.join(KINDS)}):)?({_AXES})")
 _VARYING = re.compile(rf"\?({_AXES})")
 
 
@@ -47,13 +49,13 @@ class Spec:
 
     dims: tuple[Dim, ...]
     partial: tuple[str, ...] = ()
-    reduce: str = "sum"
+    reduce: str = SUM
     varying: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         words = [str(dim) for dim in self.dims]
         if self.partial:
-            kind = "" if self.reduce == "sum" else f"{self.reduce}:"
+            kind = "" if self.reduce == SUM else f"{self.reduce}:"
             words.append(f"!{kind}{'+'.join(self.partial)}")
         if self.varying:
             words.append(f"?{'+'.join(self.varying)}")
@@ -84,10 +86,11 @@ def parse_spec(text: str) -> Spec:
     dims: list[Dim] = []
     partial: tuple[str, ...] = ()
     varying: tuple[str, ...] = ()
-    reduce = "sum"
+    kinds: list[str] = []
     for word in text.split():
         if found := _PARTIAL.fullmatch(word):
-            reduce, partial = found[1] or "sum", (*partial, *found[2].split("+"))
+            kinds.append(found[1] or SUM)
+            partial = (*partial, *found[2].split("+"))
         elif found := _VARYING.fullmatch(word):
             varying = (*varying, *found[1].split("+"))
         elif found := _DIM.fullmatch(word):
@@ -97,9 +100,15 @@ def parse_spec(text: str) -> Spec:
         else:
             raise AnnotationError(
                 f"{word!r} in placement {text!r} is not a dimension (name, name@axis+axis, ~name, "
-                f"(a|b)@axis), a Partial (!axis, !max:axis) or a Varying (?axis)"
+                f"(a|b)@axis), a Partial (!axis, or !max:axis; {', '.join(KINDS)}) or a Varying "
+                f"(?axis)"
             )
-    spec = Spec(tuple(dims), partial, reduce, varying)
+    if len(set(kinds)) > 1:
+        raise AnnotationError(
+            f"placement {text!r} owes reductions of several kinds, {', '.join(kinds)}: "
+            f"the order in which they are paid would change the value; name one kind"
+        )
+    spec = Spec(tuple(dims), partial, kinds[0] if kinds else SUM, varying)
     for kind, words in (("dimension", spec.names), ("mesh axis", spec.axes)):
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:

@@ -11,6 +11,7 @@ from .line import Line
 from .mesh import Mesh
 from .program import Var
 from .redistribute import hops
+from .reduction import SUM
 from .rule import Rule
 from .spec import Spec
 
@@ -75,10 +76,10 @@ def _candidates(rule: Rule, index: int, operands: Sequence[Var]) -> Iterator[Spe
     yield attrs.evolve(
         spec,
         partial=(),
-        reduce="sum",
+        reduce=SUM,
         dims=tuple(
             attrs.evolve(dim, axes=axes.get(factor, ()))
             for factor, dim in zip(rule.inputs[index], spec.dims, strict=True)
         ),
     )
-    yield attrs.evolve(spec.sharded({}), partial=(), reduce="sum")
+    yield attrs.evolve(spec.sharded({}), partial=(), reduce=SUM)

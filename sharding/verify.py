@@ -4,8 +4,8 @@
 Soundness is per mesh axis.  On each axis an op's operands must be in one of these states:
 
     all Replicated                              -> results Replicated
-    one factor Sharded on all that have it,     -> results Sharded on it; Partial(sum) where a
-      the rest Replicated                          summed factor is gone
+    one factor Sharded on all that have it,     -> results Sharded on it; Partial where a
+      the rest Replicated                          reduced factor is gone, as the rule says
     one linear group Partial, rest Replicated   -> results Partial
     a merged factor Sharded, rest Replicated    -> first result Partial(lse), others Sharded on it
     ranks serve different requests there, and   -> results Sharded on theirs
@@ -23,10 +23,12 @@ from .composite import alone, arguments
 from .error import VerificationError
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+from .reduction import ARGMAX, LSE, MAX, SUM
 from .rule import Rule, contraction
 from .spec import Spec
 
 REPLICATED, PARTIAL = "R", "P"
+_PAID = {"all_reduce": (SUM, MAX, ARGMAX), "merge": (LSE,)}  # by others, sums only
 
 
 def verify(program: Program) -> None:
@@ -215,7 +217,7 @@ class Verification:
             ]
         elif partial:
             reduces = {apply.operands[i].spec.reduce for i in partial}
-            if partial not in rule.linear or sharded or reduces != {"sum"}:
+            if partial not in rule.linear or sharded or reduces != {SUM}:
                 raise VerificationError(
                     f"{where}: on {axis} operands are {states}: a sum is owed where the op is "
                     f"not linear, or together with shards"
@@ -228,9 +230,11 @@ class Verification:
             expected = [_sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
         else:
             expected = [REPLICATED] * len(results)
-        lse = not rule.merges.isdisjoint(states)
+        kind = SUM if rule.sums.isdisjoint(states) else rule.reduce
+        if not rule.merges.isdisjoint(states):
+            kind = LSE
         for state, result in zip(results, apply.results, strict=True):
-            if state == PARTIAL and (result.spec.reduce == "lse") != lse:
+            if state == PARTIAL and result.spec.reduce != kind:
                 raise VerificationError(f"{where}: on {axis} {result} owes another reduction")
         if results != expected:
             raise VerificationError(
@@ -264,7 +268,7 @@ class Verification:
         if move.kind == "all_reduce" and move.axes != self.mesh.ordered(set(move.axes)):
             raise VerificationError(f"{where}: a group is summed in mesh order, or bits differ")
         if move.kind in ("all_reduce", "reduce_scatter", "combine", "merge"):
-            if source.spec.reduce != ("lse" if move.kind == "merge" else "sum"):
+            if source.spec.reduce not in _PAID.get(move.kind, (SUM,)):
                 raise VerificationError(f"{where}: a {source.spec.reduce} is owed")
             if not move.axes or not set(move.axes) <= set(partial):
                 raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")
@@ -293,12 +297,14 @@ class Verification:
             dims[move.source] = attrs.evolve(dims[move.source], axes=used[: -len(move.axes)])
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
         elif move.kind in ("reduce_scatter", "combine", "slice"):
-            if move.dim is None or source.spec.reduce != "sum":
-                raise VerificationError(f"{where}: no dim to shard, or not a sum")
+            if move.dim is None or source.spec.reduce == LSE:
+                raise VerificationError(f"{where}: no dim to shard, or shares not merged")
+            if source.spec.reduce == ARGMAX and move.dim == len(dims) - 1:
+                raise VerificationError(f"{where}: a value and its index belong together")
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
         elif move.kind not in ("all_reduce", "merge") or move.dim is not None:
             raise VerificationError(f"{where}: unknown redistribution")
-        spec = Spec(tuple(dims), partial, source.spec.reduce if partial else "sum")
+        spec = Spec(tuple(dims), partial, source.spec.reduce if partial else SUM)
         if (spec, source.sizes, source.dtype) != (result.spec, result.sizes, result.dtype):
             raise VerificationError(f"{where} gives '{spec}', but it claims {result}")
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .sharding.merge import merged
+from .sharding.reduction import SUM, reduced
 
 
 @attrs.frozen
@@ -70,15 +71,15 @@ class Collectives:
         """Concatenate the ranks' x along `dim`, in rank order."""
         return torch.cat(self._exchange(x, axis), dim)
 
-    def all_reduce(self, x: Tensor, axis: str) -> Tensor:
-        """Sum the ranks' x in rank order."""
-        return _sum(self._exchange(x, axis), x.dtype)
+    def all_reduce(self, x: Tensor, axis: str, kind: str = SUM) -> Tensor:
+        """Sum the ranks' x in rank order, or reduce them by another `kind`."""
+        return reduced(self._exchange(x, axis), kind)
 
     def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor:
         """Sum the ranks' x in rank order and keep this rank's even part of `dim`."""
         group = self._groups[axis]
         parts = [part.chunk(group.size, dim)[group.rank] for part in self._exchange(x, axis)]
-        return _sum(parts, x.dtype)
+        return reduced(parts, SUM)
 
     def all_to_all(self, x: Tensor, axis: str, source: int, dim: int) -> Tensor:
         """Send each rank its even part of `dim`; concatenate what comes along `source`."""
@@ -156,11 +157,3 @@ class Collectives:
 
 def _bytes(values: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([value.contiguous().view(-1).view(torch.uint8) for value in values])
-
-
-def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    wide = torch.promote_types(dtype, torch.float32)
-    total = parts[0].to(wide)
-    for part in parts[1:]:
-        total = total + part.to(wide)
-    return total.to(dtype)

@@ -14,7 +14,7 @@ from .block_groups import BlockGroups, allocate_caches
 from .collectives import Collectives
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
-from .kernels.sampling import sample
+from .models.sampling import sample
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
@@ -109,7 +109,8 @@ class Runner:
         """Run a step; return the tokens and log-probabilities [m] of its sampling rows."""
         if step.num_tokens == 0:  # a step that only moves blocks
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        return sample(self.logits(step, transfers), step.sampling)
+        tokens, logprobs = sample(self.logits(step, transfers), step.sampling)
+        return tokens.numpy(), logprobs.numpy()
 
     def _copy_blocks(self, copies: Copies) -> None:
         for index, group in enumerate(self.groups):

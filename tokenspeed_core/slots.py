@@ -10,8 +10,8 @@ from torch import Tensor
 from .block_groups import BlockGroups
 from .block_table import BlockTable, Int32
 from .ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, GroupKind, StepPlan
-from .kernels.sampling import SamplingRows
 from .ops.batch import Batch
+from .ops.sampling import SamplingRows
 from .plan_error import PlanError
 
 
@@ -185,12 +185,12 @@ class Slots:
             **self._windowed(rows, token_slots, positions, width),
         )
         sampling = SamplingRows(
-            temperature=self._temperature[sampling_slots],
-            top_k=self._top_k[sampling_slots],
-            top_p=self._top_p[sampling_slots],
-            seed=self._seed[sampling_slots],
-            position=lens[samples],
-            logprobs=self._logprobs[sampling_slots],
+            temperature=torch.from_numpy(self._temperature[sampling_slots]),
+            top_k=torch.from_numpy(self._top_k[sampling_slots]),
+            top_p=torch.from_numpy(self._top_p[sampling_slots]),
+            seed=torch.from_numpy(self._seed[sampling_slots].view(np.int64)),
+            position=torch.from_numpy(lens[samples]),
+            logprobs=torch.from_numpy(self._logprobs[sampling_slots]),
         )
         copies = Copies(
             _int32(plan.copy_groups), _int32(plan.copy_sources), _int32(plan.copy_targets)

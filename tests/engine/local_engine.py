@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenspeed_core.host_pool import HostPool
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason, StepPlan
-from tokenspeed_core.kernels.sampling import sample
+from tokenspeed_core.models.sampling import sample
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.scheduler._scheduler import Scheduler
 from tokenspeed_core.slots import Step
@@ -138,10 +138,10 @@ class LocalEngine:
     def _execute(self, step: Step) -> tuple[bytes, bytes]:
         if step.num_tokens == 0:
             return b"", b""
-        tokens, logprobs = sample(self._logits(step), step.sampling)
+        tokens, logprobs = (x.numpy() for x in sample(self._logits(step), step.sampling))
         self._slots.record(step, tokens)
         asked = bool(step.sampling.logprobs.any())
-        return np.asarray(tokens, np.int32).tobytes(), logprobs.tobytes() if asked else b""
+        return tokens.tobytes(), logprobs.tobytes() if asked else b""
 
     def _logits(self, step: Step) -> Tensor:
         return self.runner.logits(step, self._transfers)

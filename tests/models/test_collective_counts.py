@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tokenspeed_core.models import compile_plan, family_of
+from tokenspeed_core.models.sampling import Choice
 from tokenspeed_core.sharding import Layout, Plan
 from tokenspeed_core.sharding.cost import moves, nbytes
 from tokenspeed_core.sharding.program import Move
@@ -99,6 +100,8 @@ LAYOUTS = {
         "dp=8 tp=8", place={"j": "", "e": "dp+tp", "f": ""}, types=STREAM, requests="dp"
     ),
 }
+FILTERED = Choice(drawn=True, filtered=True)
+WIDE = (("n", "d"), ("m", "d"))
 MANY = 1 << 16  # tokens for which bytes decide
 CASES = [
     ("llama-3.1-70b", "tp8", 0, {"all_reduce": 161, "all_gather": 1}),
@@ -167,6 +170,23 @@ def test_latents_are_gathered_not_the_hidden_state() -> None:
     gathers = [s for s in block.steps if isinstance(s, Move) and s.kind == "all_gather"]
     latents = [move for move in gathers if move.result.spec.names[1] != "d"]
     assert sum(nbytes(move.operand, {"n": 1}) for move in latents) == (1536 + 512 + 64) * 2
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_tokens_are_chosen_without_gathering_logits(model: str) -> None:
+    """A greedy row sends 16 bytes, a filtered one 80 KiB; others gather or exchange its logits."""
+    architecture, config = MODELS[model]
+    family = family_of(architecture)
+    made = family.config(config)
+    for choice, most in ((Choice(), 16), (Choice(drawn=True), 16), (FILTERED, 81 << 10)):
+        plan = compile_plan(
+            family, made, LAYOUTS["ep4"], dtype=torch.bfloat16, block_size=64, choice=choice
+        )
+        chosen = [m for m, _ in collectives(plan) if m.operand.spec.names not in WIDE]
+        sent = sum(nbytes(move.operand, {"m": 1}) for move in chosen)
+        assert 0 < sent <= most
+        assert sent < made.vocab_size * 2
+        assert all(move.kind == "all_reduce" for move in chosen)
 
 
 def test_rows_ids_and_weights_reach_their_experts_in_one_collective() -> None:
