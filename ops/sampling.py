@@ -104,7 +104,7 @@ def units(keys: Tensor) -> Tensor:
     return y
 
 
-@register_rule(rule("m v, m v, m -> m v", shard="m v", linear=((0,),)))
+@register_rule(rule("m v, m v, m -> m v", shard="m v"))
 def masses_from(masses: Tensor, keys: Tensor, floor: Tensor) -> Tensor:
     """Return `masses[m,v]` of tokens whose key is `floor[m]` or more, 0 for the others."""
     y: Tensor = kernel("masses_from", masses)(masses, keys, floor)
@@ -112,7 +112,7 @@ def masses_from(masses: Tensor, keys: Tensor, floor: Tensor) -> Tensor:
 
 
 @register_rule(
-    rule("m v, m v, m -> m x", shard="m v", sums="v", linear=((1,),)),
+    rule("m v, m v, m -> m x", shard="m v", sums="v"),
     sizes=lambda sizes, args: {"x": 1 << DIGIT_BITS},
 )
 def histogram(keys: Tensor, masses: Tensor, floor: Tensor, shift: int) -> Tensor:

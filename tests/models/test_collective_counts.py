@@ -180,7 +180,7 @@ def test_tokens_are_chosen_without_gathering_logits(model: str) -> None:
     made = family.config(config)
     for choice, most in ((Choice(), 16), (Choice(drawn=True), 16), (FILTERED, 81 << 10)):
         plan = compile_plan(
-            family, made, LAYOUTS["ep4"], dtype=torch.bfloat16, block_size=64, choice=choice
+            family, made, Layout("tp=4"), dtype=torch.bfloat16, block_size=64, choice=choice
         )
         chosen = [m for m, _ in collectives(plan) if m.operand.spec.names not in WIDE]
         sent = sum(nbytes(move.operand, {"m": 1}) for move in chosen)

@@ -25,6 +25,7 @@ from tokenspeed_core.ops import (
     sink_attention,
 )
 from tokenspeed_core.sharding.op import OPS, Op
+from tokenspeed_core.sharding.reduction import KINDS, SUM, reduced
 from tokenspeed_core.sharding.rule import Rule, contraction
 
 SIZE = {
@@ -158,6 +159,22 @@ CASES = [
         static=(STEP, 0.3),
     ),
     Case("gated_rms_norm", ("n l w o", "n l w o", "o"), static=(1e-6,)),
+    Case("largest", ("m v",)),
+    Case("pick", ("m v",)),
+    Case("token_keys", ("m v",), static=(12,)),
+    Case("masses", ("m v", "m", "m")),
+    Case("total_mass", ("m v", "m")),
+    Case("units", ("m v",), ids={0: "v"}),
+    Case("masses_from", ("m v", "m v", "m"), ids={0: "v", 1: "v", 2: "v"}),
+    Case("histogram", ("m v", "m v", "m"), ids={0: "v", 1: "v", 2: "v"}, static=(0,)),
+    Case("descend", ("m x", "m", "m"), ids={0: "n", 1: "v", 2: "v"}, static=(0,)),
+    Case("count_target", ("m",), ids={0: "k"}),
+    Case("mass_target", ("m x", "m"), ids={0: "v"}),
+    Case("draw_scores", ("m v", "m", "m", "m"), ids={2: "v", 3: "v"}),
+    Case("scores_from", ("m v", "m v", "m"), ids={1: "v", 2: "v"}),
+    Case("logit_of", ("m v", "m z"), ids={1: "v"}),
+    Case("chosen", ("m z",)),
+    Case("reported", ("m z", "m", "m", "m"), ids={3: "v"}),
 ]
 
 
@@ -177,12 +194,12 @@ def placements(rule: Rule) -> Iterator[tuple[list[object], list[object]]]:
     count, results = len(rule.inputs), len(rule.outputs)
     for group in rule.linear:
         states: list[object] = ["P" if i in group else WHOLE for i in range(count)]
-        yield states, [WHOLE if rule.constant else "P"] * results
+        yield states, [WHOLE if rule.constant else SUM] * results
     for factor in sorted(rule.shardable):
         states = [factors.index(factor) if factor in factors else WHOLE for factors in rule.inputs]
         outputs = [result_state(rule, index, factor) for index in range(results)]
         if any(state is not WHOLE for state in states):
-            assert factor in rule.sums or "P" not in outputs
+            assert factor in rule.sums or not set(KINDS) & set(map(str, outputs))
             yield states, outputs
 
 
@@ -190,7 +207,7 @@ def result_state(rule: Rule, index: int, factor: str) -> object:
     if factor in rule.outputs[index]:
         return rule.outputs[index].index(factor)
     depends = rule.depends[index] if rule.depends else range(len(rule.inputs))
-    return "P" if any(factor in rule.inputs[operand] for operand in depends) else WHOLE
+    return rule.reduce if any(factor in rule.inputs[operand] for operand in depends) else WHOLE
 
 
 def parts(x: Tensor, state: object, ways: int) -> list[Tensor]:
@@ -204,8 +221,8 @@ def parts(x: Tensor, state: object, ways: int) -> list[Tensor]:
 
 
 def joined(pieces: list[Tensor], state: object) -> Tensor:
-    if state == "P":
-        return torch.stack(pieces).sum(0)
+    if isinstance(state, str):
+        return reduced(pieces, state)
     if state is WHOLE:
         return pieces[0]
     assert isinstance(state, int)
@@ -253,7 +270,7 @@ def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
             results.append(run([pieces[rank] for pieces in local], *extra))
         for index, state in enumerate(outputs):
             got = joined([result[index] for result in results], state)
-            torch.testing.assert_close(got, expected[index], atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(got, expected[index], atol=1e-6, rtol=1e-6, equal_nan=True)
     assert tried == len(list(placements(rule))), "an id operand can never be Partial"
     assert tried or case.name == "none"
 
@@ -261,6 +278,8 @@ def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
 def test_every_placeable_op_has_a_case() -> None:
     # These stand in compiled programs only.
     compiled = {"shard", "linear", "split", "silu_mul_packed", "paged_attention_share"}
+    compiled |= {"norm_linear", "rope_attention", "linear_add", "norm_gate_up", "norm_moe_add"}
+    compiled |= {"all_gather_linear", "all_reduce_add_rms_norm", "linear_reduce_scatter"}
     assert set(OPS) - compiled == {case.name for case in CASES}
 
 

@@ -9,6 +9,7 @@ are read as the accepted types say.
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import attrs
 import pytest
@@ -23,6 +24,7 @@ from tokenspeed_core.sharding.line import Line
 from tokenspeed_core.sharding.merge import merged
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.program import Apply, Code, Var
+from tokenspeed_core.sharding.reduction import ARGMAX, LSE, MAX, SUM, reduced
 from tokenspeed_core.sharding.rule import Rule
 from tokenspeed_core.sharding.spec import Spec
 from tokenspeed_core.sharding.verify import Verification
@@ -49,7 +51,8 @@ STORED = {
     "gated_delta_rule": (5,),
     "gated_rms_norm": (2,),
 }
-State = str | int  # R, P, or the dim that is sharded
+State = str | int  # R, P or another that is owed, or the dim that is sharded
+OWED = {"P": SUM, "M": MAX, "A": ARGMAX, "L": LSE}
 
 
 @attrs.frozen(eq=False)
@@ -118,8 +121,8 @@ class Sample:
 
     def spec(self, factors: Sequence[str], state: State) -> Spec:
         plain = parse_spec(" ".join(f"x{factor.strip('.')}" for factor in factors))
-        if state in ("P", "L"):
-            return attrs.evolve(plain, partial=("tp",), reduce="sum" if state == "P" else "lse")
+        if state in OWED:
+            return attrs.evolve(plain, partial=("tp",), reduce=OWED[str(state)])
         dims = [
             attrs.evolve(dim, axes=("tp",) if index == state else ())
             for index, dim in enumerate(plain.dims)
@@ -192,7 +195,7 @@ class Sample:
         return [
             {
                 state
-                for state in ("R", "P", "L", *range(whole.dim()))
+                for state in ("R", *OWED, *range(whole.dim()))
                 if same(joined([rank[index] for rank in ranks], state), whole)
             }
             for index, whole in enumerate(expected)
@@ -201,7 +204,7 @@ class Sample:
 
 def state_of(spec: Spec) -> State:
     if spec.partial:
-        return "P" if spec.reduce == "sum" else "L"
+        return next(state for state, kind in OWED.items() if kind == spec.reduce)
     return next((index for index, dim in enumerate(spec.dims) if dim.axes), "R")
 
 
@@ -216,22 +219,28 @@ def parts(x: Tensor, state: State, ways: int) -> list[Tensor]:
 
 def joined(pieces: list[Tensor], state: State) -> Tensor | None:
     try:
-        if state == "P":
-            return torch.stack(pieces).sum(0)
+        if state == "A" and pieces[0].shape[-1:] != (2,):
+            return None
+        if state in ("P", "M", "A"):
+            return reduced(pieces, OWED[str(state)])
         if state == "L":
             return merged(pieces) if pieces[0].is_floating_point() else None
         if state == "R":
-            return pieces[0] if all(torch.equal(pieces[0], piece) for piece in pieces) else None
+            return pieces[0] if all(map(partial(equal, pieces[0]), pieces)) else None
         return torch.cat(pieces, int(state))
     except (RuntimeError, IndexError):
         return None
+
+
+def equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, 0, 0, equal_nan=True)
 
 
 def same(got: Tensor | None, expected: Tensor) -> bool:
     """Return whether a result is the whole one; kernels with float32 islands round as those."""
     if got is None or got.shape != expected.shape:
         return False
-    return torch.allclose(got.double(), expected.double(), atol=2e-6, rtol=2e-6)
+    return torch.allclose(got.double(), expected.double(), atol=2e-6, rtol=2e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("ways", [2, 3])
@@ -260,7 +269,7 @@ def test_no_other_claim_is_verified(case: Case) -> None:
         specs = [sample.spec(f, s) for f, s in zip(sample.rule.inputs, states, strict=True)]
         claims = list(
             itertools.product(
-                *(("R", "P", "L", *range(len(factors))) for factors in sample.rule.outputs)
+                *(("R", *OWED, *range(len(factors))) for factors in sample.rule.outputs)
             )
         )
         right = sample.denoted(states, 2)
