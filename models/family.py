@@ -96,6 +96,7 @@ def plan_key(
     cache_dtype: torch.dtype | None = None,
     tokens: int = 0,
     composites: Collection[str] = (),
+    choice: Choice | None = None,
 ) -> str:
     """Return the key of `compile_plan`'s result, 64 hex digits: equal keys have equal plans.
 
@@ -114,9 +115,11 @@ def plan_key(
         sorted(layout.types.items()),
         layout.requests,
         NVLINK,
-        (dtype, block_size, cache_dtype or dtype, tokens, sorted(composites)),
+        (dtype, block_size, cache_dtype or dtype, tokens, sorted(composites), choice),
     )
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
 def _chosen(
     params: Any,
     caches: Any,
