@@ -29,6 +29,7 @@ if BUILT:
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
         (experts.experts, ()),
+        (experts.norm_moe_add, ()),
         (router.softmax_router, ()),
         (attention.paged_attention, ("window", "sinks")),
         (attention.rope_attention, ()),

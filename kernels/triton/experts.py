@@ -15,6 +15,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .device import device_of
+from .linear import linear, norm_linear
+from .norm import rms_norm
+from .router import softmax_router
 
 MAX_UNSORTED = 16
 
@@ -44,12 +47,15 @@ def _assignments(
 
 @triton.jit(do_not_specialize=["total", "start"])
 def expert_hidden(
-    x, ids, order, ends, w_gate, w_up, hidden, total, start,
+    x, gain, ids, order, ends, w_gate, w_up, hidden, total, start, eps,
     A: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, D: tl.constexpr, J: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    SORTED: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, SORTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`hidden[N*A,J] = silu(x w_gate) * (x w_up)` of `x[N,D]`, `w_gate`, `w_up` `[E,D,J]`."""
+    """`hidden[N*A,J] = silu(x w_gate) * (x w_up)` of `x[N,D]`, `w_gate`, `w_up` `[E,D,J]`.
+
+    With NORM rows are normed on the way, `gain[D]` being the norm's weight.
+    """
     if PDL:
         gdc_wait()
     expert, which, live = _assignments(
@@ -62,15 +68,25 @@ def expert_hidden(
         rows = x + (which // A)[:, None] * D
         gate = tl.zeros([BM, BJ], tl.float32)
         up = tl.zeros([BM, BJ], tl.float32)
+        square = tl.zeros([BM], tl.float32)
         for n in tl.range(0, D, BK, num_stages=STAGES):
             at = n + k
             value = tl.load(rows + at[None, :], mask=live[:, None] & (at < D)[None, :], other=0.0)
+            if NORM:
+                wide = value.to(tl.float32)
+                square += tl.sum(wide * wide, 1)
+                times = tl.load(gain + at, mask=at < D, other=0.0).to(tl.float32)
+                value = (wide * times[None, :]).to(value.dtype)
             place = base + at[:, None] * J + j[None, :]
             ok = (at < D)[:, None] & (j < J)[None, :]
             weight = tl.load(w_gate + place, mask=ok, other=0.0)
             gate = tl.dot(value, weight, gate, input_precision="ieee")
             weight = tl.load(w_up + place, mask=ok, other=0.0)
             up = tl.dot(value, weight, up, input_precision="ieee")
+        if NORM:
+            scale = tl.rsqrt(square / D + eps)[:, None]
+            gate = gate * scale
+            up = up * scale
         out = gate * tl.sigmoid(gate) * up
         to = hidden + which[:, None].to(tl.int64) * J + j[None, :]
         tl.store(to, out.to(hidden.dtype.element_ty), mask=live[:, None] & (j < J)[None, :])
@@ -113,10 +129,11 @@ def expert_down(
 
 @triton.jit(do_not_specialize=["start"])
 def expert_sum(
-    parts, ids, y, start,
-    A: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr,
+    parts, residual, ids, y, start,
+    A: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """`y[N,D] = sum_a parts[N,A,D]` over the experts that are here, in order."""
+    """`y[N,D] = sum_a parts[N,A,D]` over the experts that are here, in order; and the residual."""
     token = tl.program_id(1).to(tl.int64)
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     if PDL:
@@ -127,6 +144,8 @@ def expert_sum(
         expert = tl.load(ids + token * A + a) - start
         ok = (d < D) & (expert >= 0) & (expert < E)
         acc += tl.load(parts + (token * A + a) * D + d, mask=ok, other=0.0).to(tl.float32)
+    if ADD:
+        acc += tl.load(residual + token * D + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(y + token * D + d, acc.to(y.dtype.element_ty), mask=d < D)
 
 
@@ -140,6 +159,42 @@ def experts(
     start: int = 0,
 ) -> Tensor:
     """Return `sum_a weights[n,a] * mlp_ids[n,a](x[n,d])` `[n,d]`; see the reference."""
+    return _experts(x, ids, weights, w_gate, w_up, w_down, start)
+
+
+def norm_moe_add(
+    x: Tensor,
+    w_norm: Tensor,
+    w_router: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    active: int,
+    renormalise: bool,
+    eps: float,
+) -> Tensor:
+    """Return `x[n,d]` plus the update of its norm's experts: five launches for few tokens."""
+    x = x.contiguous()
+    few = x.shape[0] <= MAX_UNSORTED
+    normed = x if few else rms_norm(x, w_norm, eps)
+    scores = norm_linear(x, w_norm, w_router, eps) if few else linear(normed, w_router)
+    ids, weights = softmax_router(scores, active, renormalise)
+    gain = w_norm if few else None
+    return _experts(normed, ids, weights, w_gate, w_up, w_down, 0, gain, eps, residual=x)
+
+
+def _experts(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    start: int,
+    gain: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+) -> Tensor:
     n, d = x.shape
     y = torch.empty(n, d, dtype=x.dtype, device=x.device)
     if not n:
@@ -165,8 +220,9 @@ def experts(
     block = triton.next_power_of_2(here)
     options = device.options(warps)
     expert_hidden[(triton.cdiv(j, columns), tiles)](
-        x, ids, order, ends, w_gate, w_up, hidden, total, start,
-        active, here, block, d, j, rows, columns, depth, stages, is_sorted, pdl, **options,
+        x, x if gain is None else gain, ids, order, ends, w_gate, w_up, hidden, total, start, eps,
+        active, here, block, d, j, rows, columns, depth, stages, gain is not None, is_sorted, pdl,
+        **options,
     )  # fmt: skip
     expert_down[(triton.cdiv(d, columns), tiles)](
         hidden, ids, order, ends, weights, w_down, parts, total, start,
@@ -174,8 +230,9 @@ def experts(
     )  # fmt: skip
     width = min(1024, triton.next_power_of_2(d))
     expert_sum[(triton.cdiv(d, width), n)](
-        parts, ids, y, start, active, here, d, width, pdl, **device.options(4)
-    )
+        parts, y if residual is None else residual, ids, y, start,
+        active, here, d, width, residual is not None, pdl, **device.options(4),
+    )  # fmt: skip
     return y
 
 

@@ -205,3 +205,21 @@ def test_experts(n: int, start: int, here: int, dtype: torch.dtype) -> None:
     )
     got = triton_experts.experts(x, ids, weights, gate, up, down, start)
     assert_near(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 3, 17])
+def test_experts_with_norm_and_residual(n: int, dtype: torch.dtype) -> None:
+    """The router reads one input an expert, exactly, so that both sides choose alike."""
+    d, j, active = 40, 36, 2
+    x, gain = normal(n, d, dtype=dtype), normal(d, dtype=dtype)
+    w_router = torch.zeros(5, d, device=DEVICE, dtype=dtype)
+    w_router[torch.arange(5), torch.randperm(d)[:5]] = 4
+    gate, up = (normal(5, d, j, dtype=dtype) for _ in range(2))
+    down = normal(5, j, d, dtype=dtype)
+    got = triton_experts.norm_moe_add(x, gain, w_router, gate, up, down, active, True, 1e-6)
+    wide = [w.double() for w in (x, gain, w_router, gate, up, down)]
+    normed = rms_norm.rms_norm(wide[0], wide[1], 1e-6)
+    ids, weights = router.softmax_router(normed @ wide[2].T, active, True)
+    want = wide[0] + experts.experts(normed, ids, weights, *wide[3:])
+    assert_near(got, want, dtype)

@@ -106,8 +106,10 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
         calls.append(
             partial(experts.experts, y, ids, y[:, :2].contiguous(), w_gate, w_gate, w_down)
         )
+    w_router, one = torch.empty(8, 1024, dtype=dtype), torch.empty(1, 1024, dtype=dtype)
     return [
         *calls,
+        partial(experts.norm_moe_add, one, w, w_router, w_gate, w_gate, w_down, 2, True, 1e-6),
         partial(router.softmax_router, x, 8, True),
         partial(norm.rms_norm, x, w, 1e-6),
         partial(norm.add_rms_norm, x, x, w, 1e-6),
