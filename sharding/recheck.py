@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import attrs
+import torch
 
 from .error import VerificationError
 from .infer import Operand, RuleViolationError, infer
@@ -115,6 +116,9 @@ class Local(Recorder):
             if args[2] != ways:
                 raise VerificationError(f"{author_line()}: {args[2]} shards, not {ways}")
             return moved(self, "slice", args[1].axes, args[3])
+        for whole in OPS.values():
+            if whole.share == op.name:
+                return applied(self.check, whole, args[:-2], rule, args[-2:])
         return applied(self.check, op, args, rule)
 
     @property
@@ -208,6 +212,14 @@ class Start:
         return attrs.evolve(self, size=size)
 
 
+@attrs.frozen
+class Trip:
+    """The way of dispatched rows, ids and weights, by which the rows' results come back."""
+
+    rows: tuple[Var, ...]
+    routed: tuple[int, int]
+
+
 class Collectives:
     """The `c` of the text: each call is a move that the verifier checks."""
 
@@ -234,12 +246,48 @@ class Collectives:
     def all_to_all(self, x: Local, group: str, source: int, dim: int) -> Local:
         return moved(x, "all_to_all", _axes(self.check.mesh, group), dim, source)
 
+    def merge(self, x: Local, group: str, dtype: str) -> Local:
+        if getattr(torch, dtype, None) != x.var.dtype:
+            raise VerificationError(
+                f"{author_line()}: {x.var} merges to {x.var.dtype}, not {dtype}"
+            )
+        return moved(x, "merge", _axes(self.check.mesh, group), None)
+
+    def dispatch(
+        self, x: Local, ids: Local, weights: Local, group: str, share: int
+    ) -> tuple[Any, ...]:
+        if ids.var.dtype.is_floating_point:
+            raise VerificationError(f"{author_line()}: {ids.var} of {ids.var.dtype} are no ids")
+        routed = (share, ids.var.sizes[-1] or 0)
+        axes = _axes(self.check.mesh, group)
+        sent = [
+            moved(each, "dispatch", axes, 0, routed=routed, joins=index > 0)
+            for index, each in enumerate((x, ids, weights))
+        ]
+        return (*sent, Trip(tuple(each.var for each in sent), routed))
+
+    def combine(self, y: Local, trip: Trip, group: str) -> Local:
+        sent = self.check.verifier.routed.get(y.var, ())
+        if tuple(move.result for move in sent) != trip.rows:
+            raise VerificationError(f"{author_line()}: {y.var} did not come by this way")
+        return moved(y, "combine", _axes(self.check.mesh, group), 0, routed=trip.routed)
+
     def __getattr__(self, name: str) -> Any:
-        raise VerificationError(f"{author_line()}: c.{name} cannot be re-verified from text")
+        raise VerificationError(f"{author_line()}: there is no collective c.{name}")
 
 
-def applied(check: Check, op: Op, args: tuple[Any, ...], rule: Rule | None) -> Any:
-    """Return the typed results of an op, which may move nothing."""
+def applied(
+    check: Check,
+    op: Op,
+    args: tuple[Any, ...],
+    rule: Rule | None,
+    share: tuple[Any, ...] = (),
+) -> Any:
+    """Return the typed results of an op, which may move nothing; `share` is (place, ways) of one.
+
+    Raises:
+        VerificationError: no rule makes them, or the op is told another shard than its operands'.
+    """
     line = author_line()
     found = [leaf for _, leaf in leaves(args) if isinstance(leaf, Local)]
     count = len((rule or op.rule).inputs)
@@ -278,6 +326,10 @@ def applied(check: Check, op: Op, args: tuple[Any, ...], rule: Rule | None) -> A
             raise VerificationError(
                 f"{line}: {op.name} is not told that its shard starts at {start}"
             )
+    merged = step.share()
+    if share != ((Start(merged), check.mesh.size(merged)) if merged else ()):
+        over = "+".join(merged) or "nothing"
+        raise VerificationError(f"{line}: {op.name} is cut over {over}, it is told {share}")
     check.step(step)
     flat = tuple(Local(check, var) for var in results)
     if op.result:
@@ -286,23 +338,29 @@ def applied(check: Check, op: Op, args: tuple[Any, ...], rule: Rule | None) -> A
 
 
 def moved(
-    x: Local, kind: str, axes: tuple[str, ...], dim: int | None, source: int | None = None
+    x: Local,
+    kind: str,
+    axes: tuple[str, ...],
+    dim: int | None,
+    source: int | None = None,
+    routed: tuple[int, int] | None = None,
+    joins: bool = False,
 ) -> Local:
     """Return `x` after a redistribution over `axes`."""
     line, spec = author_line(), x.var.spec
     dims = list(spec.dims)
     partial = spec.partial
-    if kind in ("all_reduce", "reduce_scatter"):
+    if kind in ("all_reduce", "reduce_scatter", "combine", "merge"):
         partial = tuple(axis for axis in partial if axis not in axes)
-    if kind == "all_gather" and dim is not None:
+    if kind in ("all_gather", "dispatch") and dim is not None:
         dims[dim] = _less(dims[dim], axes)
-    if kind in ("reduce_scatter", "slice", "all_to_all") and dim is not None:
+    if kind in ("reduce_scatter", "combine", "slice", "all_to_all") and dim is not None:
         dims[dim] = attrs.evolve(dims[dim], axes=(*dims[dim].axes, *axes))
     if source is not None:
         dims[source] = _less(dims[source], axes)
     made = Spec(tuple(dims), partial, spec.reduce if partial else SUM)
     result = attrs.evolve(x.var, name=kind, spec=made, kind="activation", line=line)
-    x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source))
+    x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source, joins, routed))
     return Local(x.check, result)
 
 

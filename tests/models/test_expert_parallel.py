@@ -14,6 +14,7 @@ from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import Layout, Plan, leaves
 from tokenspeed_core.sharding.program import Move
+from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
 
 NUM_BLOCKS = 17
@@ -77,6 +78,7 @@ def test_every_lowering_equals_one_device(family: str, layout: str, tokens: int)
     # GPT-OSS' expert biases read the gathered ids too; parts of an expert need all of its rows.
     may = family != "gpt-oss" and layout != "experts-over-dp-parts-over-tp"
     assert ("dispatch" in kinds(plan)) == (may and tokens == MANY)
+    recheck(plan, plan.source)
 
 
 def run_rank(rank: int, architecture: str, tokens: int, path: str) -> None:

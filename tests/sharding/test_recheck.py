@@ -13,7 +13,7 @@ import torch
 from tiny import BLOCK, CASES, LAYOUTS, batch_of, make_tiny
 
 from tokenspeed_core.models import compile_plan, family_of
-from tokenspeed_core.sharding import Plan, VerificationError
+from tokenspeed_core.sharding import Layout, Plan, VerificationError
 from tokenspeed_core.sharding.composite import FORMS
 from tokenspeed_core.sharding.layout_text import parse_layout
 from tokenspeed_core.sharding.recheck import recheck
@@ -99,6 +99,48 @@ def test_a_right_edit_is_accepted() -> None:
     )
     assert edited != plan.source
     recheck(plan, edited)
+
+
+def special(routed: bool) -> Plan:
+    """A plan whose text dispatches rows to experts, or merges shares of attention."""
+    family = family_of("Qwen3MoeForCausalLM" if routed else "LlamaForCausalLM")
+    layout = (
+        Layout("dp=2 tp=1", place={"j": "", "e": "dp"}, requests="dp")
+        if routed
+        else Layout("tp=1 cp=2", place={"s": "cp"})
+    )
+    sizes = {k: v for k, v in CONFIG.items() if k != "attention_bias" or not routed}
+    moe = dict(moe_intermediate_size=16, num_experts=8, num_experts_per_tok=3, head_dim=16)
+    return compile_plan(
+        family,
+        family.config({**sizes, **(moe if routed else {})}),
+        layout,
+        dtype=torch.bfloat16,
+        block_size=16,
+        tokens=1 << 20,
+    )
+
+
+@pytest.mark.parametrize(
+    ("routed", "before", "after"),
+    [
+        (True, ', "dp", 4)', ', "dp", 2)'),
+        (True, 'c.rank("dp") * 4', 'c.rank("dp") * 8'),
+        (True, 'c.combine(x_3, x_2_trip, "dp")', 'c.reduce_scatter(x_3, "dp", 0)'),
+        (True, "c.dispatch(x_1, ids, weights", "c.dispatch(x_1, weights, ids"),
+        (False, 'c.rank("cp"), 2)', 'c.rank("cp"), 1)'),
+        (False, 'c.rank("cp"), 2)', "0, 2)"),
+        (False, "c.merge(", "c.all_reduce("),
+        (False, '"cp", "bfloat16")', '"cp", "float32")'),
+    ],
+)
+def test_routed_rows_and_merged_shares_verify_again(routed: bool, before: str, after: str) -> None:
+    plan = special(routed)
+    recheck(plan, plan.source)
+    assert before in plan.source
+    edited = plan.source.replace(before, after, 1)
+    with pytest.raises((VerificationError, TypeError), match=r"program\.py:\d+|argument"):
+        recheck(plan, edited, "program.py")
 
 
 def test_the_emitted_text_passes_ruff_and_mypy(tmp_path: Path) -> None:
