@@ -8,11 +8,18 @@ from functools import cache
 import attrs
 import pytest
 import torch
-from tiny import BLOCK, CASES, LAYOUTS, Tiny, conversation, make_tiny, tiny_of
+from tiny import BLOCK, CASES, LAYOUTS, Tiny, batch_of, conversation, make_tiny, tiny_of
 from tiny_families import FAMILIES, layouts
 
 from tokenspeed_core.models import compile_plan
-from tokenspeed_core.ops import composites_on
+from tokenspeed_core.ops import (
+    WindowKV,
+    composites_on,
+    paged_attention,
+    rope,
+    rope_attention,
+    split,
+)
 from tokenspeed_core.sharding import Layout, Plan, VerificationError
 from tokenspeed_core.sharding.composite import FORMS
 from tokenspeed_core.sharding.explain import explain, step_sizes
@@ -169,6 +176,25 @@ def test_a_composite_holds_nothing_between_its_parts() -> None:
         for each in (False, True)
     ]
     assert held[1] < held[0]
+
+
+def test_a_windowed_layer_reads_its_own_blocks() -> None:
+    """Their columns of the batch are not those of layers that keep everything."""
+    torch.manual_seed(4)
+    kind = WindowKV(k=torch.zeros(9, 2, BLOCK, 8), v=torch.zeros(9, 2, BLOCK, 8))
+    own = attrs.evolve(kind, k=kind.k.clone(), v=kind.v.clone())
+    plain = batch_of([(torch.arange(6), 0, 0)])
+    batch = attrs.evolve(
+        plain, window_slots=plain.cache_slots + 2 * BLOCK, window_tables=plain.block_tables + 2
+    )
+    qkv, cos, sin = torch.randn(6, 8 * 8), torch.rand(6, 8), torch.rand(6, 8)
+    q, k, v = split(qkv, (2, 2, 8), (2, 8), (2, 8))
+    want, _ = paged_attention(rope(q, cos, sin), rope(k, cos, sin), v, kind, batch, 0.3, 4)
+    got, _ = rope_attention(qkv, None, None, cos, sin, own, batch, 0.3, 4, 0.0)
+    assert torch.equal(got, want)
+    assert torch.equal(own.k, kind.k)
+    assert own.k[3].any()
+    assert not own.k[1].any()
 
 
 def test_the_cpu_offers_none() -> None:
