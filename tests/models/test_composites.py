@@ -181,7 +181,8 @@ def test_a_composite_holds_nothing_between_its_parts() -> None:
 def test_a_windowed_layer_reads_its_own_blocks() -> None:
     """Their columns of the batch are not those of layers that keep everything."""
     torch.manual_seed(4)
-    kind = WindowKV(k=torch.zeros(9, 2, BLOCK, 8), v=torch.zeros(9, 2, BLOCK, 8))
+    empty = torch.zeros(9, 2, BLOCK, 8)
+    kind = WindowKV(k=empty, v=empty.clone(), span=4)
     own = attrs.evolve(kind, k=kind.k.clone(), v=kind.v.clone())
     plain = batch_of([(torch.arange(6), 0, 0)])
     batch = attrs.evolve(
