@@ -4,13 +4,14 @@
 import random
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.engine.local_engine import LocalEngine, Outcome, Request
 from tests.engine.test_families import saved
 from tests.engine.test_ranks import config
 from tokenspeed_core.ipc.messages import GroupKind
-from tokenspeed_core.rank import load_rank
+from tokenspeed_core.rank import CacheSizeError, load_rank
 from tokenspeed_core.runner import Runner
 
 KINDS = {
@@ -27,6 +28,12 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made = load_rank(config(path), 0, "")
     assert [group.kind for group in made.groups] == KINDS[request.param]
     return made
+
+
+def test_a_host_tier_is_refused_by_name(tmp_path: Path) -> None:
+    saved(tmp_path, "gpt-oss")
+    with pytest.raises(CacheSizeError, match="leave --host-kv out"):
+        load_rank(attrs.evolve(config(tmp_path), host_kv=1 << 20), 0, "")
 
 
 def tokens(seed: int, count: int) -> list[int]:

@@ -84,4 +84,9 @@ void BlockTable::Forget() {
   for (SealedBlock& block : sealed_) block.Forget();
 }
 
+void BlockTable::Describe(std::ostream& out) const {
+  for (int i = 0; i < size(); ++i) out << ' ' << at(i).value;
+  out << " sealed " << sealed() << " filled " << filled();
+}
+
 }  // namespace tokenspeed::kv

@@ -3,6 +3,7 @@
 // Releases from the tail, so that the head of a chain is evicted last.
 #pragma once
 
+#include <ostream>
 #include <vector>
 
 #include "kv/block.h"
@@ -47,6 +48,7 @@ class BlockTable {
   void Clear();
   // Nobody finds these blocks from now on.
   void Forget();
+  void Describe(std::ostream& out) const;
 
  private:
   std::vector<SealedBlock> sealed_;

@@ -27,6 +27,20 @@ void SpanTable::Slide(int context) {
   gone_ += out;
 }
 
+void SpanTable::Describe(std::ostream& out) const {
+  out << " group " << group_ << " gone " << gone_ << " announced " << announced << " has";
+  blocks_.Describe(out);
+}
+
+void StateTable::Describe(std::ostream& out) const {
+  out << " group " << group_ << " announced " << announced.value << " visited " << visited_
+      << (due_ ? " due" : "") << " has";
+  for (const OpenBlock& block : open_) out << ' ' << block.id().value;
+  for (const Forked& fork : forks_)
+    out << " fork " << fork.block.id().value << '@' << fork.boundary;
+  if (origin_) out << " from " << origin_->id().value << (resumed_ ? " resumed" : "");
+}
+
 void StateTable::Resume(SealedBlock snapshot, int boundary) {
   origin_.emplace(std::move(snapshot));
   visited_ = boundary;

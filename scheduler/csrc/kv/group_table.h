@@ -9,6 +9,7 @@
 #pragma once
 
 #include <optional>
+#include <ostream>
 #include <vector>
 
 #include "kv/block_table.h"
@@ -46,6 +47,8 @@ class SpanTable {
   // Gives up the sealed blocks that no query at `context` or behind it reads.
   // REQUIRES: every planned query stands before `context`.
   void Slide(int context);
+
+  void Describe(std::ostream& out) const;
 
   int announced = 0;  // entries that the workers know, gone ones included
 
@@ -106,6 +109,7 @@ class StateTable {
     if (origin_) visit(origin_->id());
   }
   int open() const { return static_cast<int>(open_.size() + forks_.size()); }
+  void Describe(std::ostream& out) const;
 
   BlockId announced;  // what the workers take for the live state
 

@@ -104,6 +104,18 @@ void ParentPool::Evicted(int parent) {
   Unbind(parent);
 }
 
+void ParentPool::Describe(std::ostream& out) const {
+  for (int parent = 1; parent < sentinel(kUnbound); ++parent) {
+    out << (parent > 1 ? ' ' : '\n') << at(parent).group;
+  }
+  for (const List list : {kUnbound, kIdle}) {
+    out << (list == kUnbound ? "\nunbound" : "\nidle");
+    const int end = sentinel(list);
+    for (int parent = at(end).next; parent != end; parent = at(parent).next) out << ' ' << parent;
+  }
+  out << '\n';
+}
+
 Status ParentPool::Verify() const {
   int unbound = 0;
   int idle = 0;

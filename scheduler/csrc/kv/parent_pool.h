@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <ostream>
 #include <vector>
 
 #include "base/result.h"
@@ -53,6 +54,7 @@ class ParentPool {
   void Evicted(int parent);
 
   Status Verify() const;
+  void Describe(std::ostream& out) const;
 
  private:
   struct Parent {

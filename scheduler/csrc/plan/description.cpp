@@ -11,15 +11,12 @@
 namespace tokenspeed::plan {
 
 void Scheduler::DescribeRequest(std::ostream& out, const Request& request) const {
-  const auto table = [&](const kv::BlockTable& blocks) {
-    for (int i = 0; i < blocks.size(); ++i) out << ' ' << blocks.at(i).value;
-    out << " sealed " << blocks.sealed() << " filled " << blocks.filled();
-  };
   out << "request " << request.name.client.value << '.' << request.name.id << " known "
       << request.known() << " limit " << request.limit << " admitted " << request.admitted
       << " preempted " << std::min(request.preemptions, kWorn) << " guest " << request.guest
       << " cached " << request.cached_tokens << " drafts " << request.drafts.Next(max_drafts_)
       << ' ';
+  if (grouped()) out << "promotable " << request.promotable << " alone " << request.alone << ' ';
   std::visit(
       [&]<class S>(const S& state) {
         out << S::kName;
@@ -29,7 +26,9 @@ void Scheduler::DescribeRequest(std::ostream& out, const Request& request) const
               << std::max<int64_t>(last_step_.value - place.first.value, -1) << " announced "
               << place.announced << place.stale << ' ' << place.announced_blocks << " context "
               << state.context;
-          table(state.table);
+          state.table.Describe(out);
+          for (const kv::SpanTable& table : state.groups.spans) table.Describe(out);
+          for (const kv::StateTable& table : state.groups.states) table.Describe(out);
         }
         if constexpr (std::same_as<S, fsm::Decoding>) {
           const bool batched = batch_.Has(state.slot);
@@ -78,8 +77,16 @@ void Scheduler::Describe(std::ostream& out) const {
   const bool tried = head != waiting_.end() && blocked_.head == head->second->arrival;
   out << "\nblocked " << (tried ? blocked_.hits : -1) << ' ' << (tried ? blocked_.short_by : 0)
       << ' ' << (tried && blocked_.passed) << ' '
-      << (tried && blocked_.openings == openings_ + pool_->releases()) << '\n';
+      << (tried &&
+          blocked_.openings == openings_ + (parents_ ? parents_->releases() : pool_->releases()))
+      << '\n';
   pool_->Describe(out);
+  for (size_t group = 1; group < specs_.size(); ++group) {
+    out << "group " << group << '\n';
+    PoolOf(static_cast<int>(group)).Describe(out);
+  }
+  if (parents_) parents_->Describe(out);
+  if (transfers_) transfers_->Describe(out);
 }
 
 }  // namespace tokenspeed::plan

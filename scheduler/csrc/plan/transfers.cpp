@@ -261,4 +261,26 @@ Status Transfers::Verify() const {
   return host_.Verify();
 }
 
+void Transfers::Describe(std::ostream& out) const {
+  const auto copies = [&](TicketId ticket, const char* kind, const auto& batch) {
+    const bool starts = std::ranges::find(starting_, ticket) != starting_.end();
+    out << kind << (starts ? " to start" : "") << (batch.given_up ? " given up" : "");
+    for (const auto& each : batch.blocks) {
+      out << ' ' << each.source.id().value << '>' << each.target.id().value;
+    }
+  };
+  for (const auto& [ticket, store] : stores_) {
+    copies(ticket, "store", store);
+    out << '\n';
+  }
+  for (const auto& [ticket, load] : loads_) {
+    copies(ticket, "load", load);
+    for (const Waiter& waiter : load.waiters) out << " for slot " << waiter.slot.value;
+    out << '\n';
+  }
+  out << "to store";
+  for (const BlockId block : wanted_) out << ' ' << block.value;
+  out << '\n';
+}
+
 }  // namespace tokenspeed::plan

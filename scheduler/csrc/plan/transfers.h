@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <ostream>
 #include <span>
 #include <vector>
 
@@ -95,6 +96,8 @@ class Transfers {
   // Whether a load with this ticket, not given up, is under way.
   bool Loads(TicketId ticket) const;
   Status Verify() const;
+  // Of the copies under way, in order of their tickets: what from where to where, and who waits.
+  void Describe(std::ostream& out) const;
 
  private:
   struct Storing {

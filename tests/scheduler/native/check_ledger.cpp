@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// check_ledger [DRAFTS]: every interleaving of a small world, exhaustively. Two requests that share
-// a prefix, each submitted up to twice, three blocks, two steps in flight, two epochs; events are
-// submit, abort, plan, retire and the loss of the workers. Breadth first over the states of core
-// and worker; a state is reached by playing its events into a fresh core. In each state all
+// check_ledger [DRAFTS|groups]: every interleaving of a small world, exhaustively. Two requests
+// that share a prefix, each submitted up to twice, three blocks, two steps in flight, two epochs;
+// events are submit, abort, plan, retire and the loss of the workers. Breadth first over the states
+// of core and worker; a state is reached by playing its events into a fresh core. In each state all
 // invariants hold, every token is the one that its request gives alone, no block is written while
-// an earlier step may read it, and something can always go on.
+// an earlier step may read it, and something can always go on. With groups, a full one and a state
+// with a snapshot every two tokens share five parents, and there is one epoch.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -23,8 +24,10 @@ namespace {
 constexpr int kRequests = 2;
 constexpr int kLives = 2;  // of each request
 constexpr int kBlocks = 3;
+constexpr int kParents = 5;  // with groups: one request alone needs three, and a snapshot
 constexpr int kBlockSize = 2;
 constexpr int kEpochs = 2;
+constexpr int kGroups = -1;  // in the place of drafts
 constexpr int kVocab = 5;
 constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
 
@@ -55,7 +58,7 @@ class World {
       case kRetire:
         return Retire();
       case kEpoch:
-        if (epoch_.value == kEpochs) return false;
+        if (epoch_.value == (drafts_ == kGroups ? 1 : kEpochs)) return false;
         scheduler_.EndEpoch();
         Hear();
         BeginEpoch();
@@ -120,11 +123,21 @@ class World {
 
   void BeginEpoch() {
     epoch_ = Epoch{epoch_.value + 1};
-    const plan::EpochShape shape{
-        .num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_};
+    const plan::EpochShape shape = Shape();
     worker_ = std::make_unique<ModelWorker>(shape, kVocab);
     in_flight_.clear();
     scheduler_.BeginEpoch(epoch_, shape);
+  }
+
+  plan::EpochShape Shape() const {
+    if (drafts_ != kGroups) {
+      return {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_};
+    }
+    const int32_t size = kBlockSize;
+    return {.num_blocks = 1 + kParents,
+            .block_size = size,
+            .groups = {{.kind = kv::GroupKind::kFull, .tokens = size},
+                       {.kind = kv::GroupKind::kState, .tokens = size, .span = size}}};
   }
 
   bool Submit(int which) {
@@ -134,9 +147,9 @@ class World {
     plan::Submission submission;
     submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
     submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
-    submission.max_tokens = 2 + drafts_;  // room for a row of several tokens
+    submission.max_tokens = 2 + std::max(drafts_, 0);  // room for a row of several tokens
     Asked asked;
-    asked.left = 2 + drafts_;
+    asked.left = submission.max_tokens;
     for (const Token token : submission.prompt) asked.hash = Fold(asked.hash, token);
     asked_[index] = asked;
     if (!scheduler_.Submit(std::move(submission)).ok()) Fail("a request is refused");
@@ -264,4 +277,7 @@ int Explore(int drafts) {
 }  // namespace
 }  // namespace tokenspeed
 
-int main(int argc, char** argv) { return tokenspeed::Explore(argc > 1 ? std::atoi(argv[1]) : 0); }
+int main(int argc, char** argv) {
+  const std::string world = argc > 1 ? argv[1] : "0";
+  return tokenspeed::Explore(world == "groups" ? tokenspeed::kGroups : std::atoi(world.c_str()));
+}
