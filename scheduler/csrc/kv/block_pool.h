@@ -163,6 +163,8 @@ class BlockPool {
   void Index(BlockId id);
   void Unindex(BlockId id);
   OpenBlock Open(BlockId id);
+  // Asks for the memory that the eviction of the block will touch.
+  void PrefetchVictim(BlockId id, const Hash128& hash) const;
   int ParentOf(BlockId id) const { return id.value / share_; }
 
   void Fill(BlockId id) { node(id).written = StepId{planned_.value + 1}; }

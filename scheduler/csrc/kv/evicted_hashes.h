@@ -21,6 +21,7 @@ class EvictedHashes {
   void Insert(const Hash128& hash) {
     if (!prints_.empty()) prints_[Place(hash)] = Print(hash);
   }
+  void Prefetch(const Hash128& hash) const { __builtin_prefetch(&prints_[Place(hash)], 1); }
   bool Holds(const Hash128& hash) const {
     return !prints_.empty() && prints_[Place(hash)] == Print(hash);
   }

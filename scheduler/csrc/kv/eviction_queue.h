@@ -39,6 +39,12 @@ class EvictionQueue {
   void Cached(BlockId id);
   void Taken(BlockId id);
 
+  // What stood before the block in its chain when it became findable, and maybe not any more.
+  std::optional<BlockId> parent(BlockId id) const {
+    const BlockId parent = node(id).parent;
+    return parent == kNone ? std::nullopt : std::optional(parent);
+  }
+  void Prefetch(BlockId id) const { __builtin_prefetch(&node(id), 1); }
   // The next to go; nothing if every cached block has a continuation.
   std::optional<BlockId> Victim();
   // What it is worth.
