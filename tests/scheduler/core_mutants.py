@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "an evicted block stays in the index",
-        (Edit("kv/block_pool.cpp", "    Unindex(id);\n  }\n  Unlink", "  }\n  Unlink"),),
+        (Edit("kv/block_pool.cpp", "    Unindex(id);\n    if (next)", "    if (next)"),),
     ),
     Mutant(
         "a block is sealed before its last token is known",
