@@ -98,3 +98,8 @@ def choose(
 def candidates(op: str) -> list[Kernel]:
     """Return every kernel registered for `op`, legal here or not."""
     return [kernel for kernel in _kernels if kernel.op == op]
+
+
+def operations() -> list[str]:
+    """Return the names of all ops that have a kernel."""
+    return sorted({kernel.op for kernel in _kernels})

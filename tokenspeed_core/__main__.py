@@ -8,7 +8,17 @@ from importlib import import_module
 
 from . import __version__
 
-COMMANDS = ("serve", "generate", "explain", "check", "scheduler", "simulate", "env", "pull")
+COMMANDS = (
+    "serve",
+    "generate",
+    "explain",
+    "check",
+    "scheduler",
+    "simulate",
+    "kernels",
+    "env",
+    "pull",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def _keys(
     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride,
     D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys `n` to `n + BN` into the running softmax `m`, `mass`, `acc`, of logits of base 2."""
+    """Fold keys `n` to `n + BN` into the softmax `m`, `mass`, `acc`, of base 2."""
     at = n + tl.arange(0, BN)
     DTYPE: tl.constexpr = query.dtype
     if MASK:
