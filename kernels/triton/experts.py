@@ -19,7 +19,7 @@ from .linear import linear, norm_linear
 from .norm import rms_norm
 from .router import softmax_router
 
-MAX_UNSORTED = 16
+MAX_UNSORTED = 8
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Projections of few tokens, alone and with what stands before and after them in a layer.
 
-Above MAX_ROWS tokens the product is a library's, between a norm and an activation of this folder.
+One row is normed within the product; more take the norm as a launch of its own, which costs less
+than its repetition in every program.  Above MAX_ROWS the product is a library's.
 Weights are row-major `[out, in]`.
 """
 
@@ -29,6 +30,8 @@ def norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
     """Return `rms_norm(x[n,d], w_norm[d]) . w[o,d]^T` `[n,o]`; the norm is rounded once."""
     if _is_many(x, w):
         return functional.linear(rms_norm(x, w_norm, eps), w)
+    if x.shape[0] > 1:
+        return _skinny(rms_norm(x, w_norm, eps), w)
     return _skinny(x, w, gain=w_norm, eps=eps)
 
 
@@ -46,6 +49,8 @@ def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
     """
     if _is_many(x, w):
         return silu_mul(functional.linear(rms_norm(x, w_norm, eps), w))
+    if x.shape[0] > 1:
+        return _skinny(rms_norm(x, w_norm, eps), w, gated=True)
     return _skinny(x, w, gain=w_norm, eps=eps, gated=True)
 
 
@@ -71,17 +76,19 @@ def _skinny(
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     if residual is not None:
         residual = residual.contiguous()
-    flags = (gain is not None, gated, residual is not None, device.has_dependent_launch)
+    flags = (gated, residual is not None, device.has_dependent_launch)
+    normed = gain is not None
     # An operand that a kernel does not read still has to be a pointer.
     gain, residual = x if gain is None else gain, x if residual is None else residual
     if m == 1:
         tile = vector_tile(rows, k, device)
         vector[(-(-n // tile.outputs),)](
             x, w, y, gain, residual, eps,
-            n, k, tile.outputs, tile.inputs, tile.stages, *flags, **device.options(tile.warps),
+            n, k, tile.outputs, tile.inputs, tile.stages, normed, *flags,
+            **device.options(tile.warps),
         )  # fmt: skip
         return y
-    tile = matrix_tile(rows, k, device, x.element_size(), fused=flags[0] or gated)
+    tile = matrix_tile(rows, k, device, x.element_size(), gated)
     tiles = -(-n // tile.outputs)
     assert tile.splits == 1 or tiles <= MERGES
     partial, arrived = y, y
@@ -90,7 +97,7 @@ def _skinny(
         partial = torch.empty(shape, dtype=torch.float32, device=x.device)
         arrived = counters(x)
     matrix[(tiles, tile.splits)](
-        x, w, y, gain, residual, partial, arrived, eps, m, x.stride(0),
+        x, w, y, residual, partial, arrived, m, x.stride(0),
         n, k, MAX_ROWS, tile.outputs, tile.inputs, tile.splits, tile.stages, *flags,
         **device.options(tile.warps),
     )  # fmt: skip

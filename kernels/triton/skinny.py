@@ -3,8 +3,8 @@
 
 Dims: M rows of x, N outputs, K inputs.  The matrix is `w[N,K]`, or `w[2N,K]` with GLU: gate rows,
 then up rows.  A program reads BN whole rows of it (a K-th part of them with SPLITS).  With NORM
-the row of x is normed on the way: `gain` multiplies each input, and the root mean square, a scalar
-of the row, the sum.  With ADD the result is `residual + product`.
+the one row of x is normed on the way: `gain` multiplies each input, and the root mean square, a
+scalar of the row, the sum.  With ADD the result is `residual + product`.
 
 Loops name their own `num_stages`: Triton pipelines no other loop whose loads feed no `tl.dot`.
 Under PDL a program waits before it reads what another kernel wrote, and outside any loop.
@@ -78,17 +78,17 @@ def vector(
 
 @triton.jit(do_not_specialize=["M"])
 def matrix(
-    x, w, y, gain, residual, partial, counter, eps, M, x_stride,
+    x, w, y, residual, partial, counter, M, x_stride,
     N: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr, GLU: tl.constexpr,
-    ADD: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, GLU: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Up to BM rows, by small matrix products: `y[M,N]` of `x[M,K]`.
 
     With SPLITS > 1 each of so many programs sums a part of K into `partial[SPLITS,tiles,BM,BN]`
-    and the last to arrive adds them in order; not together with NORM or GLU.
+    and the last to arrive adds them in order; not together with GLU.
     """
-    tl.static_assert(SPLITS == 1 or not (NORM or GLU), "a split product has no prologue")
+    tl.static_assert(SPLITS == 1 or not GLU, "a gate needs the whole sum")
     tile = tl.program_id(0)
     split = tl.program_id(1)
     PART: tl.constexpr = (K + SPLITS * BK - 1) // (SPLITS * BK) * BK
@@ -101,8 +101,6 @@ def matrix(
     x_at = ms[:, None] * x_stride + cols[None, :]
     acc = tl.zeros([BM, BN], tl.float32)
     up = tl.zeros([BM, BN], tl.float32)
-    # Summed over the columns once, at the end: a sum in the loop would stall it.
-    squares = tl.zeros([BM, BK], tl.float32)
     EVEN: tl.constexpr = K % (SPLITS * BK) == 0 and N % BN == 0
     if PDL:
         gdc_wait()
@@ -115,14 +113,6 @@ def matrix(
             ok = row_ok[:, None] & col_ok[None, :]
             value = tl.load(x + x_at + k, mask=live[:, None] & col_ok[None, :], other=0.0)
             weight = tl.load(w + at + k, mask=ok, other=0.0)
-        if NORM:
-            wide = value.to(tl.float32)
-            squares += wide * wide
-            if EVEN:
-                times = tl.load(gain + k + cols)
-            else:
-                times = tl.load(gain + k + cols, mask=k + cols < K, other=0.0)
-            value = (wide * times.to(tl.float32)[None, :]).to(value.dtype)
         acc = tl.dot(value, weight.T, acc, input_precision="ieee")
         if GLU:
             if EVEN:
@@ -152,5 +142,5 @@ def matrix(
         before = tl.zeros([BM, BN], tl.float32)
         if ADD:
             before = tl.load(residual + out_at, mask=out_ok, other=0.0).to(tl.float32)
-        out = _finish(acc, up, tl.sum(squares, 1)[:, None], before, eps, K, NORM, GLU)
+        out = _finish(acc, up, 0.0, before, 0.0, K, False, GLU)
         tl.store(y + out_at, out.to(y.dtype.element_ty), mask=out_ok)

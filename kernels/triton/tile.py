@@ -20,14 +20,14 @@ class Tile:
 
 # Keyed by the (rows, columns) of the stored matrix.  See kernels/NOTES.md for times.
 _VECTOR = {
-    (6144, 4096): Tile(4, 2048),
+    (6144, 4096): Tile(8, 256),
     (4096, 4096): Tile(8, 512),
-    (24576, 4096): Tile(4, 512),
+    (24576, 4096): Tile(2, 2048),
     (4096, 12288): Tile(4, 2048),
     (151936, 4096): Tile(8, 2048),
     (4096, 1024): Tile(4, 1024),
     (1024, 2048): Tile(4, 1024),
-    (6144, 1024): Tile(4, 512),
+    (6144, 1024): Tile(4, 1024),
     (1024, 3072): Tile(2, 512),
     (151936, 1024): Tile(8, 1024),
     (5120, 2048): Tile(4, 2048),
@@ -55,18 +55,18 @@ def vector_tile(rows: int, columns: int, device: Device) -> Tile:
     return attrs.evolve(found, stages=min(found.stages, device.max_stages))
 
 
-def matrix_tile(rows: int, columns: int, device: Device, itemsize: int, fused: bool) -> Tile:
+def matrix_tile(rows: int, columns: int, device: Device, itemsize: int, gated: bool) -> Tile:
     """Return the tile of a product of 2 to 16 rows with a stored `[rows, columns]`.
 
-    A `fused` one (norm or gate) reads all inputs in one program.
+    A `gated` one reads all inputs in one program.
     """
     found = _MATRIX.get((rows, columns))
     if found is None:
         outputs = 32 if rows >= 64 * device.processors else 16
         tiles = -(-rows // outputs)
-        splits = 1 if fused or tiles >= device.processors else min(4, device.processors // tiles)
+        splits = 1 if gated or tiles >= device.processors else min(4, device.processors // tiles)
         found = Tile(outputs, 128 if columns >= 128 * splits else 32, max(splits, 1))
-    if fused:
+    if gated:
         found = attrs.evolve(found, splits=1)
     # A tile of float32 is twice as large, and its product keeps more in registers.
     inputs = found.inputs if itemsize <= 2 else min(found.inputs, 64)

@@ -23,7 +23,7 @@ def main(name: str) -> None:
     """Print a JSON line for each kernel: its name, its shared memory and what the device has."""
     target, device = TARGETS[name]
     with recorded(pytest.MonkeyPatch(), device) as launches:
-        for call in every_call(wide=name == "sm_90"):
+        for call in every_call(variants=name == "sm_90"):
             call()
     for each in launches:
         made = each.compile(target)
