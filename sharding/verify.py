@@ -249,6 +249,8 @@ class Verification:
         partial = source.spec.partial
         if source.kind in ("param", "cache"):
             raise VerificationError(f"{where}: stored values are never moved")
+        if any(at is not None and at >= len(dims) for at in (move.dim, move.source)):
+            raise VerificationError(f"{where}: it has no dim {move.dim} or {move.source}")
         if move.joins and not (
             isinstance(self.last, Move)
             and (self.last.kind, self.last.axes, self.last.dim) == (move.kind, move.axes, move.dim)

@@ -29,11 +29,12 @@ def rebuilt(program: Program, old: Code, steps: list[Any], results: tuple[Any, .
     driver = attrs.evolve(
         program.driver,
         steps=tuple(
-            attrs.evolve(step, block=code) if isinstance(step, Loop) else step
+            attrs.evolve(step, block=code) if isinstance(step, Loop) and step.block is old else step
             for step in program.driver.steps
         ),
     )
-    return attrs.evolve(program, blocks=(code,), driver=driver)
+    blocks = tuple(code if block is old else block for block in program.blocks)
+    return attrs.evolve(program, blocks=blocks, driver=driver)
 
 
 def mutants(program: Program) -> Iterator[tuple[str, Program]]:
@@ -76,7 +77,8 @@ def mutants(program: Program) -> Iterator[tuple[str, Program]]:
                             f"{kind} {dim} for {label}",
                             rebuilt(program, code, steps, code.results),
                         )
-            for other_axes in {(), step.axes[:-1], step.axes[::-1]} - {step.axes}:
+            factors = [(factor,) for factor, _ in program.mesh.factors]
+            for other_axes in {(), step.axes[:-1], step.axes[::-1], *factors} - {step.axes}:
                 other = attrs.evolve(step, axes=other_axes)
                 yield (
                     f"axes {other_axes} for {label}",
