@@ -29,8 +29,10 @@ class BlockTable:
         """Forget the blocks of these slots."""
         self._used[slots] = 0
 
-    def append(self, slots: Int32, ids: Int32, step: int) -> None:
+    def append(self, slots: Int32, ids: Int32, step: int) -> tuple[Int32, Int32]:
         """Append block `ids[i]` to slot `slots[i]`, in this order.
+
+        Returns what was written: flat places in the table, and the ids there.
 
         Raises:
             PlanError: an id is out of range, or a slot gets more than the model's length.
@@ -44,7 +46,8 @@ class BlockTable:
             for slot, block in zip(slots.tolist(), ids.tolist(), strict=True):
                 self._ids[slot] = block
             self._used[slots] = 1
-            return
+            written = np.unique(slots)
+            return written, self._ids[written, 0]
         order = np.argsort(slots, kind="stable")
         ordered = slots[order]
         is_first = np.r_[True, ordered[1:] != ordered[:-1]]
@@ -55,6 +58,8 @@ class BlockTable:
             raise PlanError(f"step {step}: a slot got more blocks than the model's length")
         self._ids[ordered, places] = ids[order]
         np.add.at(self._used, slots, 1)
+        flat: Int32 = (ordered * self._ids.shape[1] + places).astype(np.int32)
+        return flat, ids[order]
 
     def check(self, slots: Int32, lens: Int32, step: int) -> None:
         """Raise PlanError where a slot has no room for so many tokens."""

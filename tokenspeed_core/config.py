@@ -74,6 +74,12 @@ class EngineConfig:
     dtype: str = _option(
         "auto", "model", "type of weights and activations", choices=("auto", "bf16", "fp32")
     )
+    load_format: str = _option(
+        "auto",
+        "model",
+        "where weights come from; dummy: random ones, for benches",
+        choices=("auto", "dummy"),
+    )
     max_model_len: int = _option(
         0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
     )
@@ -105,7 +111,13 @@ class EngineConfig:
     )
 
     tp: int = _option(1, "parallelism", "tensor-parallel ranks", low=1)
-    device: str = _option("auto", "parallelism", "where workers run", choices=("auto", "cpu"))
+    device: str = _option(
+        "auto",
+        "parallelism",
+        "where workers run; auto: a GPU that is there",
+        choices=("auto", "cpu", "cuda"),
+    )
+    cuda_graphs: bool = _option(True, "parallelism", "replay captured decode steps on a GPU")
     threads: int = _option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
 
     max_running: int = _option(64, "scheduling", "requests that run at once", low=1)
@@ -125,6 +137,14 @@ class EngineConfig:
         low=0,
         metavar="SIZE",
         converter=_bytes,
+    )
+    cache_percent: int = _option(
+        0,
+        "cache",
+        "part of free memory for keys and values; 0: 40, of a GPU 90",
+        low=0,
+        high=95,
+        metavar="PERCENT",
     )
     num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
     state_interval: int = _option(

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import open_checkpoint
 from .config import EngineConfig
 from .model_definition import family_in
 from .model_source import cache_directory, resolve
@@ -17,6 +17,7 @@ from .models.registry import family_of
 from .ops import composites_on
 from .sharding import Layout, Plan, RankPlan
 from .sharding.plan_cache import PlanCache
+from .stored_config import stored_config
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -50,10 +51,9 @@ class ModelSpec:
             ModelNotFoundError, CheckpointError, ConfigError: from finding and reading it.
             ModelSpecError: a setting does not suit this model.
         """
-        path = resolve(engine.model).path
-        with open_checkpoint(path) as checkpoint:
-            stored = checkpoint.config
-            dtype = _dtype(engine.dtype, checkpoint)
+        path = resolve(engine.model, weights=engine.load_format != "dummy").path
+        stored = stored_config(engine.model) if engine.load_format == "dummy" else _stored(path)
+        dtype = _dtype(engine.dtype, stored)
         family = family_in(engine.family) if engine.family else _registered(stored, path)
         config = family.config(stored)
         longest = int(config.max_position)
@@ -130,9 +130,14 @@ def _plan_cache(engine: EngineConfig) -> PlanCache | None:
     return PlanCache(Path(engine.plan_cache or cache_directory() / "plans").expanduser())
 
 
-def _dtype(setting: str, checkpoint: Checkpoint) -> torch.dtype:
+def _stored(path: Path) -> dict[str, Any]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config
+
+
+def _dtype(setting: str, config: Mapping[str, Any]) -> torch.dtype:
     """Float32 if that is asked for, or stored and nothing was asked; bfloat16 otherwise."""
     if setting != "auto":
         return _DTYPES[setting]
-    stored = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "")
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "")
     return torch.float32 if stored.endswith("float32") else torch.bfloat16

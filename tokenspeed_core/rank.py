@@ -8,14 +8,16 @@ import torch
 from .block_groups import BlockGroups, block_groups
 from .checkpoint import open_checkpoint
 from .collectives import Collectives
-from .config import EngineConfig
+from .config import ConfigError, EngineConfig
 from .model_spec import ModelSpec
 from .runner import Runner
-from .weights import Progress, load_weights
+from .weights import Progress, dummy_weights, load_weights
 
 # Of the memory that is free when weights are in, the part that all ranks of a machine together
 # give to keys and values if the operator says nothing.
 CACHE_SHARE = 0.4
+# A card's memory is ours; the rest is for activations and captured graphs.
+DEVICE_CACHE_SHARE = 0.9
 
 
 class CacheSizeError(ValueError):
@@ -36,11 +38,16 @@ def load_rank(
     """
     torch.set_num_threads(engine.threads or max(1, (os.cpu_count() or 1) // engine.tp))
     spec = ModelSpec.of(engine)
-    plan = spec.rank_plan()
-    with open_checkpoint(spec.path) as checkpoint:
-        packs = load_weights(plan, spec.family.hf(spec.config), checkpoint, rank, progress)
+    device = _device(engine)
+    plan = spec.rank_plan(device.type)
+    if engine.load_format == "dummy":
+        packs = dummy_weights(plan, rank, device)
+    else:
+        with open_checkpoint(spec.path) as checkpoint:
+            sources = spec.family.hf(spec.config)
+            packs = load_weights(plan, sources, checkpoint, rank, progress, device)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
-    num_blocks = _num_blocks(engine, spec, groups)
+    num_blocks = _num_blocks(engine, spec, groups, device)
     collectives = Collectives.join(plan.groups, engine.tp, rank, rendezvous)
     return Runner.of(
         plan,
@@ -54,7 +61,20 @@ def load_rank(
     )
 
 
-def _num_blocks(engine: EngineConfig, spec: ModelSpec, groups: BlockGroups) -> int:
+def _device(engine: EngineConfig) -> torch.device:
+    wanted = engine.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() and engine.tp == 1 else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = cuda, but torch finds no CUDA device; give --device cpu")
+    if wanted == "cuda" and engine.tp > 1:
+        raise ConfigError(f"tp = {engine.tp} on GPUs is not supported yet; give --tp 1")
+    return torch.device(wanted)
+
+
+def _num_blocks(
+    engine: EngineConfig, spec: ModelSpec, groups: BlockGroups, device: torch.device
+) -> int:
     """Return this rank's blocks, parents with several groups; the smallest of all ranks' counts."""
     size = groups.parent_bytes
     longest = groups.parents(spec.max_model_len)
@@ -63,7 +83,10 @@ def _num_blocks(engine: EngineConfig, spec: ModelSpec, groups: BlockGroups) -> i
     elif engine.kv_cache_bytes:
         blocks = engine.kv_cache_bytes // size
     else:
-        share = int(_free_memory() * CACHE_SHARE / engine.tp)
+        on_gpu = device.type == "cuda"
+        free: int = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory()
+        usual = DEVICE_CACHE_SHARE if on_gpu else CACHE_SHARE
+        share = int(free * (engine.cache_percent / 100 or usual) / engine.tp)
         # More than every slot at full length would never be used.
         blocks = min(share // size, longest * engine.max_running + 1)
     if blocks < 2:

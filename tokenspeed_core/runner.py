@@ -12,12 +12,15 @@ from torch import Tensor
 
 from .block_groups import BlockGroups, allocate_caches
 from .collectives import Collectives
+from .device_tables import DeviceTables
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .models.sampling import sample
+from .ops import Batch
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
+from .upload import uploaded
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -61,7 +64,7 @@ class Runner:
             host_blocks=host_blocks,
             forward=plan.load(),
             weights=plan.weights(packs),
-            caches=allocate_caches(plan, groups, num_blocks),
+            caches=allocate_caches(plan, groups, num_blocks, next(iter(packs.values())).device),
             collectives=collectives,
         )
 
@@ -71,14 +74,40 @@ class Runner:
         return self.groups.first.tokens
 
     @property
+    def device(self) -> torch.device:
+        """Where weights and caches are."""
+        _, tensor = next(leaves(self._caches[0]))
+        device: torch.device = tensor.device
+        return device
+
+    @property
     def program_hash(self) -> bytes:
         """Equal on all ranks, or they do not run one program."""
         return bytes.fromhex(self.plan.hash)
 
     def new_slots(self) -> Slots:
         """Return empty slot tables of this runner's size."""
-        max_blocks = -(-self.max_model_len // self.block_size)
-        return Slots(self.num_slots, max_blocks, self.num_blocks, self.groups)
+        return Slots(self.num_slots, self.max_blocks, self.num_blocks, self.groups)
+
+    def new_tables(self) -> DeviceTables:
+        """Return empty tables on the runner's device, of the shape of its slots."""
+        return DeviceTables.of(self.num_slots, [self.max_blocks], self.block_size, self.device)
+
+    @property
+    def max_blocks(self) -> int:
+        """The most blocks of a slot."""
+        return -(-self.max_model_len // self.block_size)
+
+    def block(self, index: int) -> list[Tensor]:
+        """Return a copy of a block's tensors, layer by layer."""
+        return [tensor[index].clone() for layer in self._caches for _, tensor in leaves(layer)]
+
+    @torch.inference_mode()
+    def randomise_caches(self, draw: torch.Generator) -> None:
+        """Fill the caches with standard normal values, for benches."""
+        for layer in self._caches:
+            for _, tensor in leaves(layer):
+                tensor.normal_(generator=draw)
 
     def new_transfers(
         self, notify: Callable[[], None], pool: type[HostPool] = HostPool
@@ -93,12 +122,17 @@ class Runner:
     def logits(self, step: Step, transfers: Transfers | None = None) -> Tensor:
         """Return float32 logits [m, v] of the step's sampling rows, writing its keys and values.
 
-        A layer waits for the same layer of the loads that the step's rows wait for.
+        The batch is on the runner's device.  A layer waits for the same layer of the loads that
+        the step's rows wait for.
         """
-        if len(step.copies.sources):
-            self._copy_blocks(step.copies)
+        self.copy_blocks(step.copies)
         caches = transfers.gated(self._caches, step.loads) if transfers else self._caches
-        logits, _caches = self._forward(self._collectives, self._weights, caches, step.batch)
+        return self.forward(step.batch, caches)
+
+    def forward(self, batch: Batch, caches: Any = None) -> Tensor:
+        """Return float32 logits [m, v] of a batch on the device, writing its keys and values."""
+        kept = self._caches if caches is None else caches
+        logits, _caches = self._forward(self._collectives, self._weights, kept, batch)
         assert isinstance(logits, Tensor)
         return logits
 
@@ -112,13 +146,15 @@ class Runner:
         tokens, logprobs = sample(self.logits(step, transfers), step.sampling)
         return tokens.numpy(), logprobs.numpy()
 
-    def _copy_blocks(self, copies: Copies) -> None:
+    @torch.inference_mode()
+    def copy_blocks(self, copies: Copies) -> None:
+        """Copy blocks onto blocks, all sources of a group read before a target is written."""
         for index, group in enumerate(self.groups):
             own = copies.groups == index
             if not own.any():
                 continue
-            source = torch.from_numpy(copies.sources[own]).long()
-            target = torch.from_numpy(copies.targets[own]).long()
+            source = uploaded(copies.sources[own].astype(np.int64), self.device)
+            target = uploaded(copies.targets[own].astype(np.int64), self.device)
             for layer in group.layers:
                 for _, tensor in leaves(self._caches[layer]):
                     tensor[target] = tensor[source]

@@ -10,6 +10,7 @@ import attrs
 from .checkpoint import CheckpointError, open_checkpoint
 from .config import ConfigError, EngineConfig
 from .model_source import resolve
+from .stored_config import stored_config
 
 
 class PortInUseError(RuntimeError):
@@ -35,11 +36,12 @@ class ServedModel:
             raise ConfigError("no model is given; name a .gguf file, a directory or a hub id")
         if serve_http:
             config = attrs.evolve(config, port=_free_port(config.host, config.port))
-        source = resolve(config.model)
+        dummy = config.load_format == "dummy"
+        source = resolve(config.model, weights=not dummy)
         path = source.path
-        with open_checkpoint(path) as checkpoint:
-            longest = _size(checkpoint.config, "max_position_embeddings", path)
-            vocab_size = _size(checkpoint.config, "vocab_size", path)
+        stored = stored_config(config.model) if dummy else _stored(path)
+        longest = _size(stored, "max_position_embeddings", path)
+        vocab_size = _size(stored, "vocab_size", path)
         config = attrs.evolve(
             config,
             model=str(path.resolve()),
@@ -64,6 +66,11 @@ def _free_port(host: str, port: int) -> int:
             ) from error
         chosen: int = probe.getsockname()[1]
         return chosen
+
+
+def _stored(path: Path) -> dict[str, object]:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config
 
 
 def _size(config: dict[str, object], key: str, path: Path) -> int:

@@ -14,6 +14,9 @@ from .ops.batch import Batch
 from .ops.sampling import SamplingRows
 from .plan_error import PlanError
 
+# What the table of each group got: flat places, and block ids.
+Blocks = tuple[tuple[Int32, Int32], ...]
+
 
 @attrs.frozen
 class Copies:
@@ -32,12 +35,20 @@ class Step:
     sampling: SamplingRows
     sampling_slots: Int32  # [m]
     copies: Copies
+    rows: Int32  # [r] the slot of each row
+    fed: tuple[Int32, Int32]  # tokens that are their slot's last sample, and these slots
+    blocks: Blocks
     loads: tuple[int, ...] = ()  # tickets that its rows wait for
 
     @property
     def num_tokens(self) -> int:
         """Query tokens of the step."""
         return int(self.batch.tokens.shape[0])
+
+    @property
+    def is_decode(self) -> bool:
+        """Every row's input is its slot's last sample, and every row samples."""
+        return 0 < len(self.rows) == len(self.fed[1]) == len(self.sampling_slots)
 
 
 class Slots:
@@ -76,7 +87,7 @@ class Slots:
         """
         self._remove(plan)
         self._add(plan)
-        self._append_blocks(plan)
+        appended = self._append_blocks(plan)
         self._await(plan)
         rows, counts = _int32(plan.rows), _int32(plan.row_tokens)
         flags = np.frombuffer(plan.row_flags, np.uint8)
@@ -92,7 +103,7 @@ class Slots:
         for table in self._tables:
             table.check(rows, lens, plan.step)
         self._context[rows] = lens
-        return self._build(plan, rows, counts, flags, context, lens)
+        return self._build(plan, rows, counts, flags, context, lens, appended)
 
     def record(self, step: Step, tokens: Int32) -> None:
         """Keep the sampled tokens as the next input of their slots."""
@@ -130,17 +141,19 @@ class Slots:
         self._seed[slots] = np.frombuffer(plan.added_seed, np.uint64)
         self._logprobs[slots] = np.frombuffer(plan.added_logprobs, np.uint8)
 
-    def _append_blocks(self, plan: StepPlan) -> None:
+    def _append_blocks(self, plan: StepPlan) -> Blocks:
         slots, ids = _int32(plan.block_slots), _int32(plan.block_ids)
+        appended = [(slots[:0], ids[:0])] * len(self._tables)
         if not len(slots):
-            return
+            return tuple(appended)
         self._check_slots(slots, plan, "block's slot")
         groups = _int32(plan.block_groups)
         self._check_groups(groups, plan)
         for group, table in enumerate(self._tables):
             own = groups == group
             if own.any():
-                table.append(slots[own], ids[own], plan.step)
+                appended[group] = table.append(slots[own], ids[own], plan.step)
+        return tuple(appended)
 
     def _build(
         self,
@@ -150,6 +163,7 @@ class Slots:
         flags: NDArray[np.uint8],
         context: Int32,
         lens: Int32,
+        appended: Blocks,
     ) -> Step:
         starts = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -200,7 +214,16 @@ class Slots:
         loads = (
             [t for row in rows.tolist() for t in self._waits.pop(row, ())] if self._waits else []
         )
-        return Step(batch, sampling, sampling_slots, copies, tuple(dict.fromkeys(loads)))
+        return Step(
+            batch=batch,
+            sampling=sampling,
+            sampling_slots=sampling_slots,
+            copies=copies,
+            rows=rows,
+            fed=(starts[:-1][~carried], rows[~carried]),
+            blocks=appended,
+            loads=tuple(dict.fromkeys(loads)),
+        )
 
     def _windowed(
         self, rows: Int32, token_slots: Int32, positions: Int32, width: int

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
@@ -11,6 +12,7 @@ from .sharding import RankPlan
 from .sharding.storage import Member
 
 Progress = Callable[[int, int], None]
+_CPU = torch.device("cpu")
 
 
 class WeightsError(ValueError):
@@ -23,6 +25,7 @@ def load_weights(
     checkpoint: Checkpoint,
     rank: int,
     progress: Progress = lambda done, total: None,
+    device: torch.device = _CPU,
 ) -> dict[str, Tensor]:
     """Return rank's packs by name, reading only the slices that it keeps.
 
@@ -33,7 +36,7 @@ def load_weights(
         WeightsError: a tensor's shape is not that of its parameter.
         CheckpointError: a tensor is missing or damaged.
     """
-    packs = plan.allocate()
+    packs = plan.allocate(device)
     total = sum(pack.nbytes for pack in packs.values())
     done = 0
     for pack in plan.storage:
@@ -43,6 +46,24 @@ def load_weights(
                 _write(target, member, sources[member.path], checkpoint, plan, rank)
         done += target.nbytes
         progress(done, total)
+    return packs
+
+
+def dummy_weights(plan: RankPlan, rank: int, device: torch.device = _CPU) -> dict[str, Tensor]:
+    """Return rank's packs of random weights, the same for one device type and rank.
+
+    Norms and biases are near one, matrices have standard deviation `i ** -0.5` for i inputs.
+    """
+    packs = plan.allocate(device)
+    draw = torch.Generator(device).manual_seed(rank)
+    for pack in plan.storage:
+        if any(member.path in plan.constants for member in pack.members):
+            continue
+        target = packs[pack.name]
+        if target.dim() == 1:
+            target.normal_(1.0, 0.1, generator=draw)
+        else:
+            target.normal_(0.0, target.shape[-1] ** -0.5, generator=draw)
     return packs
 
 

@@ -20,7 +20,10 @@ import zmq
 
 from .block_groups import group_columns
 from .child_process import DUMP_SIGNAL
+from .completions import Completions, Running
 from .config import read_config
+from .execution import NewExecutor, execution
+from .executor import Executor
 from .ipc.codec import Decoder, WireError, encode, int32_column
 from .ipc.messages import (
     MAX_ERROR_CHARS,
@@ -45,7 +48,6 @@ from .ipc.run_directory import RunDirectory
 from .rank import load_rank
 from .runner import Runner
 from .scheduler._scheduler import siphash128
-from .slots import Slots
 from .transfers import Transfers
 from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
 
@@ -62,15 +64,23 @@ class WorkerError(RuntimeError):
 class Worker:
     """Says Hello for one rank, then runs every plan that the scheduler sends, in order."""
 
-    def __init__(self, run: RunDirectory, rank: int, num_ranks: int, runner: Runner) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        rank: int,
+        num_ranks: int,
+        runner: Runner,
+        new_executor: NewExecutor,
+    ) -> None:
         self._run = run
         self._rank = rank
         self._num_ranks = num_ranks
         self._runner = runner
+        self._new_executor = new_executor
         self._decoder: Decoder[ToWorker] = Decoder(ToWorker)  # type: ignore[arg-type]
-        self._slots: Slots | None = None
+        self._executor: Executor | None = None
         self._transfers: Transfers | None = None
-        self._wake = -1  # readable when a transfer has ended
+        self._wake = -1  # readable when a transfer or a step has ended
         self._epoch = 0
         self._step = 0
         self._digest = b""
@@ -89,7 +99,8 @@ class Worker:
         socket.sndhwm = socket.rcvhwm = 10_000
         socket.connect(self._run.worker_endpoint)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
-        self._transfers = self._runner.new_transfers(lambda: os.eventfd_write(self._wake, 1))
+        self._transfers = self._runner.new_transfers(self._notify)
+        self._completions = Completions(self._notify)
         try:
             self._say_hello(socket)
             return self._loop(socket)
@@ -98,6 +109,7 @@ class Worker:
             socket.send(encode(WorkerFailed(self._rank, self._epoch, self._step, message)))
             raise
         finally:
+            self._completions.close()
             if self._transfers is not None:
                 self._transfers.close()
             os.close(self._wake)
@@ -112,6 +124,7 @@ class Worker:
             ready = dict(poller.poll(HEARTBEAT_MS))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
+                self._report_steps(socket)
                 self._report_transfers(socket)
             if socket not in ready:
                 if not ready:
@@ -163,14 +176,15 @@ class Worker:
         self._epoch = welcome.epoch
         self._step = 0
         self._digest = welcome.epoch.to_bytes(16, "little")
-        self._slots = self._runner.new_slots()
+        self._completions.forget()
         if self._transfers is not None:
             self._transfers.begin_epoch(welcome.epoch)
+        self._executor = self._new_executor(self._transfers)
 
     def _execute(self, socket: "zmq.Socket[bytes]", plan: StepPlan, frames: list[bytes]) -> None:
         if len(frames) != 2:
             raise WireError(f"a step plan travels as two frames, got {len(frames)}")
-        if self._slots is None or plan.epoch != self._epoch:
+        if self._executor is None or plan.epoch != self._epoch:
             raise WorkerError(f"plan of epoch {plan.epoch} arrived in epoch {self._epoch}")
         digest = siphash128(self._digest, frames[0])
         if plan.step != self._step + 1 or digest != frames[1]:
@@ -179,18 +193,22 @@ class Worker:
                 f"{self._step}, which makes it {digest.hex()}: a plan was lost or changed"
             )
         self._step, self._digest = plan.step, digest
-        step = self._slots.prepare(plan)
-        if self._transfers is not None:
-            self._transfers.start(plan)
-        tokens, logprobs = self._runner.run(step, self._transfers)
-        self._slots.record(step, tokens)
-        column = tokens.tobytes()
-        if self._rank == 0:
-            asked = logprobs.tobytes() if step.sampling.logprobs.any() else b""
-            socket.send(encode(StepResult(plan.epoch, plan.step, digest, column, asked)))
-        self._report_transfers(socket)
-        token_hash = siphash128(digest, column)
-        socket.send(encode(StepAck(plan.epoch, plan.step, digest, token_hash)))
+        sampled = self._executor.launch(plan)
+        self._completions.put(Running(plan.step, digest, sampled))
+        self._report_steps(socket)
+
+    def _report_steps(self, socket: "zmq.Socket[bytes]") -> None:
+        for step, digest, sampled in self._completions.ended():
+            column = sampled.tokens.tobytes()
+            if self._rank == 0:
+                asked = sampled.logprobs.tobytes() if sampled.has_logprobs else b""
+                socket.send(encode(StepResult(self._epoch, step, digest, column, asked)))
+            self._report_transfers(socket)
+            token_hash = siphash128(digest, column)
+            socket.send(encode(StepAck(self._epoch, step, digest, token_hash)))
+
+    def _notify(self) -> None:
+        os.eventfd_write(self._wake, 1)
 
     def _report_transfers(self, socket: "zmq.Socket[bytes]") -> None:
         ended = self._transfers.ended() if self._transfers is not None else []
@@ -224,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         runner = load_rank(engine, options.rank, run.rendezvous, progress)
+        new_executor = execution(runner, engine.cuda_graphs)
     except (ValueError, OSError) as error:
         # What a user can mend: one line, no traceback.
         _tell(Failed(str(error)))
@@ -232,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     _tell(Ready(time.monotonic() - started))
-    reason = Worker(run, options.rank, engine.tp, runner).serve()
+    reason = Worker(run, options.rank, engine.tp, runner, new_executor).serve()
     _log.info("rank %d ends: %s", options.rank, reason)
     return 0
 

@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from tokenspeed_core.executor import Executor
 from tokenspeed_core.host_pool import HostPool
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason, StepPlan
 from tokenspeed_core.models.sampling import sample
 from tokenspeed_core.runner import Runner
+from tokenspeed_core.sampled import Sampled
 from tokenspeed_core.scheduler._scheduler import Scheduler
 from tokenspeed_core.slots import Step
 
@@ -44,7 +46,10 @@ class Request:
 
 
 class LocalEngine:
-    """Runs requests to their end; `depth` plans are made before the first result is given."""
+    """Runs requests to their end; `depth` plans are made before the first result is given.
+
+    An `executor` runs the plans instead of the engine's own slots and the runner.
+    """
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class LocalEngine:
         prefix_caching: bool = True,
         vocab_size: int = 2**31 - 1,
         host_pool: type[HostPool] = HostPool,
+        executor: Executor | None = None,
     ) -> None:
         self.runner = runner
         self.scheduler = Scheduler(
@@ -76,6 +82,7 @@ class LocalEngine:
             groups=groups,
         )
         self._slots = runner.new_slots()
+        self._executor = executor
         self._copied = threading.Event()
         self._transfers = runner.new_transfers(self._copied.set, host_pool)
         self._copying: set[int] = set()  # tickets under way
@@ -108,6 +115,9 @@ class LocalEngine:
         while True:
             while (frame := self.scheduler.plan()) is not None:
                 plan = _plan_decoder.decode(frame)
+                if self._executor is not None:
+                    self._in_flight.append((plan.step, *_columns(self._executor.launch(plan))))
+                    continue
                 step = self._slots.prepare(plan)
                 self._start_copies(plan)
                 self.computed_tokens += step.num_tokens
@@ -155,3 +165,8 @@ class LocalEngine:
                     outcome.logprobs.append(logprob)
             outcome.finish = FinishReason(finish)
             outcome.cached_tokens = cached
+
+
+def _columns(sampled: Sampled) -> tuple[bytes, bytes]:
+    sampled.wait()
+    return sampled.tokens.tobytes(), sampled.logprobs.tobytes() if sampled.has_logprobs else b""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""The device path on CPU tensors: tables, buckets and sampling give the host path's tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.local_engine import LocalEngine
+from tests.engine.test_equalities import alone, requests, same
+from tokenspeed_core.config import EngineConfig
+from tokenspeed_core.decode_graph import BUCKETS, DecodeGraphs
+from tokenspeed_core.device_executor import DeviceExecutor
+from tokenspeed_core.device_tables import DeviceTables
+from tokenspeed_core.rank import load_rank
+from tokenspeed_core.runner import Runner
+from tokenspeed_core.upload import moved
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_llama: Path) -> Runner:
+    config = EngineConfig(
+        model=str(tiny_llama), dtype="fp32", block_size=4, num_blocks=800, max_running=16, threads=2
+    )
+    return load_rank(config, 0, "")
+
+
+def executor(runner: Runner, graphs: bool = True) -> DeviceExecutor:
+    tables = runner.new_tables()
+    return DeviceExecutor(runner, tables, DecodeGraphs(runner, tables) if graphs else None)
+
+
+@settings(deadline=None, max_examples=4, derandomize=True)
+@given(st.integers(0, 2**32), st.booleans())
+def test_tokens_are_those_of_the_host_path(runner: Runner, seed: int, graphs: bool) -> None:
+    wanted = requests(seed, 12, shared=9)
+    engine = LocalEngine(runner, executor=executor(runner, graphs))
+    found = [engine.submit(request) for request in wanted]
+    engine.run()
+    same(found, alone(runner, wanted))
+
+
+def test_a_decode_batch_is_that_of_the_slots() -> None:
+    tables = DeviceTables.of(num_slots=5, widths=[3], block_size=4, device=CPU)
+    # Slot 1 has blocks 7, 9; slot 4 has block 3: three places a slot.
+    tables.append([(np.array([3, 4, 12], np.int32), np.array([7, 9, 3], np.int32))])
+    tables.record(torch.tensor([4, 1]), torch.tensor([44, -1], dtype=torch.int32))
+    slots = torch.tensor([4, 1, tables.padding_slot], dtype=torch.int32)
+    batch = tables.decode_batch(slots, torch.tensor([2, 6, 1], dtype=torch.int32))
+    assert batch.tokens.tolist() == [44, 0, 0]
+    assert batch.positions.tolist() == [1, 5, 0]
+    assert batch.cache_slots.tolist() == [3 * 4 + 1, 9 * 4 + 1, 0]
+    assert batch.block_tables.tolist() == [[3, 0, 0], [7, 9, 0], [0, 0, 0]]
+    assert batch.query_starts.tolist() == [0, 1, 2, 3]
+
+
+def test_a_padded_row_writes_scratch_only(runner: Runner) -> None:
+    tables = runner.new_tables()
+    tables.append([(np.array([0], np.int32), np.array([5], np.int32))])
+    before = runner.block(5)
+    other = runner.block(6)
+    graph = DecodeGraphs(runner, tables).of(3)
+    assert graph is not None
+    graph.logits(np.array([0], np.int32), np.array([1], np.int32))
+    changed = [bool((now != was).any()) for now, was in zip(runner.block(5), before, strict=True)]
+    assert all(changed)
+    assert all(torch.equal(now, was) for now, was in zip(runner.block(6), other, strict=True))
+
+
+def test_a_batch_arrives_as_it_was(runner: Runner) -> None:
+    slots = runner.new_tables()
+    batch = slots.decode_batch(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 1]))
+    there = moved(batch, CPU)
+    for name in ("tokens", "cache_slots", "query_starts", "block_tables", "state_blocks"):
+        assert torch.equal(getattr(there, name), getattr(batch, name))
+
+
+def test_more_rows_than_the_largest_bucket_run_without_a_graph(runner: Runner) -> None:
+    graphs = DecodeGraphs(runner, runner.new_tables())
+    assert graphs.buckets == tuple(each for each in BUCKETS if each <= 16)
+    assert graphs.of(17) is None

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Step plans carried out on a GPU: the host queues steps and reads none of their values."""
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from .decode_graph import DecodeGraphs
+from .device_tables import DeviceTables
+from .ipc.messages import StepPlan
+from .models.sampling import Choice, choose
+from .runner import Runner
+from .sampled import Sampled
+from .slots import Slots, Step
+from .transfers import Transfers
+from .upload import moved, uploaded
+
+
+class DeviceExecutor:
+    """Queues each step behind the last; sampled ids stay on the device and feed the next step.
+
+    Decode steps replay `graphs` where these are not None and have a bucket for them; all others
+    run the emitted program.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tables: DeviceTables,
+        graphs: DecodeGraphs | None,
+        transfers: Transfers | None = None,
+    ) -> None:
+        self._runner = runner
+        self._tables = tables
+        self._graphs = graphs
+        self._transfers = transfers
+        self._slots: Slots = runner.new_slots()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Sampled:
+        """Queue a step."""
+        step = self._slots.prepare(plan)
+        if self._transfers is not None:
+            self._transfers.start(plan)
+        self._tables.append(step.blocks[: len(self._tables.block_tables)])
+        device = self._tables.device
+        if step.num_tokens == 0:
+            self._runner.copy_blocks(step.copies)
+            return Sampled.download(torch.empty(0, dtype=torch.int32, device=device), None)
+        if step.is_decode and not step.loads and self._graphs is not None:
+            graph = self._graphs.of(len(step.rows))
+            if graph is not None:
+                self._runner.copy_blocks(step.copies)
+                logits = graph.logits(step.rows, step.sampling.position.numpy())
+                if Choice.of(step.sampling) == Choice():
+                    return Sampled.download(graph.greedy()[: len(step.rows)], None)
+                return self._sample(step, logits[: len(step.rows)])
+        return self._sample(step, self._runner.logits(self._on_device(step), self._transfers))
+
+    def _on_device(self, step: Step) -> Step:
+        batch = moved(step.batch, self._tables.device)
+        places, slots = step.fed
+        if len(places):
+            index = uploaded(np.stack((places, slots)).astype(np.int64), self._tables.device)
+            batch.tokens.index_copy_(0, index[0], self._tables.last_token[index[1]])
+        return attrs.evolve(step, batch=batch)
+
+    def _sample(self, step: Step, logits: Tensor) -> Sampled:
+        how = Choice.of(step.sampling)
+        rows = moved(step.sampling, self._tables.device)
+        found = choose(logits, rows, how, logits.shape[-1])
+        tokens = found[:, 0].int()
+        if len(step.sampling_slots):
+            self._tables.record(uploaded(step.sampling_slots, self._tables.device), tokens)
+        if not how.reported:
+            return Sampled.download(tokens, None)
+        logprobs = found[:, 1].masked_fill(~rows.logprobs, torch.nan).float()
+        return Sampled.download(tokens, logprobs)
