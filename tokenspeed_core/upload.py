@@ -18,7 +18,7 @@ def uploaded(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return a copy of an array on the device, made behind what is queued there."""
     if device.type == "cpu":
         return torch.tensor(array)
-    return torch.tensor(array, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(array).pin_memory().to(device, non_blocking=True)
 
 
 def moved(tree: Tree, device: torch.device) -> Tree:

@@ -36,9 +36,9 @@ def assert_one_line(done: "subprocess.CompletedProcess[str]", code: int, *words:
 
 def test_help_lists_what_is_built_and_nothing_else() -> None:
     text = tokenspeed("--help").stdout
-    for command in ("serve", "generate", "explain", "check", "env", "pull"):
+    for command in ("serve", "generate", "bench", "explain", "check", "env", "pull"):
         assert f"\n    {command} " in text
-    for absent in ("chat", "bench", "scheduler"):
+    for absent in ("chat", "scheduler"):
         assert f"\n    {absent} " not in text
     assert tokenspeed("--version").stdout == f"tokenspeed {__version__}\n"
     flags = tokenspeed("serve", "--help").stdout
