@@ -11,26 +11,12 @@ from . import __version__
 COMMANDS = (
     "serve",
     "generate",
-COMMANDS = (
-    "serve",
-    "generate",
     "bench",
     "explain",
     "check",
     "kernels",
     "scheduler",
     "simulate",
-    "env",
-    "pull",
-)
-    "explain",
-    "check",
-    "scheduler",
-    "simulate",
-<<<<<<< HEAD
-    "kernels",
-=======
->>>>>>> 7c401ea (Carry out plans on a GPU: device tables, captured decode buckets, results one step late; time the runner on dummy weights)
     "env",
     "pull",
 )
