@@ -191,9 +191,10 @@ def _size(plan: RankPlan, layers: Sequence[int]) -> int:
 
 
 def _parent_bytes(sizes: Sequence[int]) -> int:
-    """Return a size that blocks of all groups fill, or of the first where no small one does."""
-    common = math.lcm(*sizes)
-    return common if common <= 4 * max(sizes) else _whole(max(sizes), sizes[0])
+    """Return the largest size in whole first blocks, or what all fill if that wastes a lot."""
+    largest, common = _whole(max(sizes), sizes[0]), math.lcm(*sizes)
+    wasted = max(largest % size for size in sizes)
+    return common if 16 * wasted > largest and common <= 4 * largest else largest
 
 
 def _share(parent: int, size: int) -> int:

@@ -142,6 +142,41 @@ def test_gpt_oss_reads_its_window_from_the_config() -> None:
     assert GptOssConfig.from_hf(OSS).window == 30
 
 
+@pytest.mark.parametrize(
+    ("architecture", "stored", "mebibytes"),
+    [
+        (
+            "GptOssForCausalLM",
+            dict(
+                hidden_size=2880, num_attention_heads=64, num_key_value_heads=8, head_dim=64,
+                num_hidden_layers=24, intermediate_size=2880, num_local_experts=32,
+                num_experts_per_tok=4, vocab_size=201088, sliding_window=128,
+            ),
+            3075,
+        ),
+        (
+            "Qwen3NextForCausalLM",
+            dict(
+                hidden_size=2048, num_attention_heads=16, num_key_value_heads=2, head_dim=256,
+                num_hidden_layers=48, intermediate_size=5120, vocab_size=151936,
+                linear_num_key_heads=16, linear_num_value_heads=32, linear_key_head_dim=128,
+                linear_value_head_dim=128, num_experts=512, num_experts_per_tok=10,
+                moe_intermediate_size=512, shared_expert_intermediate_size=512,
+            ),
+            3177,
+        ),
+    ],
+)  # fmt: skip
+def test_a_long_request_of_a_released_model(
+    architecture: str, stored: dict[str, int], mebibytes: int
+) -> None:
+    family, layout = family_of(architecture), Layout(mesh="tp=1")
+    config = family.config(stored)
+    plan = compile_plan(family, config, layout, dtype=torch.bfloat16, block_size=16)
+    groups = block_groups(plan, 16, 131072)
+    assert round(groups.parents(131072) * groups.parent_bytes / 2**20) == mebibytes
+
+
 def slots_with(groups: BlockGroups) -> Slots:
     return Slots(4, 8, 20, groups)
 
