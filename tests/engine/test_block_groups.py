@@ -25,7 +25,7 @@ KINDS = {
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     path: Path = tmp_path_factory.mktemp("model")
     saved(path, request.param)
-    made = load_rank(config(path), 0, "")
+    made = load_rank(attrs.evolve(config(path), threads=1), 0, "")
     assert [group.kind for group in made.groups] == KINDS[request.param]
     return made
 
@@ -84,7 +84,7 @@ def test_a_conversation_goes_on_near_its_end(runner: Runner) -> None:
 def test_company_and_a_small_pool_change_no_token(runner: Runner) -> None:
     shared = tokens(6, 40)
     wanted = [
-        Request(shared[: 8 * (seed % 6)] + tokens(seed, 30), max_tokens=30) for seed in range(10)
+        Request(shared[: 8 * (seed % 6)] + tokens(seed, 30), max_tokens=30) for seed in range(6)
     ]
     needed = runner.groups.parents(110)
     engine = LocalEngine(runner, num_blocks=1 + 3 * needed, max_step_tokens=96)
