@@ -39,6 +39,22 @@ class Batch:
     window_slots: Placed[Tensor, "~n", torch.int64] | None = None
     window_tables: Placed[Tensor, "~r t", torch.int32] | None = None
 
+    def padded(self, multiple: int) -> "Batch":
+        """Return the batch with its tokens padded to a multiple; they write to scratch."""
+        short = -len(self.tokens) % multiple
+        if not short:
+            return self
+        columns = {"tokens", "positions", "cache_slots", "window_slots"}
+        longer: Batch = attrs.evolve(
+            cast(Any, self),
+            **{
+                name: torch.cat((column, column.new_zeros(short)))
+                for name in columns
+                if (column := getattr(self, name)) is not None
+            },
+        )
+        return longer
+
     def windowed(self) -> "Batch":
         """Return the batch as layers with a window see it."""
         if self.window_slots is None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import attrs
 
+_AXIS_SIZE = re.compile(r"=\s*(\d+)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
@@ -111,6 +112,11 @@ class EngineConfig:
     )
 
     tp: int = _option(1, "parallelism", "tensor-parallel ranks", low=1)
+    layout: str = _option(
+        "",
+        "parallelism",
+        'any other layout instead, such as "tp=2; Hidden=n@tp d" or "tp=2; j: e:tp"',
+    )
     device: str = _option(
         "auto",
         "parallelism",
@@ -198,12 +204,23 @@ class EngineConfig:
                 f"host_kv = {self.host_kv} keeps blocks that are found by their prefix; set "
                 f"prefix_caching, or host_kv = 0"
             )
+        if self.layout and self.tp > 1:
+            raise ConfigError(
+                f"tp = {self.tp} and layout = {self.layout!r} both say how the model is spread; "
+                f"give one of them"
+            )
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"max_step_tokens = {self.max_step_tokens} is less than max_running = "
                 f"{self.max_running}: every running request takes a token a step; raise the first "
                 f"or lower the second"
             )
+
+    @property
+    def num_ranks(self) -> int:
+        """Worker processes: one for each place of the mesh."""
+        mesh = self.layout.partition(";")[0] or f"tp={self.tp}"
+        return math.prod(int(size) for size in _AXIS_SIZE.findall(mesh))
 
     @property
     def model_name(self) -> str:

@@ -146,7 +146,7 @@ class Engine:
 
         workers = tuple(
             ChildSpec(f"worker {rank}", program("worker", "--rank", str(rank)), _WORKER_VARIABLES)
-            for rank in range(config.tp)
+            for rank in range(config.num_ranks)
         )
         parts = [
             Part(_SCHEDULER, (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
@@ -165,7 +165,7 @@ class Engine:
             hash_key=secrets.token_bytes(16),
             frontend_endpoint=self.run.frontend_endpoint,
             worker_endpoint=self.run.worker_endpoint,
-            num_ranks=config.tp,
+            num_ranks=config.num_ranks,
             max_slots=config.max_running,
             max_step_tokens=config.max_step_tokens,
             max_model_len=config.max_model_len,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What an engine config says about the model, made definite: family, sizes, dtypes, layout."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from .model_definition import family_in
 from .model_source import cache_directory, resolve
 from .models.family import Family, compile_plan, plan_key
 from .models.registry import family_of
+from .models.sampling import Choice
 from .ops import composites_on
 from .sharding import Layout, Plan, RankPlan
+from .sharding.layout_text import parse_layout
+from .sharding.plan import Forward
 from .sharding.plan_cache import PlanCache
+from .sharding.spec import parse_spec
 from .stored_config import stored_config
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -67,7 +72,7 @@ class ModelSpec:
             path=path,
             family=family,
             config=config,
-            layout=Layout(mesh=f"tp={engine.tp}"),
+            layout=parse_layout(engine.layout or f"tp={engine.tp}"),
             dtype=dtype,
             cache_dtype=cache_dtype,
             block_size=engine.block_size,
@@ -79,6 +84,19 @@ class ModelSpec:
     def vocab_size(self) -> int:
         """Ids are below it."""
         return int(self.config.vocab_size)
+
+    @property
+    def token_multiple(self) -> int:
+        """A step's tokens are padded to it: boundary types may shard them."""
+        mesh = self.layout.mesh
+        dims = [dim for text in self.layout.types.values() for dim in parse_spec(text).dims]
+        return math.lcm(*(mesh.size(mesh.expand(dim.axes)) for dim in dims if dim.name == "n"))
+
+    def chosen(self, choice: Choice) -> Forward:
+        """Return the program whose result is tokens, of a vocabulary that stays sharded."""
+        choices = self._choices("cpu")
+        made = compile_plan(self.family, self.config, self.layout, choice=choice, **choices)
+        return made.load()
 
     def plan(self, device_type: str = "cpu") -> Plan:
         """Compile the model for its layout and for the kernels that a device has.

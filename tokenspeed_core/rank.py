@@ -30,13 +30,13 @@ def load_rank(
     rendezvous: str,
     progress: Progress = lambda done, total: None,
 ) -> Runner:
-    """Bring up rank `rank` of `engine.tp`; ranks meet at `rendezvous`, an init method of torch.
+    """Bring up rank `rank`; all ranks meet at `rendezvous`, an init method of torch.
 
     Raises:
         ValueError: as `ModelSpec.of`, `ModelSpec.rank_plan` and `load_weights` do.
         CacheSizeError: the cache would hold no request.
     """
-    torch.set_num_threads(engine.threads or max(1, (os.cpu_count() or 1) // engine.tp))
+    torch.set_num_threads(engine.threads or max(1, (os.cpu_count() or 1) // engine.num_ranks))
     spec = ModelSpec.of(engine)
     device = _device(engine)
     plan = spec.rank_plan(device.type)
@@ -48,7 +48,7 @@ def load_rank(
             packs = load_weights(plan, sources, checkpoint, rank, progress, device)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
     num_blocks = _num_blocks(engine, spec, groups, device)
-    collectives = Collectives.join(plan.groups, engine.tp, rank, rendezvous)
+    collectives = Collectives.join(plan.groups, engine.num_ranks, rank, rendezvous)
     return Runner.of(
         plan,
         packs,
@@ -58,6 +58,8 @@ def load_rank(
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
+        token_multiple=spec.token_multiple,
+        chosen=spec.chosen if engine.num_ranks > 1 else None,
     )
 
 
@@ -86,7 +88,7 @@ def _num_blocks(
         on_gpu = device.type == "cuda"
         free: int = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory()
         usual = DEVICE_CACHE_SHARE if on_gpu else CACHE_SHARE
-        share = int(free * (engine.cache_percent / 100 or usual) / engine.tp)
+        share = int(free * (engine.cache_percent / 100 or usual) / engine.num_ranks)
         # More than every slot at full length would never be used.
         blocks = min(share // size, longest * engine.max_running + 1)
     if blocks < 2:
@@ -112,10 +114,10 @@ def _host_blocks(engine: EngineConfig, groups: BlockGroups) -> int:
             f"({size} bytes); give --host-kv more, or 0 for no host tier"
         )
     free = _free_memory()
-    if engine.host_kv * engine.tp > free:
+    if engine.host_kv * engine.num_ranks > free:
         raise CacheSizeError(
-            f"host_kv = {engine.host_kv} bytes for each of {engine.tp} ranks is more than the "
-            f"{free} bytes that are free; give --host-kv less"
+            f"host_kv = {engine.host_kv} bytes for each of {engine.num_ranks} ranks is more than "
+            f"the {free} bytes that are free; give --host-kv less"
         )
     return engine.host_kv // size
 

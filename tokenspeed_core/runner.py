@@ -2,6 +2,7 @@
 """One rank's model, ready to run: emitted program, packs, caches."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from .collectives import Collectives
 from .device_tables import DeviceTables
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
-from .models.sampling import sample
+from .models.sampling import Choice, sample, sampled_batch
 from .ops import Batch
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
@@ -40,6 +41,8 @@ class Runner:
     _weights: Mapping[str, Any]
     _caches: Any
     _collectives: Collectives
+    _token_multiple: int
+    _chosen: Callable[[Choice], Any] | None  # programs that give tokens, not logits
 
     @classmethod
     def of(
@@ -53,8 +56,14 @@ class Runner:
         num_slots: int,
         max_model_len: int,
         host_blocks: int = 0,
+        token_multiple: int = 1,
+        chosen: Callable[[Choice], Any] | None = None,
     ) -> "Runner":
-        """Allocate caches of `num_blocks` blocks and load the plan's emitted program."""
+        """Allocate caches of `num_blocks` blocks and load the plan's emitted program.
+
+        Tokens are padded to a multiple; with `chosen` ranks of a sharded vocabulary choose tokens
+        together, by the program that it makes, once a choice.
+        """
         return cls(
             plan=plan,
             groups=groups,
@@ -66,6 +75,8 @@ class Runner:
             weights=plan.weights(packs),
             caches=allocate_caches(plan, groups, num_blocks, next(iter(packs.values())).device),
             collectives=collectives,
+            token_multiple=token_multiple,
+            chosen=cache(chosen) if chosen else None,
         )
 
     @property
@@ -125,16 +136,22 @@ class Runner:
         The batch is on the runner's device.  A layer waits for the same layer of the loads that
         the step's rows wait for.
         """
-        self.copy_blocks(step.copies)
-        caches = transfers.gated(self._caches, step.loads) if transfers else self._caches
-        return self.forward(step.batch, caches)
+        return self._run(self._forward, step, step.batch, transfers)
 
     def forward(self, batch: Batch, caches: Any = None) -> Tensor:
         """Return float32 logits [m, v] of a batch on the device, writing its keys and values."""
-        kept = self._caches if caches is None else caches
-        logits, _caches = self._forward(self._collectives, self._weights, kept, batch)
-        assert isinstance(logits, Tensor)
-        return logits
+        return self._result(self._forward, batch, self._caches if caches is None else caches)
+
+    def _run(self, forward: Any, step: Step, batch: Batch, transfers: Transfers | None) -> Tensor:
+        self.copy_blocks(step.copies)
+        caches = transfers.gated(self._caches, step.loads) if transfers else self._caches
+        return self._result(forward, batch, caches)
+
+    def _result(self, forward: Any, batch: Batch, caches: Any) -> Tensor:
+        padded = batch.padded(self._token_multiple)
+        result, _caches = forward(self._collectives, self._weights, caches, padded)
+        assert isinstance(result, Tensor)
+        return result
 
     @torch.inference_mode()
     def run(
@@ -143,8 +160,14 @@ class Runner:
         """Run a step; return the tokens and log-probabilities [m] of its sampling rows."""
         if step.num_tokens == 0:  # a step that only moves blocks
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        tokens, logprobs = sample(self.logits(step, transfers), step.sampling)
-        return tokens.numpy(), logprobs.numpy()
+        rows = step.sampling
+        if self._chosen is None:
+            tokens, logprobs = sample(self.logits(step, transfers), rows)
+            return tokens.numpy(), logprobs.numpy()
+        forward = self._chosen(Choice.of(rows))
+        pairs = self._run(forward, step, sampled_batch(step.batch, rows), transfers)
+        logprobs = pairs[:, 1].masked_fill(~rows.logprobs, torch.nan)
+        return pairs[:, 0].int().numpy(), logprobs.float().numpy()
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Copies) -> None:

@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     _tell(Ready(time.monotonic() - started))
-    reason = Worker(run, options.rank, engine.tp, runner, new_executor).serve()
+    reason = Worker(run, options.rank, engine.num_ranks, runner, new_executor).serve()
     _log.info("rank %d ends: %s", options.rank, reason)
     return 0
 

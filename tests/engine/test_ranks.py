@@ -44,6 +44,11 @@ def local(model: Path, prompts: list[list[int]], max_tokens: int) -> list[list[i
 
 def real(model: Path, tp: int, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
     """Greedy tokens of tp processes."""
+    return real_of(config(model, tp), prompts, max_tokens)
+
+
+def real_of(settings: EngineConfig, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy tokens of the processes of an engine."""
 
     async def answers(engine: Engine) -> list[list[int]]:
         async with Client(engine.run.path) as client:
@@ -58,7 +63,7 @@ def real(model: Path, tp: int, prompts: list[list[int]], max_tokens: int) -> lis
 
             return list(await asyncio.gather(*map(one, prompts)))
 
-    with Engine.start(config(model, tp)) as engine:
+    with Engine.start(settings) as engine:
         engine.wait_ready(120)
         return asyncio.run(answers(engine))
 
