@@ -62,6 +62,7 @@ UNITY := -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=12
 FUZZ_COUNT ?= 100000
 FUZZ_EVENTS ?= 10000000
 SANITIZED_EVENTS ?= 1000000
+LOOP_EVENTS ?= 250000
 
 .PHONY: test-cpp build-sanitize build-fuzz mutants tsan
 
@@ -88,16 +89,17 @@ mutants: $(STAMP) ## twenty seeded mistakes in the core: the fuzzer or a unit te
 	$(BIN)/python tests/scheduler/core_mutants.py build/mutants
 
 # The process has one thread of ours; libzmq brings its own.
-tsan: $(STAMP) ## the process's tests with the scheduler under the thread sanitizer
+tsan: $(STAMP) ## the process's tests and its loop with the scheduler under the thread sanitizer
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S scheduler -B build/tsan -DTOKENSPEED_SANITIZE=ON \
 	  -DTOKENSPEED_SANITIZERS=thread -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tsan --target tokenspeed-scheduler
 	TSAN_OPTIONS="suppressions=$(CURDIR)/tests/scheduler/native/thread_sanitizer.supp exitcode=66" \
 	  $(BIN)/pytest tests/scheduler/test_process.py tests/scheduler/test_faults.py \
-	  tests/scheduler/test_replay.py --scheduler build/tsan/tokenspeed-scheduler
+	  tests/scheduler/test_replay.py tests/scheduler/test_loop.py \
+	  --scheduler build/tsan/tokenspeed-scheduler --events $(LOOP_EVENTS)
 
 soak: ## the same with 10^7 sanitized and 10^9 fast events, the mutants, the long Python tests
 	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 FUZZ_EVENTS=1000000000
-	$(MAKE) mutants tsan
+	$(MAKE) mutants tsan LOOP_EVENTS=10000000
 	$(BIN)/pytest -m soak

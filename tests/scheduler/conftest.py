@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scheduler", type=Path, help="the tokenspeed-scheduler to test")
+    parser.addoption("--events", type=int, help="how long the loop's soak is")
 
 
 def pytest_configure(config: pytest.Config) -> None:
