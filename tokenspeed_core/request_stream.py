@@ -2,12 +2,14 @@
 """What a client reads of one request: its token deltas, as they come."""
 
 import asyncio
+import time
+from array import array
 from collections.abc import Callable
 
 import attrs
 
 from .cache_report import CacheReport
-from .ipc.messages import FinishReason
+from .ipc.messages import FinishReason, Submit
 
 
 @attrs.frozen
@@ -22,10 +24,21 @@ class Delta:
 
 
 class RequestStream:
-    """The deltas of one submitted request: `async for delta in stream`."""
+    """The deltas of one submitted request: `async for delta in stream`.
 
-    def __init__(self, request_id: int, take_back: Callable[[int, int], None]) -> None:
-        self.request_id = request_id
+    `request` is what was asked and `received` all tokens that came, so that a client can send what
+    is left of it to the next scheduler, under another `request.request_id`.
+    """
+
+    def __init__(self, request: Submit, take_back: Callable[["RequestStream", int], None]) -> None:
+        self.request = request
+        self.request_id = request.request_id  # its present name at the scheduler
+        self.submitted_at = time.monotonic()
+        self.received = array("i")
+        self.lost_at = 0.0
+        self.fruitless = 0  # losses since the last token
+        self._resumed_at = 0  # tokens that the present scheduler was given in the prompt
+        self._is_resumed = False
         self._take_back = take_back
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
@@ -69,18 +82,38 @@ class RequestStream:
         `kept` is how many of the generated tokens the user was given, -1 for all.
         """
         self._is_over = True
-        self._take_back(self.request_id, kept)
+        self._take_back(self, kept if kept < 0 else max(0, kept - self._resumed_at))
+
+    @property
+    def has_advanced(self) -> bool:
+        """A token came from the present scheduler and its workers."""
+        return len(self.received) > self._resumed_at
+
+    @property
+    def is_resumed(self) -> bool:
+        """The request was sent again after a loss."""
+        return self._is_resumed
+
+    def resume(self, request_id: int) -> None:
+        """Go on as another request of the scheduler."""
+        self.request_id = request_id
+        self._resumed_at = len(self.received)
+        self._is_resumed = True
 
     def take(self, delta: Delta) -> None:
         """Add what a step brought; called by the client that owns the socket."""
+        if self._resumed_at == 0:  # later prompts hold what was answered
+            self._cached = delta.cached_tokens
         self._tokens += delta.tokens
         self._logprobs += delta.logprobs
-        self._finish, self._cached = delta.finish_reason, delta.cached_tokens
+        self.received.extend(delta.tokens)
+        self._finish = delta.finish_reason
         self._news.set()
 
     def explain(self, report: CacheReport) -> None:
         """Tell what the prefix cache did; called by the client that owns the socket."""
-        self._report = report
+        if self._resumed_at == 0:
+            self._report = report
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error; called by the client that owns the socket."""

@@ -36,17 +36,20 @@ from .ipc.messages import (
 from .ipc.run_directory import RunDirectory
 from .request_stream import Delta as Delta
 from .request_stream import RequestStream as RequestStream
+from .resumption import Resumption, continued
 from .session import Hint, Session
 from .urgency import Urgency
 
 MAX_UNREAD_TOKENS = 4096
+RESUME_S = 120.0
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
 
 
 class Client:
     """One frontend's connection to a scheduler: `async with Client(run_dir) as client`.
 
-    It reconnects by itself; requests in flight at that moment fail with EngineLostError.
+    It reconnects by itself.  A request whose scheduler or workers die goes on where it was when the
+    next are there, for `resume_s` at most (0: never); then it fails with EngineLostError.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class Client:
         name: str = "sdk",
         max_unread_tokens: int = MAX_UNREAD_TOKENS,
         connect_timeout_s: float = 10.0,
+        resume_s: float = RESUME_S,
     ) -> None:
         self._run = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.join(run_dir)
         self._channel = FrontendChannel(self._run, name, self._on_message, self._on_lost)
         self._max_unread_tokens = max_unread_tokens
         self._connect_timeout_s = connect_timeout_s
         self._requests: dict[int, RequestStream] = {}
+        self._lost = Resumption(self._run, self._resume, resume_s)
         self._next_id = 1
         self._refused: RefusedError | None = None
         self._is_connected = False
@@ -101,6 +106,7 @@ class Client:
         for request_id in list(self._requests):
             self._channel.send(Abort(request_id))
         self._fail_all("the client was closed")
+        self._lost.close("the client was closed")
         await self._channel.close()
 
     async def ready(self, timeout_s: float | None = None) -> Welcome:
@@ -146,7 +152,7 @@ class Client:
     @property
     def in_flight(self) -> int:
         """Requests of this client that have not finished."""
-        return len(self._requests)
+        return len(self._requests) + len(self._lost)
 
     def submit(
         self,
@@ -196,8 +202,8 @@ class Client:
             raise RejectedError(
                 RefusalCode.QUEUE_FULL, "the queue to the scheduler is full; try again later"
             )
-        stream = RequestStream(self._next_id, self._take_back)
-        self._requests[self._next_id] = stream
+        stream = RequestStream(message, self._take_back)
+        self._requests[stream.request_id] = stream
         self._next_id += 1
         for hint in session.hints:
             self.hint(session, hint.action, hint.ttl_ms)
@@ -239,9 +245,27 @@ class Client:
         finally:
             stream.abort()
 
-    def _take_back(self, request_id: int, kept: int) -> None:
-        if self._requests.pop(request_id, None) is not None:
-            self._channel.send_later(Abort(request_id, kept))
+    def _take_back(self, stream: RequestStream, kept: int) -> None:
+        self._lost.discard(stream)
+        if self._requests.get(stream.request_id) is stream:
+            del self._requests[stream.request_id]
+            self._channel.send_later(Abort(stream.request_id, kept))
+
+    def _lose(self, stream: RequestStream, reason: str) -> None:
+        del self._requests[stream.request_id]
+        self._lost.add(stream, reason)
+
+    def _resume(self, stream: RequestStream) -> bool:
+        if not self._is_connected:
+            return False
+        elapsed_ms = int((time.monotonic() - stream.submitted_at) * 1e3)
+        message = continued(stream.request, stream.received.tolist(), elapsed_ms)
+        if not self._channel.send(msgspec.structs.replace(message, request_id=self._next_id)):
+            return False
+        stream.resume(self._next_id)
+        self._requests[self._next_id] = stream
+        self._next_id += 1
+        return True
 
     def _on_message(self, message: msgspec.Struct) -> None:
         if isinstance(message, TokenDeltas):
@@ -249,16 +273,26 @@ class Client:
         elif isinstance(message, Stats):
             self._on_stats(message)
         elif isinstance(message, Rejected):
-            self._fail(message.request_id, RejectedError(_code(message.code), message.message))
+            self._on_rejected(message.request_id, _code(message.code), message.message)
         elif isinstance(message, Welcome):
             self._is_connected = True
             self.welcome = message
             self._wake()
         elif isinstance(message, Refused):
             self._refused = RefusedError(_code(message.code), message.message)
+            self._fail_all(str(self._refused))
             self._on_lost(str(self._refused))
         else:
             assert isinstance(message, Heartbeat), message
+
+    def _on_rejected(self, request_id: int, code: RefusalCode, why: str) -> None:
+        error = RejectedError(code, why)
+        stream = self._requests.get(request_id)
+        if stream is not None and stream.is_resumed and error.retryable:
+            del self._requests[request_id]
+            self._lost.put_off(stream, why)
+        else:
+            self._fail(request_id, error)
 
     def _on_stats(self, stats: Stats) -> None:
         before = self.stats
@@ -291,8 +325,7 @@ class Client:
 
     def _on_row(self, stream: RequestStream, delta: Delta) -> None:
         if delta.finish_reason is FinishReason.WORKER_LOST:
-            lost = "the workers died under the request; it may be sent again"
-            self._fail(stream.request_id, EngineLostError(lost))
+            self._lose(stream, "the workers died under the request")
             return
         if delta.finish_reason is FinishReason.NUMERIC:
             nan = "the model produced NaN or infinity for this request"
@@ -302,7 +335,7 @@ class Client:
         if delta.finish_reason is not FinishReason.NONE:
             del self._requests[stream.request_id]
         elif stream.unread_tokens > self._max_unread_tokens:
-            self._take_back(stream.request_id, -1)
+            self._take_back(stream, -1)
             unread = f"{stream.unread_tokens} tokens were not read; the request was aborted"
             stream.fail(StalledReaderError(unread))
 
@@ -316,7 +349,8 @@ class Client:
 
     def _on_lost(self, reason: str) -> None:
         self._is_connected = False
-        self._fail_all(reason)
+        for stream in list(self._requests.values()):
+            self._lose(stream, reason)
         self._wake()
 
     def _wake(self) -> None:

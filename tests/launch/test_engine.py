@@ -2,6 +2,7 @@
 """Engines of real processes with a tiny model, driven through the ZeroMQ client."""
 
 import asyncio
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pytest
 from tests.conftest import save_tiny_llama
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.engine_watch import WatchLimits
+from tokenspeed_core.ipc.messages import Sampling
 from tokenspeed_core.launch import Engine, EngineError
 from tokenspeed_core.scheduler._scheduler import Replay
 from tokenspeed_core.sdk import Client, EngineLostError, RequestStream
@@ -28,6 +30,7 @@ from tokenspeed_core.worker_event import Loading, Ready, WorkerEvent
 
 PATIENCE_S = 120.0
 PROMPT = list(range(1, 40))
+LENGTH = 400  # tokens that take a moment
 LONG = 8000  # tokens that take many seconds
 
 
@@ -93,6 +96,16 @@ async def read_on(stream: RequestStream) -> None:
         pass
 
 
+async def drawn(client: Client, mishap: Callable[[], object] = lambda: None) -> list[list[int]]:
+    """Two long answers at a time, one greedy and one drawn; the mishap comes in their midst."""
+    draw = Sampling(temperature=1.0, seed=7)
+    streams = [client.submit(PROMPT, max_tokens=LENGTH, sampling=how) for how in (None, draw)]
+    begun = [await anext(stream) for stream in streams]
+    mishap()
+    rest = [[token async for delta in stream for token in delta.tokens] for stream in streams]
+    return [first.tokens + more for first, more in zip(begun, rest, strict=True)]
+
+
 async def lose_while_streaming(engine: Engine, client: Client, victim: str) -> None:
     """Kill a child under a stream, and check that the stream says so."""
     pid = engine.pids()[victim]
@@ -104,7 +117,7 @@ async def lose_while_streaming(engine: Engine, client: Client, victim: str) -> N
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_killed_workers_and_schedulers_come_back_alone(model: Path, parent: Path, tp: int) -> None:
+def test_streams_outlive_killed_workers_and_schedulers(model: Path, parent: Path, tp: int) -> None:
     events: list[tuple[str, WorkerEvent]] = []
 
     def on_event(source: str, event: WorkerEvent) -> None:
@@ -112,12 +125,13 @@ def test_killed_workers_and_schedulers_come_back_alone(model: Path, parent: Path
 
     async def scenario(engine: Engine) -> None:
         async with Client(engine.run) as client:
-            expected = await answer(client)
-            assert len(expected) == 8
+            quiet = await drawn(client)
+            assert [len(tokens) for tokens in quiet] == [LENGTH, LENGTH]
+            assert quiet[0] != quiet[1]
             for victim in (f"worker {tp - 1}", "scheduler"):
                 before = engine.pids()
-                await lose_while_streaming(engine, client, victim)
-                assert await answer_when_ready(client) == expected
+                kill = functools.partial(os.kill, before[victim], signal.SIGKILL)
+                assert await drawn(client, kill) == quiet
                 after = engine.pids()
                 group = {name for name in before if name.split()[0] == victim.split()[0]}
                 assert {name for name in before if before[name] != after[name]} == group
@@ -135,11 +149,28 @@ def test_killed_workers_and_schedulers_come_back_alone(model: Path, parent: Path
     assert not list(parent.iterdir())
 
 
+def test_an_aborted_request_does_not_come_back(model: Path, parent: Path) -> None:
+    async def scenario(engine: Engine) -> None:
+        async with Client(engine.run) as client:
+            quiet = await drawn(client)
+            stream = client.submit(PROMPT, max_tokens=LONG)
+            await anext(stream)
+            os.kill(engine.pids()["worker 0"], signal.SIGKILL)
+            await asyncio.sleep(0.05)
+            stream.abort()
+            assert client.in_flight == 0
+            assert await drawn(client) == quiet
+
+    with Engine.start(config(model, parent)) as engine:
+        engine.wait_ready(PATIENCE_S)
+        asyncio.run(scenario(engine))
+
+
 def test_a_killed_scheduler_leaves_its_black_box(model: Path, parent: Path, tmp_path: Path) -> None:
     box = tmp_path / "box"
 
     async def scenario(engine: Engine) -> None:
-        async with Client(engine.run) as client:
+        async with Client(engine.run, resume_s=0) as client:
             await answer(client)
             await lose_while_streaming(engine, client, "scheduler")
             await answer_when_ready(client)
@@ -268,14 +299,10 @@ def test_a_frozen_part_tells_its_stacks_and_is_replaced(
 ) -> None:
     async def scenario(engine: Engine) -> None:
         async with Client(engine.run) as client:
-            expected = await answer(client)
+            expected = await drawn(client)
             before = engine.pids()
-            stream = client.submit(PROMPT, max_tokens=LONG)
-            await anext(stream)
-            os.kill(before[victim], signal.SIGSTOP)
-            with pytest.raises(EngineLostError):
-                await read_on(stream)
-            assert await answer_when_ready(client) == expected
+            freeze = functools.partial(os.kill, before[victim], signal.SIGSTOP)
+            assert await drawn(client, freeze) == expected
             after = engine.pids()
             assert {name for name in before if before[name] != after[name]} == {victim}
 
