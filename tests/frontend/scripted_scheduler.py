@@ -61,7 +61,8 @@ class ScriptedScheduler:
     max_model_len: int = 8192
     num_blocks: int = 1000
     reject: RefusalCode | None = None
-    finish: FinishReason | None = None  # end every request so after its second token
+    finish: FinishReason | None = None  # end every request so
+    finish_after: int = 2  # tokens
     knows_peers: bool = True  # False: answer everything with HelloRequired, once
     is_frozen: bool = False
     is_ready: bool = True
@@ -185,7 +186,7 @@ class ScriptedScheduler:
         stops = set(read_column("i", row.submit.stop_ids))
         new: list[int] = []
         while len(new) < self.tokens_in_step:
-            if self.finish is not None and row.sent == 2:
+            if self.finish is not None and row.sent == self.finish_after:
                 return new, self.finish
             if row.sent == len(row.answer):
                 return new, FinishReason.STOP if not new else FinishReason.NONE

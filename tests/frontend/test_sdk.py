@@ -10,6 +10,7 @@ import pytest
 
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tokenspeed_core.ipc import channels
+from tokenspeed_core.ipc.codec import read_column
 from tokenspeed_core.ipc.messages import (
     MAX_FRAME_BYTES,
     WIRE_VERSION,
@@ -34,6 +35,7 @@ from tokenspeed_core.sdk import (
     RequestFailedError,
     StalledReaderError,
 )
+from tokenspeed_core.urgency import Urgency
 
 
 async def tokens_of(client: Client, prompt: list[int], **options: int) -> list[int]:
@@ -102,7 +104,7 @@ async def test_closing_aborts_what_is_in_flight(scheduler: ScriptedScheduler) ->
 async def test_a_dead_scheduler_fails_requests_and_a_new_one_serves_again(
     scheduler: ScriptedScheduler,
 ) -> None:
-    async with Client(scheduler.run) as client:
+    async with Client(scheduler.run, resume_s=0) as client:
         stream = client.submit([1], max_tokens=8000)
         await anext(stream)
         scheduler.stop()
@@ -121,7 +123,7 @@ async def test_a_dead_scheduler_fails_requests_and_a_new_one_serves_again(
 async def test_a_scheduler_that_forgot_us_fails_requests_and_gets_a_new_hello(
     scheduler: ScriptedScheduler,
 ) -> None:
-    async with Client(scheduler.run) as client:
+    async with Client(scheduler.run, resume_s=0) as client:
         stream = client.submit([1], max_tokens=8000)
         await anext(stream)
         scheduler.knows_peers = False  # found out at our next heartbeat
@@ -173,9 +175,67 @@ async def test_failures_inside_the_engine_are_errors(
     scheduler: ScriptedScheduler, reason: FinishReason, error: type[Exception]
 ) -> None:
     scheduler.finish = reason
-    async with Client(scheduler.run) as client:
+    async with Client(scheduler.run, resume_s=0) as client:
         with pytest.raises(error):
             await tokens_of(client, [1], max_tokens=10)
+
+
+async def test_a_lost_request_goes_on_behind_its_tokens(scheduler: ScriptedScheduler) -> None:
+    def by_position(submit: Submit) -> list[int]:
+        before = len(submit.prompt) // 4
+        return [1 + at % 2 for at in range(before, before + submit.max_tokens)]
+
+    scheduler.script = by_position
+    async with Client(scheduler.run) as client:
+        stream = client.submit([1, 2], max_tokens=400, urgency=Urgency(deadline_ms=60_000))
+        tokens = (await anext(stream)).tokens
+        scheduler.stop()
+        await eventually(lambda: not client.is_ready)
+        assert client.in_flight == 1
+        scheduler.start()
+        deltas = [delta async for delta in stream]
+        tokens += [token for delta in deltas for token in delta.tokens]
+        assert tokens == [1, 2] * 200
+        assert {delta.cached_tokens for delta in deltas} == {0}
+        first, second = scheduler.submits
+        before = read_column("i", second.prompt).tolist()
+        assert before == [1, 2, *tokens[: len(before) - 2]]
+        assert second.max_tokens == 400 - (len(before) - 2)
+        assert second.request_id != first.request_id
+        assert 0 < second.deadline_ms < first.deadline_ms
+
+
+async def test_a_request_that_ends_every_engine_is_given_up(scheduler: ScriptedScheduler) -> None:
+    scheduler.finish, scheduler.finish_after = FinishReason.WORKER_LOST, 0
+    async with Client(scheduler.run) as client:
+        with pytest.raises(EngineLostError, match="the workers died"):
+            await tokens_of(client, [1], max_tokens=10)
+    assert len(scheduler.submits) == 3
+
+
+async def test_a_resumed_request_waits_for_a_place(scheduler: ScriptedScheduler) -> None:
+    async with Client(scheduler.run) as client:
+        stream = client.submit([1], max_tokens=300)
+        await anext(stream)
+        scheduler.reject = RefusalCode.QUEUE_FULL
+        scheduler.stop()
+        scheduler.start()
+        await eventually(lambda: len(scheduler.submits) > 2)
+        scheduler.reject = None
+        async for delta in stream:
+            last = delta
+        assert last.finish_reason is FinishReason.LENGTH
+
+
+async def test_nothing_is_resumed_after_the_last_engine(scheduler: ScriptedScheduler) -> None:
+    async with Client(scheduler.run) as client:
+        stream = client.submit([1], max_tokens=8000)
+        await anext(stream)
+        scheduler.stop()
+        scheduler.run.remove()
+        with pytest.raises(EngineLostError, match="stopped"):
+            async for _ in stream:
+                pass
 
 
 async def test_a_reader_that_stalls_is_aborted(scheduler: ScriptedScheduler) -> None:
