@@ -129,7 +129,11 @@ class EngineConfig:
     max_running: int = _option(64, "scheduling", "requests that run at once", low=1)
     max_waiting: int = _option(4096, "scheduling", "requests that may queue; more get 429", low=0)
     max_step_tokens: int = _option(
-        512, "scheduling", "tokens in one step, prefill and decode", low=1, metavar="TOKENS"
+        0,
+        "scheduling",
+        "tokens in one step, prefill and decode; 0: 512 on CPUs, 8192 on a GPU",
+        low=0,
+        metavar="TOKENS",
     )
 
     kv_cache: str = _option(
@@ -209,12 +213,24 @@ class EngineConfig:
                 f"tp = {self.tp} and layout = {self.layout!r} both say how the model is spread; "
                 f"give one of them"
             )
-        if self.max_step_tokens < self.max_running:
+        if self.step_tokens < self.max_running:
             raise ConfigError(
-                f"max_step_tokens = {self.max_step_tokens} is less than max_running = "
+                f"max_step_tokens = {self.step_tokens} is less than max_running = "
                 f"{self.max_running}: every running request takes a token a step; raise the first "
                 f"or lower the second"
             )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Workers are to run on a GPU; told without loading torch."""
+        if self.device == "auto":
+            return self.num_ranks == 1 and Path("/dev/nvidiactl").exists()
+        return self.device == "cuda"
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens of a step."""
+        return self.max_step_tokens or (8192 if self.on_gpu else 512)
 
     @property
     def num_ranks(self) -> int:

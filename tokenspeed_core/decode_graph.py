@@ -14,7 +14,6 @@ from .ops.sampling import chosen, pick
 from .runner import Runner
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_FIRST = (1, 8, 32)  # what a first request needs, alone or in company
 
 
 class DecodeGraph:
@@ -35,8 +34,9 @@ class DecodeGraph:
             tables.record(slots, tokens)
             return tokens
 
-        self._forward = Graph(forward, tables.device, pool)
-        self._choose = Graph(choose, tables.device, pool)
+        with torch.inference_mode():
+            self._forward = Graph(forward, tables.device, pool)
+            self._choose = Graph(choose, tables.device, pool)
 
     def logits(self, slots: Int32, lens: Int32) -> Tensor:
         """Queue the forward pass of rows [r]; return logits [bucket, v], rows in this order.
@@ -59,32 +59,25 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """The graphs of a runner by bucket, captured in order of need into one memory pool."""
+    """The graphs of a runner by bucket, captured before the first step into one memory pool.
+
+    None is left for the step that first needs it: that would stall it, and all behind it.
+    """
 
     def __init__(self, runner: Runner, tables: DeviceTables) -> None:
-        self._runner = runner
-        self._tables = tables
-        self._pool = torch.cuda.graph_pool_handle() if tables.device.type == "cuda" else None
-        largest = bisect_left(BUCKETS, runner.num_slots)
-        self.buckets = BUCKETS[: largest + 1]
-        self._graphs: dict[int, DecodeGraph] = {}
-
-    @torch.inference_mode()
-    def capture_first(self) -> None:
-        """Capture what the first requests need; the others follow when they are first used."""
-        for bucket in _FIRST:
-            if bucket in self.buckets:
-                self._capture(bucket)
+        pool = torch.cuda.graph_pool_handle() if tables.device.type == "cuda" else None
+        self.buckets = buckets(runner.num_slots)
+        # The largest first: the others fit the memory that it took.
+        self._graphs = {
+            bucket: DecodeGraph(bucket, runner, tables, pool) for bucket in reversed(self.buckets)
+        }
 
     def of(self, rows: int) -> DecodeGraph | None:
         """Return the graphs of the smallest bucket for so many rows; None if there is none."""
         at = bisect_left(self.buckets, rows)
-        if at == len(self.buckets):
-            return None
-        bucket = self.buckets[at]
-        return self._graphs[bucket] if bucket in self._graphs else self._capture(bucket)
+        return self._graphs[self.buckets[at]] if at < len(self.buckets) else None
 
-    def _capture(self, bucket: int) -> DecodeGraph:
-        graph = DecodeGraph(bucket, self._runner, self._tables, self._pool)
-        self._graphs[bucket] = graph
-        return graph
+
+def buckets(num_slots: int) -> tuple[int, ...]:
+    """Return the sizes of decode steps that are captured for so many slots."""
+    return BUCKETS[: bisect_left(BUCKETS, num_slots) + 1]

@@ -3,26 +3,27 @@
 
 from collections.abc import Callable
 
-from .decode_graph import DecodeGraphs
+from .decode_graph import DecodeGraphs, buckets
 from .device_executor import DeviceExecutor
 from .executor import Executor, HostExecutor
 from .runner import Runner
 from .transfers import Transfers
+from .warm_up import warm_up
 
 NewExecutor = Callable[[Transfers | None], Executor]
 
 
-def execution(runner: Runner, graphs: bool = True) -> NewExecutor:
-    """Return what makes the executor of an epoch; a GPU's first graphs are captured here.
+def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
+    """Return what makes the executor of an epoch; here a GPU's kernels and graphs are made.
 
-    `graphs` says whether decode steps of a GPU replay captured graphs.  Models with several block
-    groups run without.
+    `chunk` is the most tokens of a step; `graphs` says whether decode steps of a GPU replay
+    captured graphs.  Models with several block groups run without.
     """
     if runner.device.type == "cpu":
         return lambda transfers: HostExecutor(runner, transfers)
     tables = runner.new_tables()
-    captured = None
-    if graphs and len(runner.groups) == 1:
-        captured = DecodeGraphs(runner, tables)
-        captured.capture_first()
+    if len(runner.groups) > 1:
+        return lambda transfers: DeviceExecutor(runner, tables, None, transfers)
+    warm_up(runner, tables, buckets(runner.num_slots), chunk)
+    captured = DecodeGraphs(runner, tables) if graphs else None
     return lambda transfers: DeviceExecutor(runner, tables, captured, transfers)

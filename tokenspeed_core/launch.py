@@ -167,7 +167,7 @@ class Engine:
             worker_endpoint=self.run.worker_endpoint,
             num_ranks=config.num_ranks,
             max_slots=config.max_running,
-            max_step_tokens=config.max_step_tokens,
+            max_step_tokens=config.step_tokens,
             max_model_len=config.max_model_len,
             max_waiting=config.max_waiting,
             vocab_size=self._vocab_size,

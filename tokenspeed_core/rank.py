@@ -66,7 +66,7 @@ def load_rank(
 def _device(engine: EngineConfig) -> torch.device:
     wanted = engine.device
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() and engine.tp == 1 else "cpu"
+        wanted = "cuda" if engine.on_gpu and torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = cuda, but torch finds no CUDA device; give --device cpu")
     if wanted == "cuda" and engine.tp > 1:

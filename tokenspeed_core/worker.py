@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         runner = load_rank(engine, options.rank, run.rendezvous, progress)
-        new_executor = execution(runner, engine.cuda_graphs)
+        new_executor = execution(runner, engine.step_tokens, engine.cuda_graphs)
     except (ValueError, OSError) as error:
         # What a user can mend: one line, no traceback.
         _tell(Failed(str(error)))

@@ -27,13 +27,13 @@ def test_each_bench_prints_a_row_a_case(bench: str, capsys: pytest.CaptureFixtur
 
 def test_decode_continues_what_was_extended() -> None:
     runner = dummy_runner("tiny", "cpu", num_blocks=60)
-    offline = Offline(execution(runner)(None), runner.block_size, runner.num_blocks, 256)
+    offline = Offline(execution(runner, 16)(None), runner.block_size, runner.num_blocks, 256)
     offline.admit([20, 20], shared=16)
     (first, other) = offline.extend(30, chunk=16)
     steps = offline.decode(4)
     assert [len(tokens) for tokens in steps] == [2] * 4
     # The same work again gives the same tokens, whatever was in the slots between.
-    again = Offline(execution(runner)(None), runner.block_size, runner.num_blocks, 256)
+    again = Offline(execution(runner, 16)(None), runner.block_size, runner.num_blocks, 256)
     again.admit([20, 20], shared=16)
     assert again.extend(30, chunk=16) == [first, other]
     assert again.decode(4) == steps
@@ -41,7 +41,7 @@ def test_decode_continues_what_was_extended() -> None:
 
 def test_a_case_beyond_the_cache_is_refused() -> None:
     runner = dummy_runner("tiny", "cpu", num_blocks=4)
-    offline = Offline(execution(runner)(None), runner.block_size, runner.num_blocks, 256)
+    offline = Offline(execution(runner, 16)(None), runner.block_size, runner.num_blocks, 256)
     with pytest.raises(CacheTooSmallError, match="needs 9 KV blocks and the cache has 4"):
         offline.admit([128])
 

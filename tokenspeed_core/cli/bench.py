@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     import torch
 
-    from ..bench.case import cases, measure
+    from ..bench.case import CHUNK, cases, measure
     from ..bench.dummy import dummy_runner
     from ..bench.offline import Offline
     from ..bench.shape import SHAPES
@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     imported = time.perf_counter()
     runner = dummy_runner(arguments.shape, arguments.device, arguments.blocks)
     loaded = time.perf_counter()
-    new_executor = execution(runner, not arguments.no_graphs)
+    new_executor = execution(runner, CHUNK, not arguments.no_graphs)
     captured = time.perf_counter()
     print(
         f"start: import {imported - started:.1f} s, weights and cache {loaded - imported:.1f} s, "
-        f"first graphs {captured - loaded:.1f} s; {runner.num_blocks} KV blocks",
+        f"kernels and graphs {captured - loaded:.1f} s; {runner.num_blocks} KV blocks",
         file=sys.stderr,
     )
     on_gpu = runner.device.type == "cuda"
