@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Runs that nobody asked for, before the first request: they compile and load a GPU's kernels."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,40 +12,57 @@ from .device_tables import DeviceTables
 from .ops import Batch
 from .runner import Runner
 
-# Prefill chunks whose kernels are chosen apart; a runner's largest step comes with them.
+# Tokens of a step whose products are chosen apart; a runner's largest step comes with them.
 CHUNKS = (2, 16, 64, 512)
+# Requests of a step whose attention is compiled apart.
+REQUESTS = (1, 16, 128)
 
 
-def prefill_batch(tables: DeviceTables, count: int) -> Batch:
-    """Return a batch of one request with `count` new tokens, all in scratch."""
+def scratch_batch(
+    tables: DeviceTables, count: int, context: int, requests: int = 1, decodes: int = 0
+) -> Batch:
+    """Return a batch that touches scratch only.
+
+    `decodes` requests of one token come first, then `requests` of `count` tokens each, all with
+    `context` tokens cached before.
+    """
     on = tables.device
     (table,) = tables.block_tables
-    first = torch.zeros(1, dtype=torch.int64, device=on)
+    sizes = torch.tensor([1] * decodes + [count] * requests, device=on)
+    ends = sizes.cumsum(0)
+    total = decodes + requests * count
+    starts = torch.cat((ends.new_zeros(1), ends))
+    inner = torch.arange(total, device=on) - starts[:-1].repeat_interleave(sizes)
     return Batch(
-        tokens=torch.zeros(count, dtype=torch.int32, device=on),
-        positions=torch.arange(count, dtype=torch.int32, device=on),
-        cache_slots=torch.zeros(count, dtype=torch.int64, device=on),
-        query_starts=torch.tensor([0, count], dtype=torch.int32, device=on),
-        context_lens=torch.tensor([count], dtype=torch.int32, device=on),
-        block_tables=torch.zeros(1, table.shape[1], dtype=torch.int32, device=on),
-        logit_rows=first + (count - 1),
-        state_blocks=first + tables.padding_slot,
-        num_rows=1,
-        num_decode_rows=0,
+        tokens=torch.zeros(total, dtype=torch.int32, device=on),
+        positions=(inner + context).int(),
+        cache_slots=torch.zeros(total, dtype=torch.int64, device=on),
+        query_starts=starts.int(),
+        context_lens=(sizes + context).int(),
+        block_tables=torch.zeros(len(sizes), table.shape[1], dtype=torch.int32, device=on),
+        logit_rows=ends - 1,
+        state_blocks=torch.full_like(ends, tables.padding_slot),
+        num_rows=len(sizes),
+        num_decode_rows=decodes,
         max_query=count,
-        max_context=count,
+        max_context=context + count,
     )
 
 
 def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: int) -> None:
-    """Run a decode step of each size and prefills of chunks up to `chunk` tokens, side by side.
+    """Run steps of the kinds and sizes that kernels are compiled apart for, side by side.
 
+    These are decode steps of the sizes `decode`, prefills of up to `chunk` tokens, and mixed ones.
     Compilers release the interpreter, so that kernels compile on as many cores as there are.
     """
-    chunks = sorted({each for each in CHUNKS if each < chunk} | {chunk})
+    new = functools.partial(scratch_batch, tables)
+    longest = runner.max_model_len - 64
+    steps = [(count, 0, 1, 0) for count in sorted({*CHUNKS, chunk}) if count <= chunk]
+    steps += [(2, 0, rows, rows // 2) for rows in REQUESTS if 3 * rows <= chunk]
+    steps += [(64, longest, 1, 1)] if longest > 64 and chunk > 64 else []
     batches: list[Callable[[], Batch]] = [
-        *(lambda count=count: prefill_batch(tables, count) for count in reversed(chunks)),
-        *(lambda rows=rows: _decode_batch(tables, rows) for rows in reversed(decode)),
+        *(functools.partial(new, *step) for step in reversed(steps)),
+        *(functools.partial(_decode_batch, tables, rows) for rows in reversed(decode)),
     ]
 
     def run(batch: Callable[[], Batch]) -> None:

@@ -18,6 +18,9 @@ from .extend_attention import extend, merge, prepare
 # Below this many keys a part of a context is not worth a program of its own.
 MIN_SPLIT = 64
 _MIN_EXTEND_SPLIT = 1024
+MAX_EXTEND_SPLITS = 32
+# Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
+_REQUEST_BLOCKS = (16, 128, 1024, 8192)
 
 
 class Rows(Protocol):
@@ -122,7 +125,7 @@ def _attend(
     lengths, table = batch.context_lens, batch.block_tables
     marks = (window, sinks is not None)
     sink = q if sinks is None else sinks.contiguous()
-    block = max(16, triton.next_power_of_2(requests + 1))
+    block = next(each for each in _REQUEST_BLOCKS if each > requests)
     strides = (q.stride(0), k.stride(0), v.stride(0), k_cache.stride(0))
     pdl = device.has_dependent_launch
     if decoded:
@@ -171,7 +174,7 @@ def _attend(
         first, total = decoded * heads * group, n * heads * group
         merge[(triton.cdiv(total - first, 16),)](
             part_o, part_lse, out, first, total, splits, h, head_block,
-            triton.next_power_of_2(splits), 16, pdl, **device.options(4),
+            MAX_EXTEND_SPLITS, 16, pdl, **device.options(4),
         )  # fmt: skip
     return out
 
@@ -211,7 +214,7 @@ def _extend_tile(
 
 def _extend_splits(device: Device, tiles: int, max_context: int) -> int:
     """Return into how many ranges keys are cut: full waves of programs, few of them."""
-    most = min(32, max_context // _MIN_EXTEND_SPLIT, 4 * device.processors // tiles)
+    most = min(MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 4 * device.processors // tiles)
     best, found = 0.0, 1
     for splits in range(1, most + 1):
         waves = triton.cdiv(tiles * splits, device.processors)

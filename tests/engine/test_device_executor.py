@@ -18,7 +18,7 @@ from tokenspeed_core.device_tables import DeviceTables
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.upload import moved
-from tokenspeed_core.warm_up import prefill_batch
+from tokenspeed_core.warm_up import scratch_batch
 
 CPU = torch.device("cpu")
 
@@ -87,14 +87,14 @@ def test_more_rows_than_the_largest_bucket_run_without_a_graph(runner: Runner) -
     assert graphs.of(17) is None
 
 
-@pytest.mark.parametrize("count", [1, 5, 16])
-def test_a_prefill_to_warm_up_stays_in_scratch(runner: Runner, count: int) -> None:
+@pytest.mark.parametrize("shape", [(1, 0), (5, 0), (3, 40, 2, 3)])
+def test_a_step_to_warm_up_stays_in_scratch(runner: Runner, shape: tuple[int, ...]) -> None:
     every = [runner.block(index) for index in range(1, 8)]
+    batch = scratch_batch(runner.new_tables(), *shape)
     with torch.inference_mode():
-        logits = runner.forward(prefill_batch(runner.new_tables(), count))
-    assert logits.shape == (1, 96)
+        logits = runner.forward(batch)
+    assert logits.shape == (batch.num_rows, 96)
     assert bool(logits.isfinite().all())
     for index, before in enumerate(every, 1):
-        assert all(
-            torch.equal(now, was) for now, was in zip(runner.block(index), before, strict=True)
-        )
+        after = runner.block(index)
+        assert all(torch.equal(now, was) for now, was in zip(after, before, strict=True))
