@@ -2,113 +2,33 @@
 """The asynchronous client with text: the ZeroMQ SDK plus tokenizer, chat template, detokenizer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import attrs
-
-from .chat_template import MAX_RENDERED_CHARS, ChatTemplate, ChatTemplateError, Message
+from .chat_template import Message
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
 from .ipc.messages import Sampling, SessionAction
-from .model_source import resolve
 from .sampling_params import SamplingError, SamplingParams
-from .sdk import Client, RequestStream
+from .sdk import RESUME_S, Client, RequestStream
 from .session import Session
-from .tokenizer import Tokenizer
+from .text_codec import Prompt as Prompt
+from .text_codec import PromptError as PromptError
+from .text_codec import TextCodec as TextCodec
 from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .launch import Engine
-
-# Text longer than this is rendered and tokenised on a thread, so that other streams go on.
-_INLINE_CHARS = 8192
-
-Prompt = str | Sequence[int]
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be served; `code` is a short machine-readable reason."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@attrs.frozen(eq=False)
-class TextCodec:
-    """What turns a user's text into token ids and back, for one model."""
-
-    tokenizer: Tokenizer
-    table: TokenText
-    template: ChatTemplate | None
-    max_chars: int  # text beyond it is refused before it costs anything
-
-    @classmethod
-    def load(cls, model: str) -> "TextCodec":
-        """Read tokenizer and chat template of a model.
-
-        Raises:
-            ModelNotFoundError, TokenizerError, ChatTemplateError
-        """
-        tokenizer = Tokenizer.load(resolve(model))
-        source = tokenizer.chat_template
-        template = ChatTemplate.compile(source, tokenizer.special_text()) if source else None
-        return cls(tokenizer, TokenText.of(tokenizer), template, MAX_RENDERED_CHARS)
-
-    def within(self, max_tokens: int) -> "TextCodec":
-        """Return this codec refusing text that cannot be `max_tokens` tokens or fewer."""
-        # normalisation may join up to four characters before they meet the vocabulary
-        chars = 4 * self.table.longest_piece * max_tokens
-        return attrs.evolve(self, max_chars=min(chars, MAX_RENDERED_CHARS))
-
-    async def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt ids of a conversation, ending where the assistant's answer begins.
-
-        Raises:
-            ChatTemplateError: the model has no template, or the messages do not fit it.
-            PromptError: the text is longer than any prompt can be.
-        """
-        template = self.template
-        if template is None:
-            raise ChatTemplateError("this model has no chat template; use completions instead")
-
-        def ids() -> list[int]:
-            return self._encode(template.render(messages), add_special=False)
-
-        size = sum(len(str(message.get("content"))) for message in messages)
-        return ids() if size < _INLINE_CHARS else await asyncio.to_thread(ids)
-
-    async def prompt(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a text, or the ids themselves.
-
-        Raises:
-            PromptError: the text is longer than any prompt can be.
-        """
-        if not isinstance(prompt, str):
-            return list(prompt)
-        if len(prompt) < _INLINE_CHARS:
-            return self._encode(prompt)
-        return await asyncio.to_thread(self._encode, prompt)
-
-    def _encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        if len(text) > self.max_chars:
-            raise PromptError(
-                "context_length_exceeded",
-                f"the prompt has {len(text)} characters, more than fit the model's context in any "
-                f"language; shorten the prompt",
-            )
-        return self.tokenizer.encode(text, add_special=add_special)
 
 
 class AsyncLLM:
     """Generates text: `async with AsyncLLM("smollm2") as llm: await llm.generate("...")`.
 
     With `run_dir` it joins an engine that runs already and stops nothing on leaving; a `codec` that
-    is loaded already is not loaded again.
+    is loaded already is not loaded again; `resume_s` as for `Client`.
     """
 
     def __init__(
@@ -118,11 +38,13 @@ class AsyncLLM:
         run_dir: Path | str | None = None,
         codec: TextCodec | None = None,
         name: str = "llm",
+        resume_s: float = RESUME_S,
     ) -> None:
         self.config = model if isinstance(model, EngineConfig) else EngineConfig(model=model)
         self._run_dir = run_dir
         self._codec = codec
         self._name = name
+        self._resume_s = resume_s
         self._engine: Engine | None = None
 
     async def __aenter__(self) -> Self:
@@ -138,7 +60,7 @@ class AsyncLLM:
                 codec = await asyncio.to_thread(TextCodec.load, self.config.model)
             if self._engine is not None:
                 await asyncio.to_thread(self._engine.wait_ready)
-            self.client = Client(run_dir, name=self._name)
+            self.client = Client(run_dir, name=self._name, resume_s=self._resume_s)
             await self.client.connect()
             assert self.client.welcome is not None
             self.codec = codec.within(self.client.welcome.max_model_len)
@@ -204,15 +126,18 @@ class AsyncLLM:
         params: SamplingParams | None = None,
         session: Session | None = None,
         urgency: Urgency | None = None,
-    ) -> AsyncIterator[TextDelta]:
+        table: TokenText | None = None,
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield text as it becomes final; leaving early aborts the request.  Raises as `generate`.
 
-        The last delta has a finish reason, and only it.
+        The last delta has a finish reason, and only it.  `table` spells the tokens, default: the
+        codec's, in which special tokens have no text.
         """
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
         request = self.submit(ids, params, session, urgency)
-        text = CompletionText(self.codec.table, params.stop, len(ids), logprobs=params.logprobs)
+        table = table or self.codec.table
+        text = CompletionText(table, params.stop, len(ids), logprobs=params.logprobs)
         try:
             async for delta in request:
                 piece = text.push(delta)

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
@@ -20,12 +21,24 @@ class ChatTemplateError(ValueError):
     """A conversation cannot be rendered, or a model has no usable chat template."""
 
 
+@attrs.frozen
+class Rendering:
+    """What a template is given beside the messages."""
+
+    tools: Sequence[Mapping[str, Any]] = ()  # in OpenAI's form
+    variables: Mapping[str, Any] = attrs.field(factory=dict)  # such as enable_thinking
+    adds_generation_prompt: bool = True
+    continues_final: bool = False  # the last message is the beginning of the answer
+
+
 @attrs.frozen(eq=False)
 class ChatTemplate:
     """A compiled Jinja template in the Hugging Face dialect, sandboxed and bounded in output."""
 
     template: jinja2.Template
     variables: Mapping[str, str]  # bos_token, eos_token
+    source: str
+    takes: frozenset[str]  # variables that have an effect
     max_chars: int = MAX_RENDERED_CHARS
 
     @classmethod
@@ -44,26 +57,51 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         try:
-            return cls(environment.from_string(source), dict(variables))
+            template = environment.from_string(source)
+            takes = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
                 f"the model's chat template does not compile: {error}"
             ) from error
+        return cls(template, dict(variables), source, frozenset(takes))
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], how: Rendering | None = None) -> str:
         """Return the prompt of a conversation, ending where the assistant's answer begins.
 
         Raises:
             ChatTemplateError: a message is malformed, the template refuses it, or the text is
                 longer than `max_chars`.
         """
+        how = how or Rendering()
         plain = [plain_message(message, index) for index, message in enumerate(messages)]
+        self._check_tools(plain, how)
+        variables = {
+            **self.variables,
+            **how.variables,
+            "messages": plain,
+            "tools": list(how.tools) or None,
+            "documents": None,
+            "add_generation_prompt": how.adds_generation_prompt and not how.continues_final,
+        }
+        text = self._text(variables)
+        return _cut_after(text, plain) if how.continues_final else text
+
+    def _check_tools(self, messages: Sequence[Message], how: Rendering) -> None:
+        if "tools" in self.takes:
+            return
+        if how.tools:
+            raise ChatTemplateError("tools are given, and this model's chat template takes none")
+        for index, message in enumerate(messages):
+            if message["role"] == "tool" or message.get("tool_calls"):
+                raise ChatTemplateError(
+                    f"messages[{index}] tells of a tool, and this model's chat template takes none"
+                )
+
+    def _text(self, variables: Mapping[str, Any]) -> str:
         parts: list[str] = []
         size = 0
         try:
-            for part in self.template.generate(
-                messages=plain, add_generation_prompt=add_generation_prompt, **self.variables
-            ):
+            for part in self.template.generate(variables):
                 size += len(part)
                 if size > self.max_chars:
                     raise ChatTemplateError(
@@ -82,23 +120,63 @@ class ChatTemplate:
         return "".join(parts)
 
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
 def plain_message(message: Message, index: int) -> dict[str, Any]:
-    """Return the message with its text parts joined; templates expect `content` to be a string.
+    """Return the message as templates expect it: text parts joined, arguments as objects.
 
     Raises:
-        ChatTemplateError: no role, or content that is not text.
+        ChatTemplateError: no role, content that is not text, or a malformed tool call.
     """
     where = f"messages[{index}]"
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ChatTemplateError(f"{where}.role is missing; give system, user or assistant")
-    if role not in ("system", "developer", "user", "assistant"):
+    if role not in _ROLES:
         raise ChatTemplateError(
-            f"{where}.role {role[:40]!r} is not built; built: system, developer, user, assistant"
+            f"{where}.role {role[:40]!r} is not built; built: {', '.join(_ROLES)}"
         )
-    if message.get("tool_calls"):
-        raise ChatTemplateError(f"{where}.tool_calls is not built; send the text of the call")
-    return {**message, "role": role, "content": _content(message.get("content"), where)}
+    plain = {**message, "role": role}
+    calls = message.get("tool_calls")
+    if calls:
+        if role != "assistant" or not isinstance(calls, list):
+            raise ChatTemplateError(f"{where}.tool_calls is not a list of an assistant's calls")
+        plain["tool_calls"] = [
+            _call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(calls)
+        ]
+    else:
+        plain.pop("tool_calls", None)
+    content = message.get("content")
+    if content is None and role == "assistant" and (calls or message.get("reasoning_content")):
+        return {**plain, "content": None if calls else ""}
+    return {**plain, "content": _content(content, where)}
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise ChatTemplateError(f"{where}.function has no name; give a name and arguments")
+    arguments = function.get("arguments", "{}")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            parsed = arguments
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    if not isinstance(arguments, str | dict):
+        raise ChatTemplateError(f"{where}.function.arguments is not a JSON object in a string")
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _cut_after(text: str, messages: Sequence[Message]) -> str:
+    """Return the text up to the end of the last message's content."""
+    content = str(messages[-1]["content"] or "").strip() if messages else ""
+    at = text.rfind(content) if content else -1
+    if at < 0:
+        raise ChatTemplateError("the last message has no text that the answer could continue")
+    return text[: at + len(content)]
 
 
 def _content(content: Any, where: str) -> str:

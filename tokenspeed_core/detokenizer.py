@@ -3,7 +3,7 @@
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -65,6 +65,16 @@ class TokenText:
             f"decoder {'+'.join(kinds)} is not built; built: ByteLevel, and "
             f"Replace+ByteFallback+Fuse with or without Strip"
         )
+
+    def spelling(self, texts: Mapping[int, str]) -> "TokenText":
+        """Return this table with other texts for some tokens."""
+        if not texts:
+            return self
+        pieces = list(self.pieces)
+        is_bytes = any(isinstance(piece, bytes) for piece in pieces)
+        for id, text in texts.items():
+            pieces[id] = text.encode() if is_bytes else text
+        return attrs.evolve(self, pieces=pieces)
 
     @property
     def longest_piece(self) -> int:

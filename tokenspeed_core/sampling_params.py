@@ -104,3 +104,9 @@ class SamplingParams:
     def drawn_seed(self) -> int:
         """Return the seed as an unsigned 64-bit number, drawing one if none was given."""
         return secrets.randbits(64) if self.seed is None else self.seed % 2**64
+
+    def choice(self, number: int) -> "SamplingParams":
+        """Return the parameters of one of several answers: a given seed grows with `number`."""
+        if number == 0 or self.seed is None:
+            return self
+        return attrs.evolve(self, seed=(self.seed + number) % 2**64)

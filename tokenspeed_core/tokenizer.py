@@ -43,6 +43,11 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id for id, token in added.items() if token.special)
 
+    def special_texts(self) -> dict[int, str]:
+        """Return how the special tokens are written, by id."""
+        added = self.backend.get_added_tokens_decoder()
+        return {id: token.content for id, token in added.items() if token.special}
+
     def special_text(self) -> dict[str, str]:
         """Return the variables `bos_token` and `eos_token` as chat templates want them."""
         ids = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}

@@ -56,7 +56,7 @@ class HttpServer:
 async def listening(
     scheduler: ScriptedScheduler, codec: TextCodec, api_key: str = ""
 ) -> AsyncIterator[HttpServer]:
-    async with AsyncLLM("smollm2", run_dir=scheduler.run.path, codec=codec) as llm:
+    async with AsyncLLM("smollm2", run_dir=scheduler.run.path, codec=codec, resume_s=0) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(

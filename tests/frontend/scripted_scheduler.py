@@ -30,6 +30,7 @@ from tokenspeed_core.ipc.messages import (
     RefusalCode,
     Refused,
     Rejected,
+    SessionHint,
     Stats,
     Submit,
     TokenDeltas,
@@ -70,6 +71,7 @@ class ScriptedScheduler:
     hellos: list[Hello] = attrs.field(factory=list)
     submits: list[Submit] = attrs.field(factory=list)
     aborts: list[Abort] = attrs.field(factory=list)
+    hints: list[SessionHint] = attrs.field(factory=list)
     running: dict[tuple[bytes, int], Running] = attrs.field(factory=dict)
     steps: int = 0
     _stop: threading.Event = attrs.field(factory=threading.Event)
@@ -150,6 +152,8 @@ class ScriptedScheduler:
             if self.reject is not None:
                 return [Rejected(message.request_id, int(self.reject), self.reject.name.lower())]
             self.running[peer, message.request_id] = Running(message, self.script(message))
+        if isinstance(message, SessionHint):
+            self.hints.append(message)
         if isinstance(message, Abort):
             self.aborts.append(message)
             self.running.pop((peer, message.request_id), None)

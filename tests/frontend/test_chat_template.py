@@ -38,8 +38,10 @@ def test_a_list_of_text_parts_is_its_text(codec: TextCodec) -> None:
         ({"role": "user"}, "content is NoneType"),
         ({"content": "x"}, "role is missing"),
         ({"role": 5, "content": "x"}, "role is missing"),
-        ({"role": "tool", "content": "x"}, "'tool' is not built"),
-        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tool_calls is not built"),
+        ({"role": "tool", "content": "x"}, "template takes none"),
+        ({"role": "critic", "content": "x"}, "'critic' is not built"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "has no name"),
+        ({"role": "user", "content": "", "tool_calls": [{}]}, "tool_calls is not a list"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_by_name(

@@ -2,6 +2,7 @@
 """The JSON objects of OpenAI's chat and completion answers."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -77,51 +78,69 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, usage: completion.Usage) -> "Usage":
-        """Return the JSON form."""
-        return cls(
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.total_tokens,
-            PromptTokensDetails.of(usage),
-        )
+    def of(cls, usages: Sequence[completion.Usage], group: int = 1) -> "Usage":
+        """Return the JSON form for all choices, of which each `group` has one prompt."""
+        leaders = usages[::group]
+        prompt = sum(usage.prompt_tokens for usage in leaders)
+        generated = sum(usage.completion_tokens for usage in usages)
+        details = PromptTokensDetails.of(leaders[0])
+        if len(leaders) > 1:
+            details = PromptTokensDetails(sum(usage.cached_tokens for usage in leaders))
+        return cls(prompt, generated, prompt + generated, details)
+
+
+class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A called function, or a piece of it."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool call, or a piece of it, which has an index."""
+
+    function: FunctionCall
+    id: str | None = None
+    type: str | None = None
+    index: int | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """An assistant's message, or a piece of it."""
 
     role: str | None = None
-    content: str | None = None
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
-class ChatChoice(msgspec.Struct, frozen=True):
-    """The one choice of a chat answer."""
+class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChoice(_Choice, frozen=True, kw_only=True):
+    """A choice of a chat answer."""
 
     message: ChatMessage
-    finish_reason: str
-    logprobs: ChatLogprobs | None
-    index: int = 0
-    stop_reason: str | int | None = None
+    logprobs: ChatLogprobs | None = None
 
 
-class ChatChunkChoice(msgspec.Struct, frozen=True):
-    """A piece of the one choice of a chat answer."""
+class ChatChunkChoice(_Choice, frozen=True, kw_only=True):
+    """A piece of a choice of a chat answer."""
 
     delta: ChatMessage
-    finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
-    index: int = 0
-    stop_reason: str | int | None = None
 
 
-class CompletionChoice(msgspec.Struct, frozen=True):
-    """The one choice of a plain completion, or a piece of it."""
+class CompletionChoice(_Choice, frozen=True, kw_only=True):
+    """A choice of a plain completion, or a piece of it."""
 
     text: str
-    finish_reason: str | None = None
     logprobs: CompletionLogprobs | None = None
-    index: int = 0
-    stop_reason: str | int | None = None
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -133,6 +152,7 @@ class Answer(msgspec.Struct, frozen=True):
     model: str
     choices: list[ChatChoice] | list[ChatChunkChoice] | list[CompletionChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 def new_id(kind: str) -> str:

@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: MIT
 """`POST /v1/chat/completions`."""
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-import msgspec
-
+from ..chat_template import Rendering
 from ..completion import Completion, TextDelta
+from ..detokenizer import TokenText
+from ..dialect.event import Answer, CallArguments, CallBegun, Content, Event, Reasoning
+from ..dialect.reader import DialectReader
 from .answer import (
-    Answer,
     ChatChoice,
     ChatChunkChoice,
     ChatLogprobs,
     ChatMessage,
+    FunctionCall,
     TokenLogprob,
-    Usage,
+    ToolCall,
     new_id,
 )
-from .endpoint import Endpoint
+from .conversation import Conversation
+from .endpoint import Endpoint, Job
+from .envelope import Envelope
 from .failure import ApiError
 from .request_body import ChatFields
+from .tools import Tools
+from .writer import DONE, Writer
 
 
 class ChatEndpoint(Endpoint[ChatFields]):
@@ -28,66 +34,151 @@ class ChatEndpoint(Endpoint[ChatFields]):
     fields = ChatFields
     prompt_field = "messages"
 
-    async def prompt(self, fields: ChatFields) -> list[int]:
-        """Return the rendered conversation's token ids."""
+    async def job(self, fields: ChatFields) -> Job:
+        """Return the rendered conversation and the writer of its answer."""
         if not fields.messages:
             raise ApiError(400, "messages is empty; send at least one", param="messages")
-        return await self.service.llm.codec.chat_prompt(fields.messages)
+        tools = Tools.of(fields.tools, fields.tool_choice)
+        fields.check_choices()
+        how = Rendering(
+            tools.shown,
+            fields.template_variables(),
+            fields.add_generation_prompt,
+            fields.continue_final_message,
+        )
+        chat = await Conversation.of(self.service.llm.codec, fields.messages, how, tools)
+        envelope = Envelope.of(
+            "chatcmpl", "chat.completion", "chat.completion.chunk", self.service.model_name
+        )
+        envelope.group = fields.n
+        if fields.return_token_ids:
+            envelope.prompt_ids = chat.ids
+        envelope.has_usage, envelope.has_running_usage = fields.usage_asked()
+        writer = ChatWriter(fields, envelope, chat.reader, self.service.llm.codec.table)
+        return Job([chat.ids], writer, fields.n, chat.table)
 
-    def whole(self, fields: ChatFields, completion: Completion) -> bytes:
+
+class ChatWriter(Writer):
+    """Writes `chat.completion` and its chunks."""
+
+    def __init__(
+        self,
+        fields: ChatFields,
+        envelope: Envelope,
+        new_reader: Callable[[], DialectReader],
+        table: TokenText,
+    ) -> None:
+        self._fields = fields
+        self._envelope = envelope
+        self._new_reader = new_reader
+        self._readers: dict[int, DialectReader] = {}
+        self._table = table
+        self._called = False
+
+    @property
+    def called_tools(self) -> bool:
+        """Some choice ended in a tool call."""
+        return self._called
+
+    def whole(self, completions: Sequence[Completion]) -> bytes:
         """Return a `chat.completion`."""
-        choice = ChatChoice(
-            message=ChatMessage("assistant", completion.text),
-            finish_reason=completion.finish_reason,
-            logprobs=self._logprobs(fields, completion.token_ids, completion.logprobs),
+        choices = [self._choice(index, each) for index, each in enumerate(completions)]
+        return self._envelope.whole(choices, [each.usage for each in completions])
+
+    def _choice(self, index: int, completion: Completion) -> ChatChoice:
+        reader = self._new_reader()
+        answer = Answer.of(self._wanted([*reader.push(completion.text), *reader.finish()]))
+        calls = [
+            ToolCall(FunctionCall(call.name, call.arguments), new_id("call"), "function")
+            for call in answer.calls
+        ]
+        content = answer.content or (None if calls else "")
+        return ChatChoice(
+            index=index,
+            message=ChatMessage("assistant", content, answer.reasoning or None, calls or None),
+            finish_reason=self._reason(completion.finish_reason, reader),
+            logprobs=self._logprobs(completion),
             stop_reason=completion.stop_reason,
+            **self._ids(completion),
         )
-        return msgspec.json.encode(
-            Answer(
-                new_id("chatcmpl"),
-                "chat.completion",
-                int(time.time()),
-                self.service.model_name,
-                [choice],
-                Usage.of(completion.usage),
+
+    def push(self, choice: int, delta: TextDelta) -> Iterable[bytes]:
+        """Return `chat.completion.chunk`s."""
+        self._envelope.spend(choice, delta)
+        is_first = choice not in self._readers
+        reader = self._readers.setdefault(choice, self._new_reader())
+        events = reader.push(delta.text)
+        if delta.finish_reason is not None:
+            events += reader.finish()
+        messages = [*self._opening(is_first), *map(_piece, self._wanted(events))]
+        has_ids = self._fields.return_token_ids and delta.token_ids
+        if not messages and (delta.logprobs or delta.finish_reason or has_ids):
+            messages = [ChatMessage()]
+        for number, message in enumerate(messages):
+            is_last = number == len(messages) - 1
+            # what belongs to the delta as a whole goes with its last piece
+            logprobs = self._logprobs(delta) if is_last and delta.logprobs else None
+            reason = self._reason(delta.finish_reason, reader) if is_last else None
+            yield self._envelope.chunk(
+                [
+                    ChatChunkChoice(
+                        index=choice,
+                        delta=message,
+                        finish_reason=reason,
+                        logprobs=logprobs,
+                        stop_reason=delta.stop_reason if is_last else None,
+                        **(self._ids(delta) if is_last else {}),
+                    )
+                ]
             )
-        )
 
-    async def chunks(
-        self, fields: ChatFields, deltas: AsyncIterator[TextDelta]
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield `chat.completion.chunk`s: the role with the first text, then text, then the end."""
-        id, created, model = new_id("chatcmpl"), int(time.time()), self.service.model_name
+    def end(self) -> Iterable[bytes]:
+        """Return the usage, if it is asked for, and the end mark."""
+        if self._envelope.has_usage:
+            yield self._envelope.last()
+        yield DONE
 
-        def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
-            answer = Answer(id, "chat.completion.chunk", created, model, choices, usage)
-            return msgspec.json.encode(answer)
+    def _opening(self, is_first: bool) -> Iterator[ChatMessage]:
+        if is_first:
+            yield ChatMessage("assistant", "")
 
-        role: str | None = "assistant"
-        async for delta in deltas:
-            if delta.text or delta.logprobs or delta.finish_reason or role:
-                message = ChatMessage(role, delta.text if delta.text or role else None)
-                logprobs = self._logprobs(fields, delta.token_ids, delta.logprobs)
-                role = None
-                yield chunk(
-                    [
-                        ChatChunkChoice(
-                            message, delta.finish_reason, logprobs, stop_reason=delta.stop_reason
-                        )
-                    ]
-                )
-            if delta.finish_reason and fields.includes_usage:
-                yield chunk([], Usage.of(delta.usage))
+    def _wanted(self, events: Iterable[Event]) -> Iterator[Event]:
+        one_call = not self._fields.parallel_tool_calls
+        for event in events:
+            if isinstance(event, CallBegun | CallArguments) and one_call and event.index > 0:
+                continue
+            if isinstance(event, Reasoning) and not self._fields.include_reasoning:
+                continue
+            yield event
 
-    def _logprobs(
-        self, fields: ChatFields, ids: Sequence[int], values: Sequence[float]
-    ) -> ChatLogprobs | None:
-        if not fields.wants_logprobs:
+    def _reason(self, reason: str | None, reader: DialectReader) -> str | None:
+        if reason != "stop" or not reader.num_calls:
+            return reason
+        self._called = True
+        return "tool_calls"
+
+    def _ids(self, tokens: Completion | TextDelta) -> Mapping[str, Any]:
+        return {"token_ids": tokens.token_ids} if self._fields.return_token_ids else {}
+
+    def _logprobs(self, tokens: Completion | TextDelta) -> ChatLogprobs | None:
+        if not self._fields.wants_logprobs:
             return None
-        table = self.service.llm.codec.table
         return ChatLogprobs(
             [
-                TokenLogprob(table.text(id), value, list(table.raw(id)))
-                for id, value in zip(ids, values, strict=True)
+                TokenLogprob(self._table.text(id), value, list(self._table.raw(id)))
+                for id, value in zip(tokens.token_ids, tokens.logprobs, strict=True)
             ]
         )
+
+
+def _piece(event: Event) -> ChatMessage:
+    match event:
+        case Content(text):
+            return ChatMessage(content=text)
+        case Reasoning(text):
+            return ChatMessage(reasoning_content=text)
+        case CallBegun(index, name):
+            call = ToolCall(FunctionCall(name, ""), new_id("call"), "function", index)
+            return ChatMessage(tool_calls=[call])
+        case CallArguments(index, text):
+            return ChatMessage(tool_calls=[ToolCall(FunctionCall(arguments=text), index=index)])

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: MIT
 """`POST /v1/completions`."""
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-
-import msgspec
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..completion import Completion, TextDelta
-from .answer import Answer, CompletionChoice, CompletionLogprobs, Usage, new_id
-from .endpoint import Endpoint
+from ..text_codec import TextCodec
+from .answer import CompletionChoice, CompletionLogprobs
+from .endpoint import Endpoint, Job
+from .envelope import Envelope
 from .failure import ApiError
 from .request_body import CompletionFields
+from .writer import DONE, Writer
 
 
 class CompletionEndpoint(Endpoint[CompletionFields]):
-    """Plain completions of a text or of token ids, whole or streamed."""
+    """Plain completions of texts or of token ids, whole or streamed."""
 
     fields = CompletionFields
     prompt_field = "prompt"
 
-    async def prompt(self, fields: CompletionFields) -> list[int]:
-        """Return the prompt's token ids."""
+    async def job(self, fields: CompletionFields) -> Job:
+        """Return the prompts' token ids and the writer of their answers."""
         if fields.logprobs:
             raise ApiError(
                 400,
@@ -29,77 +30,125 @@ class CompletionEndpoint(Endpoint[CompletionFields]):
                 param="logprobs",
                 code="unsupported_parameter",
             )
-        prompt = fields.prompt
-        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-            prompt = prompt[0]  # a batch of one
-        if isinstance(prompt, list) and not all(type(id) is int for id in prompt):
-            several = all(isinstance(each, str | list) for each in prompt)
+        if fields.echo and fields.wants_logprobs:
             raise ApiError(
                 400,
-                "several prompts in one request are not built; send one request each"
-                if several
-                else "prompt must be a string or a list of token ids",
+                "echo with logprobs asks for those of the prompt, which are not built",
+                param="echo",
+                code="unsupported_parameter",
+            )
+        prompts = _prompts(fields.prompt)
+        fields.check_choices(len(prompts))
+        codec = self.service.llm.codec
+        ids = [await codec.prompt(prompt) for prompt in prompts]
+        envelope = Envelope.of(
+            "cmpl", "text_completion", "text_completion", self.service.model_name
+        )
+        envelope.group = fields.n
+        envelope.has_usage, envelope.has_running_usage = fields.usage_asked()
+        return Job(ids, CompletionWriter(fields, envelope, prompts, ids, codec), fields.n)
+
+
+def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
+    """Return the prompts of a text, of ids, or of a list of either."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(type(id) is int for id in prompt):
+        return [prompt]
+    for each in prompt:
+        is_ids = isinstance(each, list) and all(type(id) is int for id in each)
+        if not isinstance(each, str) and not is_ids:
+            raise ApiError(
+                400,
+                "prompt must be a string, a list of token ids, or a list of such",
                 param="prompt",
-                code="unsupported_parameter" if several else "invalid_type",
+                code="invalid_type",
             )
-        return await self.service.llm.codec.prompt(prompt)
+    return prompt
 
-    def whole(self, fields: CompletionFields, completion: Completion) -> bytes:
+
+class CompletionWriter(Writer):
+    """Writes `text_completion`s."""
+
+    def __init__(
+        self,
+        fields: CompletionFields,
+        envelope: Envelope,
+        prompts: Sequence[str | list[int]],
+        ids: Sequence[list[int]],
+        codec: TextCodec,
+    ) -> None:
+        self._fields = fields
+        self._envelope = envelope
+        self._prompts = prompts
+        self._ids = ids
+        self._codec = codec
+        self._lengths: dict[int, int] = {}  # characters given of each choice
+
+    def whole(self, completions: Sequence[Completion]) -> bytes:
         """Return a `text_completion`."""
-        choice = CompletionChoice(
-            completion.text,
-            completion.finish_reason,
-            self._logprobs(fields, completion.token_ids, completion.logprobs, 0),
-            stop_reason=completion.stop_reason,
-        )
-        return msgspec.json.encode(
-            Answer(
-                new_id("cmpl"),
-                "text_completion",
-                int(time.time()),
-                self.service.model_name,
-                [choice],
-                Usage.of(completion.usage),
-            )
-        )
-
-    async def chunks(
-        self, fields: CompletionFields, deltas: AsyncIterator[TextDelta]
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield `text_completion`s, each with the text that is new."""
-        id, created, model = new_id("cmpl"), int(time.time()), self.service.model_name
-
-        def chunk(choices: list[CompletionChoice], usage: Usage | None = None) -> bytes:
-            return msgspec.json.encode(
-                Answer(id, "text_completion", created, model, choices, usage)
-            )
-
-        offset = 0
-        async for delta in deltas:
-            if delta.text or delta.logprobs or delta.finish_reason:
-                logprobs = self._logprobs(fields, delta.token_ids, delta.logprobs, offset)
-                offset += len(delta.text)
-                yield chunk(
-                    [
-                        CompletionChoice(
-                            delta.text,
-                            delta.finish_reason,
-                            logprobs,
-                            stop_reason=delta.stop_reason,
-                        )
-                    ]
+        choices = []
+        for index, each in enumerate(completions):
+            echo = self._echo(index)
+            choices.append(
+                CompletionChoice(
+                    index=index,
+                    text=echo + each.text,
+                    finish_reason=each.finish_reason,
+                    logprobs=self._logprobs(each, len(echo)),
+                    stop_reason=each.stop_reason,
+                    **self._token_ids(index, each, is_first=True),
                 )
-            if delta.finish_reason and fields.includes_usage:
-                yield chunk([], Usage.of(delta.usage))
+            )
+        return self._envelope.whole(choices, [each.usage for each in completions])
 
-    def _logprobs(
-        self, fields: CompletionFields, ids: Sequence[int], values: Sequence[float], offset: int
-    ) -> CompletionLogprobs | None:
-        if not fields.wants_logprobs:
+    def push(self, choice: int, delta: TextDelta) -> Iterable[bytes]:
+        """Return a `text_completion` with the text that is new."""
+        self._envelope.spend(choice, delta)
+        is_first = choice not in self._lengths
+        offset = self._lengths.get(choice, 0)
+        text = self._echo(choice) + delta.text if is_first else delta.text
+        self._lengths[choice] = offset + len(text)
+        told = text or delta.logprobs or delta.finish_reason
+        if told or (self._fields.return_token_ids and delta.token_ids):
+            piece = CompletionChoice(
+                index=choice,
+                text=text,
+                finish_reason=delta.finish_reason,
+                logprobs=self._logprobs(delta, offset),
+                stop_reason=delta.stop_reason,
+                **self._token_ids(choice, delta, is_first=is_first),
+            )
+            yield self._envelope.chunk([piece])
+
+    def end(self) -> Iterable[bytes]:
+        """Return the usage, if it is asked for, and the end mark."""
+        if self._envelope.has_usage:
+            yield self._envelope.last()
+        yield DONE
+
+    def _echo(self, choice: int) -> str:
+        if not self._fields.echo:
+            return ""
+        prompt = self._prompts[choice // self._fields.n]
+        return prompt if isinstance(prompt, str) else self._codec.tokenizer.decode(prompt)
+
+    def _token_ids(
+        self, choice: int, tokens: Completion | TextDelta, *, is_first: bool
+    ) -> Mapping[str, Any]:
+        if not self._fields.return_token_ids:
+            return {}
+        given: dict[str, Any] = {"token_ids": tokens.token_ids}
+        if is_first:
+            given["prompt_token_ids"] = self._ids[choice // self._fields.n]
+        return given
+
+    def _logprobs(self, tokens: Completion | TextDelta, offset: int) -> CompletionLogprobs | None:
+        if not self._fields.wants_logprobs:
             return None
-        texts = [self.service.llm.codec.table.text(id) for id in ids]
+        texts = [self._codec.table.text(id) for id in tokens.token_ids]
         offsets = []
         for text in texts:
             offsets.append(offset)
             offset += len(text)
-        return CompletionLogprobs(texts, list(values), offsets)
+        return CompletionLogprobs(texts, list(tokens.logprobs), offsets)

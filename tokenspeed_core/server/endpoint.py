@@ -5,7 +5,8 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Generic
 
 import attrs
@@ -13,11 +14,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..async_llm import AsyncLLM
-from ..completion import Completion, TextDelta, joined
+from ..completion import TextDelta, joined
+from ..detokenizer import TokenText
+from ..ipc.messages import SessionAction
+from ..session import Session
+from .choices import ChoiceDelta, Stream, interleaved
 from .event_stream import EventStream, until_disconnect
 from .failure import ApiError, api_error
 from .metrics import Metrics
 from .request_body import Fields, parse, read_body
+from .writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,16 @@ class Service:
     in_flight: int = 0  # generating requests, streams included
 
 
+@attrs.frozen
+class Job:
+    """What a request asks the engine for: `num_choices` answers to each of its prompts."""
+
+    prompts: Sequence[Sequence[int]]
+    writer: Writer
+    num_choices: int = 1
+    table: TokenText | None = None  # how tokens are spelled; None: as text for the user
+
+
 class Endpoint(ABC, Generic[Fields]):
     """A route that generates; a subclass knows one request and answer format."""
 
@@ -46,18 +62,8 @@ class Endpoint(ABC, Generic[Fields]):
         self.service = service
 
     @abstractmethod
-    async def prompt(self, fields: Fields) -> list[int]:
-        """Return the prompt's token ids."""
-
-    @abstractmethod
-    def whole(self, fields: Fields, completion: Completion) -> bytes:
-        """Return the answer as one JSON document."""
-
-    @abstractmethod
-    def chunks(
-        self, fields: Fields, deltas: AsyncIterator[TextDelta]
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the answer as JSON documents, one for each delta that says something."""
+    async def job(self, fields: Fields) -> Job:
+        """Return what to generate and how to write it."""
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request; never raises for what a client or a lost engine did."""
@@ -94,24 +100,40 @@ class Endpoint(ABC, Generic[Fields]):
     async def _answer(self, fields: Fields) -> Response:
         started = time.perf_counter()
         params, session, urgency = fields.sampling_params(), fields.session(), fields.urgency()
-        ids = await self.prompt(fields)
-        stream = self.service.llm.stream(ids, params, session, urgency)
-        deltas = self._counted(self.service.metrics.observed(stream, started))
+        job = await self.job(fields)
+
+        def start(index: int) -> Stream:
+            prompt, number = divmod(index, job.num_choices)
+            stream = self.service.llm.stream(
+                job.prompts[prompt], params.choice(number), session, urgency, job.table
+            )
+            return self.service.metrics.observed(stream, started)
+
+        count = len(job.prompts) * job.num_choices
+        starts = [partial(start, index) for index in range(count)]
+        deltas = self._counted(job, session, interleaved(starts, job.num_choices))
         if not fields.stream:
-            async with contextlib.aclosing(deltas):
-                completion = joined([delta async for delta in deltas])
-            return Response(self.whole(fields, completion), media_type="application/json")
+            return await self._whole(job, deltas)
         # the status line waits for the first delta: until then a failure has a status of its own
         try:
             first = await anext(deltas)
         except BaseException:
             await deltas.aclose()
             raise
-        return EventStream(self._guarded(fields, _chained(first, deltas)), deltas)
+        return EventStream(self._events(job.writer, first, deltas), deltas)
+
+    async def _whole(self, job: Job, deltas: AsyncGenerator[ChoiceDelta, None]) -> Response:
+        count = len(job.prompts) * job.num_choices
+        choices: list[list[TextDelta]] = [[] for _ in range(count)]
+        async with contextlib.aclosing(deltas):
+            async for index, delta in deltas:
+                choices[index].append(delta)
+            body = job.writer.whole([joined(choice) for choice in choices])
+        return Response(body, media_type="application/json")
 
     async def _counted(
-        self, deltas: AsyncGenerator[TextDelta, None]
-    ) -> AsyncGenerator[TextDelta, None]:
+        self, job: Job, session: Session, deltas: AsyncGenerator[ChoiceDelta, None]
+    ) -> AsyncGenerator[ChoiceDelta, None]:
         self.service.in_flight += 1
         try:
             async for delta in deltas:
@@ -119,20 +141,20 @@ class Endpoint(ABC, Generic[Fields]):
         finally:
             await deltas.aclose()
             self.service.in_flight -= 1
+            if job.writer.called_tools:
+                self.service.llm.hint(session, SessionAction.TOOL_CALL)
 
-    async def _guarded(
-        self, fields: Fields, deltas: AsyncIterator[TextDelta]
+    async def _events(
+        self, writer: Writer, first: ChoiceDelta, rest: AsyncIterator[ChoiceDelta]
     ) -> AsyncGenerator[bytes, None]:
         try:
-            async for chunk in self.chunks(fields, deltas):
-                yield chunk
+            for event in writer.push(*first):
+                yield event
+            async for choice, delta in rest:
+                for event in writer.push(choice, delta):
+                    yield event
+            for event in writer.end():
+                yield event
         except Exception as error:
-            yield self._failure(error).body()
-
-
-async def _chained(
-    first: TextDelta, rest: AsyncIterator[TextDelta]
-) -> AsyncGenerator[TextDelta, None]:
-    yield first
-    async for delta in rest:
-        yield delta
+            for event in writer.failed(self._failure(error)):
+                yield event

@@ -12,8 +12,6 @@ from starlette.types import Receive, Scope, Send
 
 Result = TypeVar("Result")
 
-DONE = b"data: [DONE]\n\n"
-
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Run `work` to its end, or cancel it when the client disconnects.
@@ -43,16 +41,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events of JSON documents, each written in one piece."""
+    """Server-sent events, each written in one piece."""
 
-    def __init__(self, documents: AsyncIterator[bytes], source: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], source: AsyncGenerator[Any, None]) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
         del self.headers["content-length"]
-        self._documents = documents
-        self._source = source  # what the documents are made from; closed when we stop
+        self._events = events
+        self._source = source  # what the events are made from; closed when we stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; cancelled, and the iterator closed, when the client disconnects."""
@@ -63,7 +61,6 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        async for document in self._documents:
-            event = b"data: " + document + b"\n\n"
+        async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,6 +16,7 @@ from .failure import ApiError
 from .kv_hints import KvHints
 
 BODY_TIMEOUT_S = 30.0
+MAX_CHOICES = 128
 
 _PLACE = re.compile(r"at `\$\.(\w+)")
 _FIELD = re.compile(r"field `(\w+)`")
@@ -25,6 +26,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     """Options of a streamed answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # every chunk tells the usage so far
 
 
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,16 +49,38 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     kv_hints: KvHints | None = None
     priority: int = 0
     deadline_ms: int = 0
+    n: int = 1
+    return_token_ids: bool = False
 
     @property
     def wants_logprobs(self) -> bool:
         """The log-probability of each sampled token is to be reported."""
         raise NotImplementedError
 
-    @property
-    def includes_usage(self) -> bool:
-        """A streamed answer ends in a chunk with its usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def usage_asked(self) -> tuple[bool, bool]:
+        """Return whether a streamed answer tells its usage at its end, and whether in each chunk.
+
+        Raises:
+            ApiError: options of a stream are given without one.
+        """
+        if self.stream_options is None:
+            return False, False
+        if not self.stream:
+            raise ApiError(
+                400, "stream_options needs stream; set it to true", param="stream_options"
+            )
+        return self.stream_options.include_usage, self.stream_options.continuous_usage_stats
+
+    def check_choices(self, prompts: int = 1) -> None:
+        """Raise ApiError if the request asks for too many answers."""
+        if not 1 <= self.n * prompts <= MAX_CHOICES:
+            what = f"{self.n} for each of {prompts} prompts" if prompts > 1 else str(self.n)
+            raise ApiError(
+                400,
+                f"n is {what}; a request has 1 to {MAX_CHOICES} answers",
+                param="n",
+                code="invalid_parameter",
+            )
 
     def session(self) -> Session:
         """Return the conversation that the request belongs to.
@@ -100,6 +124,21 @@ class ChatFields(GenerationFields, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool = False
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True  # false: calls after the first are dropped
+    include_reasoning: bool = True
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return what the chat template is told beside messages and tools."""
+        effort = (
+            {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        )
+        return effort | self.chat_template_kwargs
 
     @property
     def wants_logprobs(self) -> bool:
@@ -121,6 +160,7 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
 
     prompt: str | list[Any]
     logprobs: int | None = None
+    echo: bool = False
 
     @property
     def wants_logprobs(self) -> bool:
@@ -130,9 +170,7 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
 
 # Fields that change an answer's meaning and are not built, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -151,25 +189,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "reasoning_effort": ("none",),
     "thinking": (),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
-    "return_token_ids": (False,),
-    "add_generation_prompt": (True,),
     "add_special_tokens": (),
-    "continue_final_message": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "store": (False,),
     "stop_regex": (),
     "lora_path": (),
@@ -184,7 +215,6 @@ HARMLESS = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "parallel_tool_calls",
         "verbosity",
         "request_id",
         "rid",

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""What turns a user's text into token ids and back, for one model."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import attrs
+
+from .chat_template import MAX_RENDERED_CHARS, ChatTemplate, ChatTemplateError, Message, Rendering
+from .detokenizer import TokenText
+from .dialect.dialect import Dialect
+from .dialect.families import PLAIN, spoken
+from .model_source import resolve
+from .tokenizer import Tokenizer
+
+# Text longer than this is rendered and tokenised on a thread, so that other streams go on.
+_INLINE_CHARS = 8192
+
+Prompt = str | Sequence[int]
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be served; `code` is a short machine-readable reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@attrs.frozen
+class ChatPrompt:
+    """A conversation's token ids; with `thinks` the answer begins inside the reasoning."""
+
+    ids: list[int]
+    thinks: bool = False
+
+
+@attrs.frozen(eq=False)
+class TextCodec:
+    """Tokenizer, chat template and dialect of one model."""
+
+    tokenizer: Tokenizer
+    table: TokenText
+    template: ChatTemplate | None
+    max_chars: int  # text beyond it is refused before it costs anything
+    dialect: Dialect = PLAIN
+    _spellings: dict[tuple[str, bool], TokenText] = attrs.field(factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, model: str) -> "TextCodec":
+        """Read tokenizer and chat template of a model.
+
+        Raises:
+            ModelNotFoundError, TokenizerError, ChatTemplateError
+        """
+        tokenizer = Tokenizer.load(resolve(model))
+        codec = cls(tokenizer, TokenText.of(tokenizer), None, MAX_RENDERED_CHARS)
+        return codec.with_template(tokenizer.chat_template) if tokenizer.chat_template else codec
+
+    def with_template(self, source: str) -> "TextCodec":
+        """Return this codec with another chat template, and the dialect that it tells of.
+
+        Raises:
+            ChatTemplateError: the source is not valid Jinja.
+        """
+        template = ChatTemplate.compile(source, self.tokenizer.special_text())
+        return attrs.evolve(self, template=template, dialect=spoken(source))
+
+    def within(self, max_tokens: int) -> "TextCodec":
+        """Return this codec refusing text that cannot be `max_tokens` tokens or fewer."""
+        # normalisation may join up to four characters before they meet the vocabulary
+        chars = 4 * self.table.longest_piece * max_tokens
+        return attrs.evolve(self, max_chars=min(chars, MAX_RENDERED_CHARS))
+
+    def spelling(self, dialect: Dialect) -> TokenText:
+        """Return the text of tokens with those special ones spelled that `dialect` reads."""
+        key = (dialect.name, dialect.takes_calls)
+        if key not in self._spellings:
+            marks = "\n".join(dialect.marks)
+            texts = self.tokenizer.special_texts()
+            spelled = {id: text for id, text in texts.items() if text in marks}
+            self._spellings[key] = self.table.spelling(spelled)
+        return self._spellings[key]
+
+    async def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt ids of a conversation, ending where the assistant's answer begins.
+
+        Raises:
+            ChatTemplateError: the model has no template, or the messages do not fit it.
+            PromptError: the text is longer than any prompt can be.
+        """
+        return (await self.chat(messages)).ids
+
+    async def chat(self, messages: Sequence[Message], how: Rendering | None = None) -> ChatPrompt:
+        """Return the prompt of a conversation.  Raises as `chat_prompt`."""
+        template = self.template
+        if template is None:
+            raise ChatTemplateError("this model has no chat template; use completions instead")
+
+        def prompt() -> ChatPrompt:
+            text = template.render(messages, how)
+            thinking = self.dialect.thinking
+            thinks = bool(thinking) and text.rstrip().endswith(thinking)
+            return ChatPrompt(self._encode(text, add_special=False), thinks)
+
+        size = sum(len(str(message.get("content"))) for message in messages)
+        if how is not None and size < _INLINE_CHARS:
+            size += len(json.dumps(how.tools))
+        return prompt() if size < _INLINE_CHARS else await asyncio.to_thread(prompt)
+
+    async def prompt(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a text, or the ids themselves.
+
+        Raises:
+            PromptError: the text is longer than any prompt can be.
+        """
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if len(prompt) < _INLINE_CHARS:
+            return self._encode(prompt)
+        return await asyncio.to_thread(self._encode, prompt)
+
+    def _encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        if len(text) > self.max_chars:
+            raise PromptError(
+                "context_length_exceeded",
+                f"the prompt has {len(text)} characters, more than fit the model's context in any "
+                f"language; shorten the prompt",
+            )
+        return self.tokenizer.encode(text, add_special=add_special)
