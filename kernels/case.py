@@ -24,6 +24,7 @@ class Columns:
     query_starts: Tensor
     context_lens: Tensor
     block_tables: Tensor
+    num_rows: int
     num_decode_rows: int
     max_query: int
     max_context: int
@@ -105,6 +106,7 @@ def _columns(place: torch.device, context: int, queries: int) -> Columns:
         query_starts=torch.tensor([0, queries], dtype=torch.int32, device=place),
         context_lens=torch.tensor([context], dtype=torch.int32, device=place),
         block_tables=table[None].int().to(place),
+        num_rows=1,
         num_decode_rows=int(queries == 1),
         max_query=queries,
         max_context=context,

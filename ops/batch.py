@@ -21,7 +21,7 @@ class Batch:
     `state_blocks` is where each request keeps what does not grow with its length.  Layers with a
     window have `cache_slots` and `block_tables` of their own where their blocks are freed behind
     it; entries before the window are stale there.  The host integers are equal on all ranks:
-    `num_decode_rows` leading requests have one query token.
+    `num_rows` requests are expected to have tokens; `num_decode_rows` leading ones have one each.
     """
 
     tokens: Placed[Tensor, "~n", torch.int32]

@@ -59,13 +59,12 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """The graphs of a runner by bucket, captured before the first step into one memory pool.
+    """The graphs of a runner by bucket, captured before the first step into a memory pool.
 
     None is left for the step that first needs it: that would stall it, and all behind it.
     """
 
-    def __init__(self, runner: Runner, tables: DeviceTables) -> None:
-        pool = torch.cuda.graph_pool_handle() if tables.device.type == "cuda" else None
+    def __init__(self, runner: Runner, tables: DeviceTables, pool: Any = None) -> None:
         self.buckets = buckets(runner.num_slots)
         # The largest first: the others fit the memory that it took.
         self._graphs = {

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode_graph import DecodeGraphs
 from .device_tables import DeviceTables
+from .graphs import Graphs
 from .ipc.messages import StepPlan
 from .models.sampling import Choice, choose
 from .runner import Runner
@@ -20,15 +20,15 @@ from .upload import moved, uploaded
 class DeviceExecutor:
     """Queues each step behind the last; sampled ids stay on the device and feed the next step.
 
-    Decode steps replay `graphs` where these are not None and have a bucket for them; all others
-    run the emitted program.
+    Steps replay `graphs` where these are not None and have one for them; all others run the
+    emitted program.
     """
 
     def __init__(
         self,
         runner: Runner,
         tables: DeviceTables,
-        graphs: DecodeGraphs | None,
+        graphs: Graphs | None,
         transfers: Transfers | None = None,
     ) -> None:
         self._runner = runner
@@ -49,13 +49,18 @@ class DeviceExecutor:
             self._runner.copy_blocks(step.copies)
             return Sampled.download(torch.empty(0, dtype=torch.int32, device=device), None)
         if step.is_decode and not step.loads and self._graphs is not None:
-            graph = self._graphs.of(len(step.rows))
+            graph = self._graphs.decode.of(len(step.rows))
             if graph is not None:
                 self._runner.copy_blocks(step.copies)
                 logits = graph.logits(step.rows, step.sampling.position.numpy())
                 if Choice.of(step.sampling) == Choice():
                     return Sampled.download(graph.greedy()[: len(step.rows)], None)
                 return self._sample(step, logits[: len(step.rows)])
+        if self._graphs is not None and not step.loads:
+            extend = self._graphs.extend.of(step)
+            if extend is not None:
+                self._runner.copy_blocks(step.copies)
+                return self._sample(step, extend.logits(step))
         return self._sample(step, self._runner.logits(self._on_device(step), self._transfers))
 
     def _on_device(self, step: Step) -> Step:

@@ -3,9 +3,10 @@
 
 from collections.abc import Callable
 
-from .decode_graph import DecodeGraphs, buckets
+from .decode_graph import buckets
 from .device_executor import DeviceExecutor
 from .executor import Executor, HostExecutor
+from .graphs import Graphs
 from .runner import Runner
 from .transfers import Transfers
 from .warm_up import warm_up
@@ -25,5 +26,5 @@ def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
     if len(runner.groups) > 1:
         return lambda transfers: DeviceExecutor(runner, tables, None, transfers)
     warm_up(runner, tables, buckets(runner.num_slots), chunk)
-    captured = DecodeGraphs(runner, tables) if graphs else None
+    captured = Graphs.capture(runner, tables, chunk) if graphs else None
     return lambda transfers: DeviceExecutor(runner, tables, captured, transfers)

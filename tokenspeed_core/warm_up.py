@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from .device_tables import DeviceTables
+from .extend_graph import ROWS, TOKENS
 from .ops import Batch
 from .runner import Runner
 
-# Tokens of a step whose products are chosen apart; a runner's largest step comes with them.
-CHUNKS = (2, 16, 64, 512)
 # Requests of a step whose attention is compiled apart.
 REQUESTS = (1, 16, 128)
 
@@ -57,9 +56,10 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
     """
     new = functools.partial(scratch_batch, tables)
     longest = runner.max_model_len - 64
-    steps = [(count, 0, 1, 0) for count in sorted({*CHUNKS, chunk}) if count <= chunk]
+    steps = [(count, 0, 1, 0) for count in (2, *TOKENS, chunk) if count <= chunk]
     steps += [(2, 0, rows, rows // 2) for rows in REQUESTS if 3 * rows <= chunk]
-    steps += [(64, longest, 1, 1)] if longest > 64 and chunk > 64 else []
+    if longest > 0 and chunk > 64:
+        steps += [(64, longest, 1, 1), (2, longest, ROWS, 0)]
     batches: list[Callable[[], Batch]] = [
         *(functools.partial(new, *step) for step in reversed(steps)),
         *(functools.partial(_decode_batch, tables, rows) for rows in reversed(decode)),

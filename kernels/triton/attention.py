@@ -35,6 +35,8 @@ class Rows(Protocol):
     @property
     def block_tables(self) -> Tensor: ...
     @property
+    def num_rows(self) -> int: ...
+    @property
     def num_decode_rows(self) -> int: ...
     @property
     def max_query(self) -> int: ...
@@ -158,7 +160,9 @@ def _attend(
     rows, tile, stages, warps = _extend_tile(device, head_block, group, q.element_size())
     tiles = (n - decoded) // (rows // group) + requests - decoded + 1
     longest = min(batch.max_context, window + batch.max_query) if window else batch.max_context
-    busy = (triton.cdiv(n - decoded, rows // group) + requests - decoded - 1) * heads
+    # A captured batch has places for more requests than it counts on.
+    extended = max(1, batch.num_rows - decoded)
+    busy = (triton.cdiv(n - decoded, rows // group) + extended - 1) * heads
     splits = _extend_splits(device, busy, longest)
     part_o, part_lse = out, out
     if splits > 1:

@@ -2,6 +2,7 @@
 """The device path on CPU tensors: tables, buckets and sampling give the host path's tokens."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.decode_graph import BUCKETS, DecodeGraphs
 from tokenspeed_core.device_executor import DeviceExecutor
 from tokenspeed_core.device_tables import DeviceTables
+from tokenspeed_core.extend_graph import ExtendGraphs
+from tokenspeed_core.graphs import Graphs
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.upload import moved
@@ -33,7 +36,7 @@ def runner(tiny_llama: Path) -> Runner:
 
 def executor(runner: Runner, graphs: bool = True) -> DeviceExecutor:
     tables = runner.new_tables()
-    return DeviceExecutor(runner, tables, DecodeGraphs(runner, tables) if graphs else None)
+    return DeviceExecutor(runner, tables, Graphs.capture(runner, tables, 40) if graphs else None)
 
 
 @settings(deadline=None, max_examples=4, derandomize=True)
@@ -98,3 +101,15 @@ def test_a_step_to_warm_up_stays_in_scratch(runner: Runner, shape: tuple[int, ..
     for index, before in enumerate(every, 1):
         after = runner.block(index)
         assert all(torch.equal(now, was) for now, was in zip(after, before, strict=True))
+
+
+def test_steps_beyond_the_largest_size_run_without_a_graph(runner: Runner) -> None:
+    tables = runner.new_tables()
+    graphs = ExtendGraphs(runner, tables, 40, None)
+    assert graphs.sizes == (16, 32, 64)
+    step = SimpleNamespace(num_tokens=65, rows=[0], batch=SimpleNamespace(max_context=65))
+    assert graphs.of(step) is None
+    step.num_tokens = 64
+    assert graphs.of(step) is not None
+    step.rows = [0] * 17
+    assert graphs.of(step) is None

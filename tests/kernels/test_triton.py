@@ -115,6 +115,7 @@ def batch_of(
         query_starts=ints(starts + [starts[-1]] * requests),
         context_lens=ints([*contexts, *[0] * requests]),
         block_tables=ints(tables),
+        num_rows=len(counts),
         num_decode_rows=dec,
         max_query=max(counts),
         max_context=max(contexts),

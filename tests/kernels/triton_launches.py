@@ -126,6 +126,7 @@ def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], obj
             query_starts=torch.tensor([0, queries], dtype=torch.int32),
             context_lens=torch.tensor([40000], dtype=torch.int32),
             block_tables=torch.zeros(1, 2500, dtype=torch.int32),
+            num_rows=1,
             num_decode_rows=int(queries == 1),
             max_query=queries,
             max_context=40000,
