@@ -109,7 +109,7 @@ class TextCodec:
             size += len(json.dumps(how.tools))
         return prompt() if size < _INLINE_CHARS else await asyncio.to_thread(prompt)
 
-    async def prompt(self, prompt: Prompt) -> list[int]:
+    async def prompt(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
         """Return the ids of a text, or the ids themselves.
 
         Raises:
@@ -118,8 +118,8 @@ class TextCodec:
         if not isinstance(prompt, str):
             return list(prompt)
         if len(prompt) < _INLINE_CHARS:
-            return self._encode(prompt)
-        return await asyncio.to_thread(self._encode, prompt)
+            return self._encode(prompt, add_special=add_special)
+        return await asyncio.to_thread(self._encode, prompt, add_special=add_special)
 
     def _encode(self, text: str, *, add_special: bool = True) -> list[int]:
         if len(text) > self.max_chars:

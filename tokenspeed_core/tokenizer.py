@@ -43,6 +43,10 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id for id, token in added.items() if token.special)
 
+    def spelled(self, id: int) -> str | None:
+        """Return a token as the vocabulary spells it."""
+        return self.backend.id_to_token(id)
+
     def special_texts(self) -> dict[int, str]:
         """Return how the special tokens are written, by id."""
         added = self.backend.get_added_tokens_decoder()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a piece of an answer's text turns out to be."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -37,6 +37,13 @@ class CallArguments:
 
 
 Event = Content | Reasoning | CallBegun | CallArguments
+
+
+def first_call(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield the events without those of calls after the first."""
+    for event in events:
+        if not isinstance(event, CallBegun | CallArguments) or event.index == 0:
+            yield event
 
 
 @attrs.frozen

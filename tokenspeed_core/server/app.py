@@ -4,6 +4,7 @@
 import time
 from collections.abc import Awaitable, Callable
 
+import attrs
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,11 +19,14 @@ from ..ipc.messages import SessionAction
 from ..session import Session, SessionError
 from .chat import ChatEndpoint
 from .completions import CompletionEndpoint
+from .endpoint import Route as BodyRoute
 from .endpoint import Service
 from .failure import ApiError
 from .gate import Gate
 from .health import Verdict, health, readiness
+from .messages import MessageEndpoint
 from .metrics import Metrics
+from .tokens import CountTokens, Detokenize, Tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -77,17 +81,12 @@ def routes(service: Service) -> list[Route]:
         service.llm.hint(session, SessionAction.END)
         return _json({"id": name, "object": "session", "deleted": True})
 
-    chat, completions = ChatEndpoint(service), CompletionEndpoint(service)
-
-    async def post_chat(request: Request) -> Response:
-        return await chat(request)
-
-    async def post_completions(request: Request) -> Response:
-        return await completions(request)
+    async def server_info(_: Request) -> Response:
+        return _json(_info(service))
 
     return [
-        Route("/v1/chat/completions", post_chat, methods=["POST"]),
-        Route("/v1/completions", post_completions, methods=["POST"]),
+        *(Route(path, _called(body), methods=["POST"]) for path, body in bodies(service).items()),
+        Route("/server_info", server_info, methods=["GET"]),
         Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
@@ -96,6 +95,44 @@ def routes(service: Service) -> list[Route]:
         Route("/metrics", metrics, methods=["GET"]),
         Route("/version", version, methods=["GET"]),
     ]
+
+
+def bodies(service: Service) -> dict[str, BodyRoute]:
+    """Return the routes that take a body, by path."""
+    return {
+        "/v1/chat/completions": ChatEndpoint(service),
+        "/v1/completions": CompletionEndpoint(service),
+        "/v1/messages": MessageEndpoint(service),
+        "/v1/messages/count_tokens": CountTokens(service),
+        "/tokenize": Tokenize(service),
+        "/detokenize": Detokenize(service),
+    }
+
+
+def _called(route: BodyRoute) -> Handler:
+    async def call(request: Request) -> Response:
+        return await route(request)
+
+    return call
+
+
+def _info(service: Service) -> dict[str, object]:
+    config = attrs.asdict(service.llm.config, filter=lambda field, _: field.name != "api_key")
+    codec = service.llm.codec
+    limits = service.llm.client.welcome
+    return {
+        "version": __version__,
+        "model": service.model_name,
+        "started": service.started,
+        "in_flight": service.in_flight,
+        "is_draining": service.is_draining,
+        "dialect": codec.dialect.name,
+        "takes_tools": codec.dialect.takes_calls
+        and codec.template is not None
+        and "tools" in codec.template.takes,
+        "limits": msgspec.structs.asdict(limits) if limits else None,
+        "config": config,
+    }
 
 
 def _model(service: Service) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 from ..chat_template import Rendering
 from ..completion import Completion, TextDelta
 from ..detokenizer import TokenText
-from ..dialect.event import Answer, CallArguments, CallBegun, Content, Event, Reasoning
+from ..dialect.event import Answer, CallArguments, CallBegun, Content, Event, Reasoning, first_call
 from ..dialect.reader import DialectReader
 from .answer import (
     ChatChoice,
@@ -143,13 +143,9 @@ class ChatWriter(Writer):
             yield ChatMessage("assistant", "")
 
     def _wanted(self, events: Iterable[Event]) -> Iterator[Event]:
-        one_call = not self._fields.parallel_tool_calls
-        for event in events:
-            if isinstance(event, CallBegun | CallArguments) and one_call and event.index > 0:
-                continue
-            if isinstance(event, Reasoning) and not self._fields.include_reasoning:
-                continue
-            yield event
+        for event in events if self._fields.parallel_tool_calls else first_call(events):
+            if self._fields.include_reasoning or not isinstance(event, Reasoning):
+                yield event
 
     def _reason(self, reason: str | None, reader: DialectReader) -> str | None:
         if reason != "stop" or not reader.num_calls:

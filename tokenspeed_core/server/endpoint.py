@@ -52,31 +52,29 @@ class Job:
     table: TokenText | None = None  # how tokens are spelled; None: as text for the user
 
 
-class Endpoint(ABC, Generic[Fields]):
-    """A route that generates; a subclass knows one request and answer format."""
+class Route(ABC):
+    """A route that takes a body; never raises for what a client or a lost engine did."""
 
-    fields: type[Fields]
     prompt_field: str
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     @abstractmethod
-    async def job(self, fields: Fields) -> Job:
-        """Return what to generate and how to write it."""
+    async def respond(self, request: Request) -> Response:
+        """Answer a request."""
 
     async def __call__(self, request: Request) -> Response:
-        """Answer a request; never raises for what a client or a lost engine did."""
+        """Answer a request, or tell what went wrong."""
         try:
-            fields = parse(await read_body(request), self.fields, self.service.metrics.ignored)
-            self._check(fields)
-            return await until_disconnect(request.receive, self._answer(fields))
+            return await self.respond(request)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
         except Exception as error:
-            return self._failure(error).response()
+            return self.failure(error).response()
 
-    def _failure(self, error: Exception) -> ApiError:
+    def failure(self, error: Exception) -> ApiError:
+        """Return what the client is told, having logged and counted it."""
         failure = api_error(error, self.prompt_field)
         if failure is None:
             log.error("a request failed by our own fault", exc_info=error)
@@ -85,17 +83,33 @@ class Endpoint(ABC, Generic[Fields]):
         self.service.metrics.failed(failure.status, failure.code)
         return failure
 
-    def _check(self, fields: Fields) -> None:
+    def check(self, model: str) -> None:
+        """Raise ApiError if the server is on its way out or serves no such model."""
         if self.service.is_draining:
             raise ApiError(503, "the server is shutting down; try another one", code="draining")
-        if fields.model != self.service.model_name:
+        if model != self.service.model_name:
             raise ApiError(
                 404,
-                f"the model {fields.model[:100]!r} is not served here; "
-                f"{self.service.model_name!r} is",
+                f"the model {model[:100]!r} is not served here; {self.service.model_name!r} is",
                 param="model",
                 code="model_not_found",
             )
+
+
+class Endpoint(Route, Generic[Fields]):
+    """A route that generates; a subclass knows one request and answer format."""
+
+    fields: type[Fields]
+
+    @abstractmethod
+    async def job(self, fields: Fields) -> Job:
+        """Return what to generate and how to write it."""
+
+    async def respond(self, request: Request) -> Response:
+        """Answer a request for as long as the client is there."""
+        fields = parse(await read_body(request), self.fields, self.service.metrics.ignored)
+        self.check(fields.model)
+        return await until_disconnect(request.receive, self._answer(fields))
 
     async def _answer(self, fields: Fields) -> Response:
         started = time.perf_counter()
@@ -156,5 +170,5 @@ class Endpoint(ABC, Generic[Fields]):
             for event in writer.end():
                 yield event
         except Exception as error:
-            for event in writer.failed(self._failure(error)):
+            for event in writer.failed(self.failure(error)):
                 yield event

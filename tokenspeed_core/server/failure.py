@@ -50,12 +50,13 @@ class ApiError(Exception):
         """Return the JSON of OpenAI's error object."""
         return msgspec.json.encode(
             {
+                "type": "error",  # where Anthropic's clients look
                 "error": {
                     "message": self.message,
                     "type": _TYPES[self.status],
                     "param": self.param,
                     "code": self.code,
-                }
+                },
             }
         )
 

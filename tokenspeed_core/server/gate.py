@@ -48,10 +48,12 @@ class Gate:
         named = dict(headers)
         if self._key and scope["path"] not in OPEN_PATHS:
             given = named.get(b"authorization", b"")
+            if b"x-api-key" in named:  # what Anthropic's clients send
+                given = b"Bearer " + named[b"x-api-key"]
             if not hmac.compare_digest(given, b"Bearer " + self._key):
                 raise ApiError(
                     401,
-                    "missing or wrong API key; send it as `Authorization: Bearer KEY`",
+                    "missing or wrong API key; send `Authorization: Bearer KEY` or `x-api-key`",
                     code="invalid_api_key",
                 )
         length = named.get(b"content-length", b"0")

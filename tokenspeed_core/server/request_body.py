@@ -222,6 +222,7 @@ HARMLESS = frozenset(
 )
 
 Fields = TypeVar("Fields", bound=GenerationFields)
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 async def read_body(request: Request) -> bytes:
@@ -240,7 +241,7 @@ async def read_body(request: Request) -> bytes:
         raise ApiError(400, "the client left while sending the request") from None
 
 
-def parse(body: bytes, fields: type[Fields], ignored: Callable[[str], None]) -> Fields:
+def parse(body: bytes, fields: type[Body], ignored: Callable[[str], None]) -> Body:
     """Return the request's fields; `ignored` hears the name of each field that has no effect.
 
     Raises:
