@@ -28,6 +28,9 @@ class Columns:
     num_decode_rows: int
     max_query: int
     max_context: int
+    shared_parts: Tensor | None = None
+    shared_rows: Tensor | None = None
+    most_parts: int = 0
 
 
 @attrs.frozen(eq=False)

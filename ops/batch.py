@@ -22,6 +22,12 @@ class Batch:
     window have `cache_slots` and `block_tables` of their own where their blocks are freed behind
     it; entries before the window are stale there.  The host integers are equal on all ranks:
     `num_rows` requests are expected to have tokens; `num_decode_rows` leading ones have one each.
+
+    Requests of a decode step may have leading blocks in common; kernels may then read each of these
+    once.  A part [first, count, begin, end, number] is a range of keys, begin to end, that
+    requests `shared_rows[first : first + count, 0]` have in the same blocks; it is the number-th
+    part of each.  Row i also says how many leading tokens of request i, and in how many parts, are
+    shared.  Counts of no meaning are 0, and no request has more than `most_parts`.
     """
 
     tokens: Placed[Tensor, "~n", torch.int32]
@@ -38,6 +44,9 @@ class Batch:
     max_context: int
     window_slots: Placed[Tensor, "~n", torch.int64] | None = None
     window_tables: Placed[Tensor, "~r t", torch.int32] | None = None
+    shared_parts: Placed[Tensor, "~p f", torch.int32] | None = None
+    shared_rows: Placed[Tensor, "~r c", torch.int32] | None = None
+    most_parts: int = 0
 
     def padded(self, multiple: int) -> "Batch":
         """Return the batch with its tokens padded to a multiple; they write to scratch."""

@@ -10,8 +10,11 @@ from torch import Tensor
 from .block_table import Int32
 from .device_tables import DeviceTables
 from .graph import Graph
+from .ops.batch import Batch
 from .ops.sampling import chosen, pick
 from .runner import Runner
+from .shared_columns import SharedColumns
+from .shared_prefix import MIN_ROWS, SharedPrefix
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -19,15 +22,26 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 class DecodeGraph:
     """The two graphs of one bucket; rows beyond a step's own read and write scratch."""
 
-    def __init__(self, bucket: int, runner: Runner, tables: DeviceTables, pool: Any) -> None:
+    def __init__(
+        self,
+        bucket: int,
+        runner: Runner,
+        tables: DeviceTables,
+        pool: Any,
+        columns: SharedColumns | None = None,
+    ) -> None:
+        """Capture; with `columns`, steps whose rows share what these will say."""
         self._bucket = bucket
         self._tables = tables
         self._inputs = torch.ones(2, bucket, dtype=torch.int32, device=tables.device)
         self._inputs[0] = tables.padding_slot
         slots, lens = self._inputs
+        self._columns = columns
+        self._shared: SharedPrefix | None = None  # what the columns say
 
         def forward() -> Tensor:
-            return runner.forward(tables.decode_batch(slots, lens))
+            batch = tables.decode_batch(slots, lens)
+            return runner.forward(columns.added_to(batch) if columns else batch)
 
         def choose() -> Tensor:
             tokens = chosen(pick(self._forward.result))[:, 0].int()
@@ -49,6 +63,16 @@ class DecodeGraph:
         self._inputs.copy_(pinned, non_blocking=True)
         return self._forward.replay()
 
+    def find_shared(self, batch: Batch) -> SharedPrefix | None:
+        """Return what the rows of a decode step share; its tables are on the host."""
+        return self._columns.find(batch, self._tables.block_size) if self._columns else None
+
+    def share(self, shared: SharedPrefix) -> None:
+        """Queue what rows share from the next step on."""
+        if self._columns and shared is not self._shared:
+            self._shared = shared
+            self._columns.write(shared)
+
     def greedy(self) -> Tensor:
         """Queue the greedy choice on these logits; return tokens [bucket], kept as next inputs."""
         return self._choose.replay()
@@ -67,14 +91,33 @@ class DecodeGraphs:
     def __init__(self, runner: Runner, tables: DeviceTables, pool: Any = None) -> None:
         self.buckets = buckets(runner.num_slots)
         # The largest first: the others fit the memory that it took.
+        largest_first = tuple(reversed(self.buckets))
         self._graphs = {
-            bucket: DecodeGraph(bucket, runner, tables, pool) for bucket in reversed(self.buckets)
+            bucket: DecodeGraph(bucket, runner, tables, pool) for bucket in largest_first
+        }
+        # Apart, so that steps that share nothing take no part in what sharing costs.
+        self._sharing = {
+            bucket: DecodeGraph(bucket, runner, tables, pool, columns)
+            for bucket in largest_first
+            if (columns := shared_columns(runner, bucket))
         }
 
     def of(self, rows: int) -> DecodeGraph | None:
         """Return the graphs of the smallest bucket for so many rows; None if there is none."""
         at = bisect_left(self.buckets, rows)
         return self._graphs[self.buckets[at]] if at < len(self.buckets) else None
+
+    def sharing(self, rows: int) -> DecodeGraph | None:
+        """Return what `of` does, for steps whose rows share leading blocks."""
+        at = bisect_left(self.buckets, rows)
+        return self._sharing.get(self.buckets[at]) if at < len(self.buckets) else None
+
+
+def shared_columns(runner: Runner, bucket: int) -> SharedColumns | None:
+    """Return columns for a step of that size; None if so few rows or such layers cannot share."""
+    if bucket < MIN_ROWS or not runner.shared_parts:
+        return None
+    return SharedColumns.of(bucket, runner.shared_parts, runner.device)
 
 
 def buckets(num_slots: int) -> tuple[int, ...]:

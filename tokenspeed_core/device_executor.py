@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .block_table import Int32
+from .decode_graph import DecodeGraph, DecodeGraphs
 from .device_tables import DeviceTables
 from .graphs import Graphs
 from .ipc.messages import StepPlan
 from .models.sampling import Choice, choose
 from .runner import Runner
 from .sampled import Sampled
+from .shared_prefix import SharedPrefix
 from .slots import Slots, Step
 from .transfers import Transfers
 from .upload import moved, uploaded
@@ -36,6 +39,9 @@ class DeviceExecutor:
         self._graphs = graphs
         self._transfers = transfers
         self._slots: Slots = runner.new_slots()
+        # What these rows share; it holds while their slots keep their requests.
+        self._sharers: Int32 | None = None
+        self._shared: SharedPrefix | None = None
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Sampled:
@@ -44,12 +50,14 @@ class DeviceExecutor:
         if self._transfers is not None:
             self._transfers.start(plan)
         self._tables.append(step.blocks[: len(self._tables.block_tables)])
+        if plan.removed_slots:
+            self._sharers = None
         device = self._tables.device
         if step.num_tokens == 0:
             self._runner.copy_blocks(step.copies)
             return Sampled.download(torch.empty(0, dtype=torch.int32, device=device), None)
         if step.is_decode and not step.loads and self._graphs is not None:
-            graph = self._graphs.decode.of(len(step.rows))
+            graph = self._decode_graph(step, self._graphs.decode)
             if graph is not None:
                 self._runner.copy_blocks(step.copies)
                 logits = graph.logits(step.rows, step.sampling.position.numpy())
@@ -62,6 +70,16 @@ class DeviceExecutor:
                 self._runner.copy_blocks(step.copies)
                 return self._sample(step, extend.logits(step))
         return self._sample(step, self._runner.logits(self._on_device(step), self._transfers))
+
+    def _decode_graph(self, step: Step, graphs: DecodeGraphs) -> DecodeGraph | None:
+        graph = graphs.sharing(len(step.rows))
+        if graph is not None:
+            if self._sharers is None or not np.array_equal(step.rows, self._sharers):
+                self._sharers, self._shared = step.rows, graph.find_shared(step.batch)
+            if self._shared is not None:
+                graph.share(self._shared)
+                return graph
+        return graphs.of(len(step.rows))
 
     def _on_device(self, step: Step) -> Step:
         batch = moved(step.batch, self._tables.device)

@@ -18,6 +18,7 @@ from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .models.sampling import Choice, sample, sampled_batch
 from .ops import Batch
+from .ops.attention import LayerKV
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
@@ -108,6 +109,20 @@ class Runner:
     def max_blocks(self) -> int:
         """The most blocks of a slot."""
         return -(-self.max_model_len // self.block_size)
+
+    @property
+    def shared_parts(self) -> int:
+        """In how many parts rows that share keys read them; 0 if attention is of no such kind.
+
+        One program a kv head reads a part, and two fill a processor.
+        """
+        cache = self._caches[0]
+        if not isinstance(cache, LayerKV):
+            return 0
+        programs = 4
+        if self.device.type == "cuda":
+            programs = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return max(8, 2 * programs // cache.k.shape[1])
 
     def block(self, index: int) -> list[Tensor]:
         """Return a copy of a block's tensors, layer by layer."""

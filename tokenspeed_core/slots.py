@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The persistent batch: what a worker knows of each slot, changed only by step plans."""
 
+from typing import Any
+
 import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .block_groups import BlockGroups
 from .block_table import BlockTable, Int32
@@ -227,7 +228,7 @@ class Slots:
 
     def _windowed(
         self, rows: Int32, token_slots: Int32, positions: Int32, width: int
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         if self._window is None:
             return {}
         return {

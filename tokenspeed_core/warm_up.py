@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from .decode_graph import shared_columns
 from .device_tables import DeviceTables
 from .extend_graph import ROWS, TOKENS
 from .ops import Batch
@@ -63,6 +64,7 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
     batches: list[Callable[[], Batch]] = [
         *(functools.partial(new, *step) for step in reversed(steps)),
         *(functools.partial(_decode_batch, tables, rows) for rows in reversed(decode)),
+        *_sharing_batches(runner, tables, decode),
     ]
 
     def run(batch: Callable[[], Batch]) -> None:
@@ -82,3 +84,14 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
 def _decode_batch(tables: DeviceTables, rows: int) -> Batch:
     slots = torch.full((rows,), tables.padding_slot, dtype=torch.int32, device=tables.device)
     return tables.decode_batch(slots, torch.ones_like(slots))
+
+
+def _sharing_batches(
+    runner: Runner, tables: DeviceTables, decode: Sequence[int]
+) -> list[Callable[[], Batch]]:
+    found = [(rows, shared_columns(runner, rows)) for rows in reversed(decode)]
+    return [
+        lambda rows=rows, columns=columns: columns.added_to(_decode_batch(tables, rows))
+        for rows, columns in found
+        if columns is not None
+    ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from .decode_attention import decode
 from .device import MERGES, Device, counters, device_of
 from .extend_attention import extend, merge, prepare
+from .shared_attention import attend_shared
 
 # Below this many keys a part of a context is not worth a program of its own.
 MIN_SPLIT = 64
@@ -21,6 +22,8 @@ _MIN_EXTEND_SPLIT = 1024
 MAX_EXTEND_SPLITS = 32
 # Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
 _REQUEST_BLOCKS = (16, 128, 1024, 8192)
+# Parts that a merge loads at once.
+_PARTS = 8
 
 
 class Rows(Protocol):
@@ -42,6 +45,12 @@ class Rows(Protocol):
     def max_query(self) -> int: ...
     @property
     def max_context(self) -> int: ...
+    @property
+    def shared_parts(self) -> Tensor | None: ...
+    @property
+    def shared_rows(self) -> Tensor | None: ...
+    @property
+    def most_parts(self) -> int: ...
 
 
 def rope_attention(
@@ -134,19 +143,40 @@ def _attend(
         tile, warps = _decode_tile(device, head_block, k_cache.element_size())
         splits = _decode_splits(device, decoded, heads, batch.max_context)
         shape = (decoded, heads, splits, group, h)
-        assert decoded * heads <= MERGES or splits == 1
-        part_o = torch.empty(shape if splits > 1 else 1, dtype=torch.float32, device=q.device)
+        # What a window hides is not shared; a mixed step's host integers do not tell who shares.
+        parts, rows = batch.shared_parts, batch.shared_rows
+        shares = everyone and not window and parts is not None and rows is not None
+        merges = splits > 1 or shares
+        assert decoded * heads <= MERGES or not merges
+        part_o = torch.empty(shape if merges else 1, dtype=torch.float32, device=q.device)
         part_ml = torch.empty(
-            (*shape[:-1], 2) if splits > 1 else 1, dtype=torch.float32, device=q.device
+            (*shape[:-1], 2) if merges else 1, dtype=torch.float32, device=q.device
         )
+        shared_o, shared_ml = part_o, part_ml
+        if shares:
+            assert parts is not None
+            shape = (requests, batch.most_parts, heads, group, h)
+            shared_o = torch.empty(shape, dtype=torch.float32, device=q.device)
+            shared_ml = torch.empty((*shape[:-1], 2), dtype=torch.float32, device=q.device)
+            height, tall, stages, wide = _shared_tile(
+                device, requests * group, head_block, group, k_cache.element_size()
+            )
+            tiles = triton.cdiv(requests, height // group)
+            attend_shared[(tiles, heads, len(parts))](
+                q, q_gain, cos, sin, k_cache, v_cache, batch.query_starts, table, parts, rows,
+                shared_o, shared_ml, q.stride(0), k_cache.stride(0), table.stride(0),
+                batch.most_parts, scale, eps, heads, group, h, head_block, size, width,
+                gains is not None, height, tall, stages, pdl, **device.options(wide),
+            )  # fmt: skip
         grid = (max(requests, n) if everyone else decoded, heads, splits)
         decode[grid](
             q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, batch.cache_slots,
             batch.query_starts, lengths, table, sink, out, part_o, part_ml, counters(q),
-            n if everyone else 0, decoded, *strides, table.stride(0), splits, scale, eps,
-            heads, group, group_block, h, head_block, size, width, gains is not None, *marks,
-            block, tile, 2 * device.processors, MIN_SPLIT, min(2, device.max_stages), pdl,
-            **device.options(warps),
+            rows if shares else lengths, shared_o, shared_ml, n if everyone else 0,
+            decoded, *strides, table.stride(0), splits, batch.most_parts, scale, eps,
+            heads, group, triton.next_power_of_2(group), group_block, h, head_block, size, width,
+            gains is not None, *marks, shares, block, tile, _PARTS, 2 * device.processors,
+            MIN_SPLIT, min(2, device.max_stages), pdl, **device.options(warps),
         )  # fmt: skip
         if everyone:
             return out
@@ -157,12 +187,12 @@ def _attend(
         heads, group, triton.next_power_of_2(group), h, head_block, size, width,
         gains is not None, angles is not None, pdl, **device.options(1),
     )  # fmt: skip
-    rows, tile, stages, warps = _extend_tile(device, head_block, group, q.element_size())
-    tiles = (n - decoded) // (rows // group) + requests - decoded + 1
+    height, tile, stages, warps = _extend_tile(device, head_block, group, q.element_size())
+    tiles = (n - decoded) // (height // group) + requests - decoded + 1
     longest = min(batch.max_context, window + batch.max_query) if window else batch.max_context
     # A captured batch has places for more requests than it counts on.
     extended = max(1, batch.num_rows - decoded)
-    busy = (triton.cdiv(n - decoded, rows // group) + extended - 1) * heads
+    busy = (triton.cdiv(n - decoded, height // group) + extended - 1) * heads
     splits = _extend_splits(device, busy, longest)
     part_o, part_lse = out, out
     if splits > 1:
@@ -171,7 +201,7 @@ def _attend(
     extend[(tiles, heads, splits)](
         turned, k_cache, v_cache, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
         n, decoded, requests, turned.stride(0), k_cache.stride(0), table.stride(0), splits,
-        scale, heads, group, h, head_block, size, *marks, block, rows, tile, splits > 1, stages,
+        scale, heads, group, h, head_block, size, *marks, block, height, tile, splits > 1, stages,
         pdl, **device.options(warps),
     )  # fmt: skip
     if splits > 1:
@@ -200,6 +230,16 @@ def _decode_splits(device: Device, requests: int, heads: int, max_context: int) 
     most = triton.cdiv(2 * device.processors, heads)
     room = max(1, 16 * device.processors // (requests * heads))
     return int(max(1, min(most, room, triton.cdiv(max_context, MIN_SPLIT))))
+
+
+def _shared_tile(
+    device: Device, rows: int, head_block: int, group: int, itemsize: int
+) -> tuple[int, int, int, int]:
+    """Return (rows, keys a step, stages, warps) for so many rows of one kv head."""
+    height, tile, stages, warps = _extend_tile(device, head_block, group, itemsize)
+    while height >= 2 * max(rows, 16, group):
+        height //= 2
+    return height, tile, stages, warps
 
 
 def _extend_tile(

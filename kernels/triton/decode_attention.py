@@ -5,7 +5,8 @@ Dims: R requests, K kv heads, G query heads each, D head dim, S slots a block.  
 kv head, split) reads one range of keys for all G heads; splits are equal shares of the step's
 tokens, counted on the device, so that one launch fits any lengths.  The last split holds the new
 key and value, which it writes to the cache and takes from registers: no other program waits.  The
-last program to arrive merges the parts of its head in order.
+last program to arrive merges the parts of its head in order,
+and those of keys that were read once for many requests (`shared_attention.py`).
 """
 
 import triton
@@ -23,7 +24,7 @@ def normed_and_turned(
     """Return float32 `[rows,BD]` heads at `base[rows,1]`: normed by `gain`, first R rotated.
 
     Each step is rounded to DTYPE as the ops that stand alone round.  `cos`, `sin` are pointers to
-    the row's angles.
+    the angles, of one row for all or `[rows,1]`.
     """
     other = tl.where(d < R // 2, d + R // 2, tl.where(d < R, d - R // 2, d))
     ok = live & (d < D)[None, :]
@@ -39,26 +40,59 @@ def normed_and_turned(
             turned = (turned * scale).to(DTYPE).to(tl.float32) * own[None, :]
             turned = turned.to(DTYPE).to(tl.float32)
     if R:
-        c = tl.load(cos + d, mask=d < R, other=1.0)
-        s = tl.load(sin + d, mask=d < R, other=0.0) * tl.where(d < R // 2, -1.0, 1.0)
-        value = value * c[None, :] + turned * s[None, :]
+        turns = (d < R)[None, :]
+        c = tl.load(cos + d[None, :], mask=turns, other=1.0)
+        s = tl.load(sin + d[None, :], mask=turns, other=0.0)
+        value = value * c + turned * (s * tl.where(d < R // 2, -1.0, 1.0)[None, :])
     return value
 
 
-@triton.jit(do_not_specialize=["tokens", "requests", "most_splits", "table_stride"])
+@triton.jit
+def merged(
+    part_o, part_ml, first, stride, count, m, mass, acc, g, d,
+    G: tl.constexpr, D: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Fold `count` parts into the softmax `m[g]`, `mass[g]`, `acc[g,d]`, of base 2.
+
+    Head g of part i is row `first + i * stride + g` of `part_o[.,D]` and `part_ml[.,2]`.
+    """
+    for i in range(0, count, BP):
+        # Several parts at once: their loads do not wait for each other.
+        p = i + tl.arange(0, BP)
+        at = (first + p * stride)[:, None] + g[None, :]
+        held = (p < count)[:, None] & (g < G)[None, :]
+        mi = tl.load(part_ml + at * 2, mask=held, other=float("-inf"), cache_modifier=".cg")
+        li = tl.load(part_ml + at * 2 + 1, mask=held, other=0.0, cache_modifier=".cg")
+        oi = tl.load(
+            part_o + at[:, :, None] * D + d[None, None, :],
+            mask=held[:, :, None] & (d < D)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        top = tl.maximum(m, tl.max(mi, 0))
+        safe = tl.where(top == float("-inf"), 0.0, top)  # of heads that are none
+        fade = tl.exp2(m - safe)
+        grow = tl.exp2(mi - safe[None, :])
+        acc = acc * fade[:, None] + tl.sum(oi * grow[:, :, None], 0)
+        mass = mass * fade + tl.sum(li * grow, 0)
+        m = top
+    return m, mass, acc
+
+
+@triton.jit(do_not_specialize=["tokens", "requests", "most_splits", "most_parts", "table_stride"])
 def decode(
     q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, slots, starts, lengths, table, sinks, out,
-    part_o, part_ml, counter, tokens, requests, q_stride, k_stride, v_stride, block_stride,
-    table_stride, most_splits, scale, eps,
-    K: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-    S: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
-    SINKS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, SHARES: tl.constexpr,
-    MIN: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    part_o, part_ml, counter, rows, shared_o, shared_ml, tokens, requests, q_stride, k_stride,
+    v_stride, block_stride, table_stride, most_splits, most_parts, scale, eps,
+    K: tl.constexpr, G: tl.constexpr, GM: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr, S: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
+    SINKS: tl.constexpr, SHARED: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr,
+    BP: tl.constexpr, SHARES: tl.constexpr, MIN: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """`out[tokens,K,G,D]` of `q[tokens,K,G,D]`, `k`, `v` `[tokens,K,D]`, given by row strides.
 
     SHARES programs are to be filled; no split is below MIN tokens.  A request without a query and
-    a token without a request cost nothing but zeros.
+    a token without a request cost nothing but zeros.  With SHARED the leading keys of a request
+    were attended to by `attend_shared`, whose parts are merged here.
     """
     request = tl.program_id(0)
     head = tl.program_id(1)
@@ -85,6 +119,9 @@ def decode(
     if WINDOW:
         low = tl.maximum(length - WINDOW, 0)
         total = tl.minimum(total, requests * WINDOW)
+    if SHARED:
+        low = tl.load(rows + request * 3 + 1, mask=real, other=0)
+        total -= tl.sum(tl.load(rows + r * 3 + 1, mask=r < requests, other=0))
     before = tl.maximum(length - 1 - low, 0)
     share = tl.maximum(tl.cdiv(total * K, SHARES), MIN)
     splits = tl.minimum(tl.maximum((before + share // 2) // share, 1), most_splits)
@@ -146,8 +183,8 @@ def decode(
             m = top
         if PDL:
             gdc_launch_dependents()
-        to = out + ((row * K + head) * G + g[:, None]) * D + d[None, :]
-        if splits == 1:
+        if (splits == 1) & (not SHARED):
+            to = out + ((row * K + head) * G + g[:, None]) * D + d[None, :]
             tl.store(to, (acc / mass[:, None]).to(DTYPE), mask=group)
         else:
             unit = request * K + head
@@ -159,24 +196,21 @@ def decode(
             seen = tl.atomic_add(counter + unit, 1, sem="acq_rel", scope="gpu")
             if seen == splits - 1:
                 tl.debug_barrier()
-                m = tl.full([GP], float("-inf"), tl.float32)
-                mass = tl.zeros([GP], tl.float32)
-                acc = tl.zeros([GP, BD], tl.float32)
-                for i in range(splits):
-                    their = (unit * most_splits + i) * G + g
-                    mi = tl.load(part_ml + their * 2, mask=g < G, other=0.0, cache_modifier=".cg")
-                    li = tl.load(
-                        part_ml + their * 2 + 1, mask=g < G, other=1.0, cache_modifier=".cg"
-                    )
-                    oi = tl.load(
-                        part_o + their[:, None].to(tl.int64) * D + d[None, :],
-                        mask=group, other=0.0, cache_modifier=".cg",
-                    )  # fmt: skip
-                    top = tl.maximum(m, mi)
-                    fade = tl.exp2(m - top)
-                    grow = tl.exp2(mi - top)
-                    acc = acc * fade[:, None] + oi * grow[:, None]
-                    mass = mass * fade + li * grow
-                    m = top
                 tl.store(counter + unit, 0)
-                tl.store(to, (acc / mass[:, None]).to(DTYPE), mask=group)
+                e = tl.arange(0, GM)
+                m_all = tl.full([GM], float("-inf"), tl.float32)
+                mass_all = tl.zeros([GM], tl.float32)
+                acc_all = tl.zeros([GM, BD], tl.float32)
+                own = (unit * most_splits).to(tl.int64) * G
+                m_all, mass_all, acc_all = merged(
+                    part_o, part_ml, own, G, splits, m_all, mass_all, acc_all, e, d, G, D, BP
+                )
+                if SHARED:
+                    first = (request.to(tl.int64) * most_parts * K + head) * G
+                    m_all, mass_all, acc_all = merged(
+                        shared_o, shared_ml, first, K * G, tl.load(rows + request * 3 + 2),
+                        m_all, mass_all, acc_all, e, d, G, D, BP,
+                    )  # fmt: skip
+                to_all = out + ((row * K + head) * G + e[:, None]) * D + d[None, :]
+                ok_all = (e < G)[:, None] & (d < D)[None, :]
+                tl.store(to_all, (acc_all / mass_all[:, None]).to(DTYPE), mask=ok_all)

@@ -59,11 +59,15 @@ def prepare(
 
 
 @triton.jit
-def _keys(
+def fold(
     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride,
     D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys `n` to `n + BN` into the softmax `m`, `mass`, `acc`, of base 2."""
+    """Fold keys `n` to `n + BN` into the softmax `m`, `mass`, `acc`, of base 2.
+
+    With MASK keys from `end` on do not count, and with CAUSAL none that a row has not `seen`.
+    """
     at = n + tl.arange(0, BN)
     DTYPE: tl.constexpr = query.dtype
     if MASK:
@@ -79,7 +83,9 @@ def _keys(
         keys = tl.load(k_cache + place).to(DTYPE)
     x = tl.dot(query, keys.T, input_precision="ieee")
     if MASK:
-        visible = (at[None, :] <= seen[:, None]) & ok[None, :]
+        visible = ok[None, :]
+        if CAUSAL:
+            visible = (at[None, :] <= seen[:, None]) & visible
         if WINDOW:
             visible = visible & (at[None, :] > seen[:, None] - WINDOW)
         x = tl.where(visible, x, float("-inf"))
@@ -169,14 +175,14 @@ def extend(
             # Keys that every row sees need no mask.
             free = tl.maximum(begin, tl.minimum(end, prefix + offset + 1) // BN * BN)
             for n in tl.range(begin, free, BN, num_stages=STAGES):
-                m, mass, acc = _keys(
+                m, mass, acc = fold(
                     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                    block_stride, D, S, BN, WINDOW, False,
+                    block_stride, D, S, BN, WINDOW, False, True,
                 )  # fmt: skip
         for n in tl.range(free, end, BN, num_stages=STAGES):
-            m, mass, acc = _keys(
+            m, mass, acc = fold(
                 query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                block_stride, D, S, BN, WINDOW, True,
+                block_stride, D, S, BN, WINDOW, True, True,
             )  # fmt: skip
         result = (acc / tl.where(mass == 0, 1.0, mass)[:, None]).to(DTYPE)
         if not SPLIT:

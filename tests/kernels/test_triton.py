@@ -119,6 +119,9 @@ def batch_of(
         num_decode_rows=dec,
         max_query=max(counts),
         max_context=max(contexts),
+        shared_parts=None,
+        shared_rows=None,
+        most_parts=0,
     )
 
 

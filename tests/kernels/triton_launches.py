@@ -120,25 +120,29 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
 
 def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = []
-    for queries in (1, 200):
+    for requests, queries, sharing in ((1, 1, False), (32, 1, True), (1, 200, False)):
         batch = SimpleNamespace(
-            cache_slots=torch.zeros(queries, dtype=torch.int64),
-            query_starts=torch.tensor([0, queries], dtype=torch.int32),
-            context_lens=torch.tensor([40000], dtype=torch.int32),
-            block_tables=torch.zeros(1, 2500, dtype=torch.int32),
-            num_rows=1,
-            num_decode_rows=int(queries == 1),
+            cache_slots=torch.zeros(requests * queries, dtype=torch.int64),
+            query_starts=torch.arange(requests + 1, dtype=torch.int32) * queries,
+            context_lens=torch.full((requests,), 40000, dtype=torch.int32),
+            block_tables=torch.zeros(requests, 2500, dtype=torch.int32),
+            num_rows=requests,
+            num_decode_rows=requests if queries == 1 else 0,
             max_query=queries,
             max_context=40000,
+            shared_parts=torch.zeros(33, 5, dtype=torch.int32) if sharing else None,
+            shared_rows=torch.zeros(requests, 3, dtype=torch.int32) if sharing else None,
+            most_parts=33,
         )
+        n = requests * queries
         kv = torch.empty(1, 2, 16, h, dtype=dtype)
-        qkv, gain = torch.empty(queries, 12 * h, dtype=dtype), torch.empty(h, dtype=dtype)
+        qkv, gain = torch.empty(n, 12 * h, dtype=dtype), torch.empty(h, dtype=dtype)
         if plain:
             q, k = qkv[:, : 8 * h].view(-1, 2, 4, h), qkv[:, 8 * h : 10 * h].view(-1, 2, h)
             sinks = torch.empty(2, 4, dtype=dtype)
             call = partial(attention.paged_attention, q, k, k, kv, kv, batch, 0.1, 128, sinks)
         else:
-            angles = torch.empty(queries, h)
+            angles = torch.empty(n, h)
             call = partial(
                 attention.rope_attention, qkv, gain, gain, angles, angles, kv, kv, batch, 0.1, 0,
                 1e-6,
