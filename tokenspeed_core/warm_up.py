@@ -13,6 +13,7 @@ from .device_tables import DeviceTables
 from .extend_graph import ROWS, TOKENS
 from .ops import Batch
 from .runner import Runner
+from .shared_columns import SharedColumns
 
 # Requests of a step whose attention is compiled apart.
 REQUESTS = (1, 16, 128)
@@ -64,7 +65,11 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
     batches: list[Callable[[], Batch]] = [
         *(functools.partial(new, *step) for step in reversed(steps)),
         *(functools.partial(_decode_batch, tables, rows) for rows in reversed(decode)),
-        *_sharing_batches(runner, tables, decode),
+        *(
+            functools.partial(_sharing_batch, tables, rows, columns)
+            for rows in reversed(decode)
+            if (columns := shared_columns(runner, rows))
+        ),
     ]
 
     def run(batch: Callable[[], Batch]) -> None:
@@ -86,12 +91,5 @@ def _decode_batch(tables: DeviceTables, rows: int) -> Batch:
     return tables.decode_batch(slots, torch.ones_like(slots))
 
 
-def _sharing_batches(
-    runner: Runner, tables: DeviceTables, decode: Sequence[int]
-) -> list[Callable[[], Batch]]:
-    found = [(rows, shared_columns(runner, rows)) for rows in reversed(decode)]
-    return [
-        lambda rows=rows, columns=columns: columns.added_to(_decode_batch(tables, rows))
-        for rows, columns in found
-        if columns is not None
-    ]
+def _sharing_batch(tables: DeviceTables, rows: int, columns: SharedColumns) -> Batch:
+    return columns.added_to(_decode_batch(tables, rows))
