@@ -82,6 +82,7 @@ def test_shared_blocks_are_read_once(shape, k, g, h, spare, dtype, monkeypatch) 
         query_starts=there(range(n + 1)),
         context_lens=there([*lens, *[1] * spare]),
         block_tables=there(wide),
+        num_rows=requests,
         num_decode_rows=n,
         max_query=1,
         max_context=int(lens.max()),
