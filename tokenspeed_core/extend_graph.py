@@ -16,20 +16,16 @@ from .slots import Step
 
 TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 ROWS = 16
-# Over how many programs a context is spread is part of a graph: short ones have their own.
-_SHORT = 4096
 
 
 class ExtendGraph:
-    """A step of at most `size` tokens and ROWS requests, none with more than `context` tokens.
+    """A step of at most `size` tokens and ROWS requests.
 
     A token has four columns: its id, the slot whose last token it is instead or -1, its row, its
     position.  Those beyond a step's own belong to a last row, without a request, in scratch.
     """
 
-    def __init__(
-        self, size: int, context: int, runner: Runner, tables: DeviceTables, pool: Any
-    ) -> None:
+    def __init__(self, size: int, runner: Runner, tables: DeviceTables, pool: Any) -> None:
         self._size = size
         self._tables = tables
         self._inputs = self._new_inputs().to(tables.device)
@@ -53,7 +49,7 @@ class ExtendGraph:
                 num_rows=1,
                 num_decode_rows=0,
                 max_query=size,
-                max_context=context,
+                max_context=runner.max_model_len,
             )
             return runner.forward(batch)
 
@@ -98,16 +94,12 @@ class ExtendGraph:
 
 
 class ExtendGraphs:
-    """The graphs of a runner by size and context, captured before the first step."""
+    """The graphs of a runner by size, captured before the first step."""
 
     def __init__(self, runner: Runner, tables: DeviceTables, most: int, pool: Any) -> None:
         self.sizes = TOKENS[: bisect_left(TOKENS, min(most, TOKENS[-1])) + 1]
-        longest = runner.max_model_len
-        self._contexts = (_SHORT, longest) if longest > 2 * _SHORT else (longest,)
         self._graphs = {
-            (size, context): ExtendGraph(size, context, runner, tables, pool)
-            for size in reversed(self.sizes)
-            for context in self._contexts
+            size: ExtendGraph(size, runner, tables, pool) for size in reversed(self.sizes)
         }
 
     def of(self, step: Step) -> ExtendGraph | None:
@@ -115,5 +107,4 @@ class ExtendGraphs:
         at = bisect_left(self.sizes, step.num_tokens)
         if at == len(self.sizes) or len(step.rows) > ROWS:
             return None
-        context = next(each for each in self._contexts if each >= step.batch.max_context)
-        return self._graphs[self.sizes[at], context]
+        return self._graphs[self.sizes[at]]

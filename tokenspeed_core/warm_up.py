@@ -16,7 +16,7 @@ from .runner import Runner
 from .shared_columns import SharedColumns
 
 # Requests of a step whose attention is compiled apart.
-REQUESTS = (1, 16, 128)
+REQUESTS = (1, 128)
 
 
 def scratch_batch(

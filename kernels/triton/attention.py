@@ -21,7 +21,7 @@ MIN_SPLIT = 64
 _MIN_EXTEND_SPLIT = 1024
 MAX_EXTEND_SPLITS = 32
 # Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
-_REQUEST_BLOCKS = (16, 128, 1024, 8192)
+_REQUEST_BLOCKS = (128, 1024, 8192)
 # Parts that a merge loads at once.
 _PARTS = 8
 
@@ -257,13 +257,14 @@ def _extend_tile(
 
 
 def _extend_splits(device: Device, tiles: int, max_context: int) -> int:
-    """Return into how many ranges keys are cut: full waves of programs, few of them."""
-    most = min(MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 4 * device.processors // tiles)
-    best, found = 0.0, 1
-    for splits in range(1, most + 1):
-        waves = triton.cdiv(tiles * splits, device.processors)
-        filled = tiles * splits / (waves * device.processors)
-        # More parts have to fill more of the device to pay for their merge.
-        if waves >= 2 and filled > best + 0.02:
-            best, found = filled, splits
-    return found
+    """Return into how many ranges keys are cut: programs run in waves, two on a processor.
+
+    A range takes 1/splits of the time of all keys; its merge is as long as some hundred keys.
+    """
+    slots = 2 * device.processors
+    most = max(1, min(MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 6 * slots // tiles))
+
+    def time(splits: int) -> float:
+        return float(triton.cdiv(tiles * splits, slots) / splits + splits / 250)
+
+    return min(range(1, most + 1), key=time)
