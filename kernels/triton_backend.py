@@ -16,7 +16,7 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
 
 
 if BUILT:
-    from .triton import attention, experts, linear, norm, pointwise, router
+    from .triton import attention, experts, latent_attention, linear, norm, pointwise, router
 
     for _function, _features in (
         (linear.linear, ()),
@@ -33,6 +33,7 @@ if BUILT:
         (router.softmax_router, ()),
         (attention.paged_attention, ("window", "sinks")),
         (attention.rope_attention, ()),
+        (latent_attention.latent_attention, ()),
     ):
         register(
             _function.__name__,

@@ -13,17 +13,15 @@ from torch import Tensor
 
 from .decode_attention import decode
 from .device import MERGES, Device, counters, device_of
-from .extend_attention import extend, merge, prepare
+from .extend_attention import MERGED, extend, merge, prepare
 from .shared_attention import attend_shared
 
 # Below this many keys a part of a context is not worth a program of its own.
 MIN_SPLIT = 64
 _MIN_EXTEND_SPLIT = 1024
-MAX_EXTEND_SPLITS = 32
+_MAX_EXTEND_SPLITS = 32
 # Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
 _REQUEST_BLOCKS = (128, 1024, 8192)
-# Parts that a merge loads at once.
-_PARTS = 8
 
 
 class Rows(Protocol):
@@ -136,7 +134,7 @@ def _attend(
     lengths, table = batch.context_lens, batch.block_tables
     marks = (window, sinks is not None)
     sink = q if sinks is None else sinks.contiguous()
-    block = next(each for each in _REQUEST_BLOCKS if each > requests)
+    block = request_block(requests)
     strides = (q.stride(0), k.stride(0), v.stride(0), k_cache.stride(0))
     pdl = device.has_dependent_launch
     if decoded:
@@ -175,7 +173,7 @@ def _attend(
             rows if shares else lengths, shared_o, shared_ml, n if everyone else 0,
             decoded, *strides, table.stride(0), splits, batch.most_parts, scale, eps,
             heads, group, triton.next_power_of_2(group), group_block, h, head_block, size, width,
-            gains is not None, *marks, shares, block, tile, _PARTS, 2 * device.processors,
+            gains is not None, *marks, shares, block, tile, MERGED, 2 * device.processors,
             MIN_SPLIT, min(2, device.max_stages), pdl, **device.options(warps),
         )  # fmt: skip
         if everyone:
@@ -206,11 +204,17 @@ def _attend(
     )  # fmt: skip
     if splits > 1:
         first, total = decoded * heads * group, n * heads * group
-        merge[(triton.cdiv(total - first, 16),)](
-            part_o, part_lse, out, first, total, splits, h, head_block,
-            MAX_EXTEND_SPLITS, 16, pdl, **device.options(4),
+        some = max(1, 512 // head_block)
+        merge[(triton.cdiv(total - first, some),)](
+            part_o, part_lse, out, first, total, splits, h, head_block, MERGED, some, pdl,
+            **device.options(4),
         )  # fmt: skip
     return out
+
+
+def request_block(requests: int) -> int:
+    """Return the size of a tile that holds so many requests and one more."""
+    return next(each for each in _REQUEST_BLOCKS if each > requests)
 
 
 def _decode_tile(device: Device, head_block: int, itemsize: int) -> tuple[int, int]:
@@ -262,7 +266,7 @@ def _extend_splits(device: Device, tiles: int, max_context: int) -> int:
     A range takes 1/splits of the time of all keys; its merge is as long as some hundred keys.
     """
     slots = 2 * device.processors
-    most = max(1, min(MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 6 * slots // tiles))
+    most = max(1, min(_MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 6 * slots // tiles))
 
     def time(splits: int) -> float:
         return float(triton.cdiv(tiles * splits, slots) / splits + splits / 250)

@@ -14,6 +14,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .decode_attention import normed_and_turned
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# Parts that a merge loads at once.
+MERGED = 8
 
 
 @triton.jit(do_not_specialize=["first", "requests"])
@@ -104,6 +106,28 @@ def fold(
     return top, mass, acc
 
 
+@triton.jit
+def tile_of(starts, lengths, tile, tokens, skipped, requests, T: tl.constexpr, BR: tl.constexpr):
+    """Return (request, its first token, the one behind its last, its length, the tile's offset).
+
+    Requests count from `skipped`; the last is for the tokens of none, whose length is 0.
+    """
+    r = tl.arange(0, BR)
+    first = tl.load(starts + skipped)
+    some = requests - skipped
+    begins = tl.load(starts + skipped + r, mask=r <= some, other=0) - first
+    order = tl.where(r <= some, begins // T + r, 2147483647)
+    request = tl.sum((order <= tile).to(tl.int32)) - 1
+    base = tl.load(starts + skipped + request)
+    stop = tokens
+    length = 0
+    if request < some:
+        stop = tl.load(starts + skipped + request + 1)
+        length = tl.load(lengths + skipped + request)
+    offset = (tile - ((base - first) // T + request)) * T
+    return request, base, stop, length, offset
+
+
 @triton.jit(do_not_specialize=["tokens", "skipped", "requests", "splits", "table_stride"])
 def extend(
     q, k_cache, v_cache, starts, lengths, table, sinks, out, part_o, part_lse, tokens, skipped,
@@ -122,21 +146,11 @@ def extend(
     head = tl.program_id(1)
     split = tl.program_id(2)
     DTYPE: tl.constexpr = out.dtype.element_ty
-    r = tl.arange(0, BR)
     if PDL:
         gdc_wait()
-    first = tl.load(starts + skipped)
-    some = requests - skipped
-    begins = tl.load(starts + skipped + r, mask=r <= some, other=0) - first
-    order = tl.where(r <= some, begins // T + r, 2147483647)
-    request = tl.sum((order <= tile).to(tl.int32)) - 1
-    base = tl.load(starts + skipped + request)
-    stop = tokens
-    length = 0
-    if request < some:
-        stop = tl.load(starts + skipped + request + 1)
-        length = tl.load(lengths + skipped + request)
-    offset = (tile - ((base - first) // T + request)) * T
+    request, base, stop, length, offset = tile_of(
+        starts, lengths, tile, tokens, skipped, requests, T, BR
+    )
     count = stop - base
     if offset < count:
         i = tl.arange(0, BM)
@@ -200,29 +214,36 @@ def extend(
 
 @triton.jit(do_not_specialize=["first", "rows", "splits"])
 def merge(
-    part_o, part_lse, out, first, rows, splits, D: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+    part_o, part_lse, out, first, rows, splits, D: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
     BR: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`out[rows,D]`, from row `first` on, of `splits` parts and their log-sum-exps of base 2."""
     r = first + tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    s = tl.arange(0, BS)
     d = tl.arange(0, BD)
     live = r < rows
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    held = (s < splits)[:, None] & live[None, :]
-    lse = tl.load(
-        part_lse + s[:, None].to(tl.int64) * rows + r[None, :], mask=held, other=float("-inf")
-    )
-    top = tl.max(lse, 0)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.exp2(lse - top[None, :]), 0)
+    m = tl.full([BR], float("-inf"), tl.float32)
+    total = tl.zeros([BR], tl.float32)
     acc = tl.zeros([BR, BD], tl.float32)
-    ok = live[:, None] & (d < D)[None, :]
-    for i in range(splits):
-        at = r + i * rows.to(tl.int64)
-        weight = tl.exp2(tl.load(part_lse + at, mask=live, other=float("-inf")) - top)
-        acc += tl.load(part_o + at[:, None] * D + d[None, :], mask=ok, other=0.0) * weight[:, None]
+    for i in range(0, splits, BP):
+        # Several parts at once: their loads do not wait for each other.
+        p = i + tl.arange(0, BP)
+        at = p[:, None].to(tl.int64) * rows + r[None, :]
+        held = (p < splits)[:, None] & live[None, :]
+        lse = tl.load(part_lse + at, mask=held, other=float("-inf"))
+        o = tl.load(
+            part_o + at[:, :, None] * D + d[None, None, :],
+            mask=held[:, :, None] & (d < D)[None, None, :], other=0.0,
+        )  # fmt: skip
+        top = tl.maximum(m, tl.max(lse, 0))
+        safe = tl.where(top == float("-inf"), 0.0, top)
+        fade = tl.exp2(m - safe)
+        weight = tl.exp2(lse - safe[None, :])
+        acc = acc * fade[:, None] + tl.sum(o * weight[:, :, None], 0)
+        total = total * fade + tl.sum(weight, 0)
+        m = top
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    ok = live[:, None] & (d < D)[None, :]
     tl.store(out + r[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=ok)

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from tests.engine.local_engine import LocalEngine
 from tests.engine.test_equalities import alone, requests, same
+from tokenspeed_core import shared_prefix
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.decode_graph import BUCKETS, DecodeGraphs
 from tokenspeed_core.device_executor import DeviceExecutor
 from tokenspeed_core.device_tables import DeviceTables
 from tokenspeed_core.extend_graph import ExtendGraphs
 from tokenspeed_core.graphs import Graphs
+from tokenspeed_core.ops.batch import Batch
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.upload import moved
@@ -46,6 +48,32 @@ def test_tokens_are_those_of_the_host_path(runner: Runner, seed: int, graphs: bo
     engine = LocalEngine(runner, executor=executor(runner, graphs))
     found = [engine.submit(request) for request in wanted]
     engine.run()
+    same(found, alone(runner, wanted))
+
+
+def test_rows_that_share_blocks_are_told_so(runner: Runner, monkeypatch) -> None:
+    for name in ("MIN_SAVED", "MIN_PART"):
+        monkeypatch.setattr(shared_prefix, name, 4)
+    seen: list[int] = []
+    forward = Runner.forward
+
+    def checked(self: Runner, batch: Batch) -> torch.Tensor:
+        if batch.shared_parts is not None and batch.shared_parts[:, 1].any():
+            order, shared, _ = batch.shared_rows.unbind(1)
+            assert (shared < batch.context_lens).all()
+            for first, count, begin, end, _ in batch.shared_parts.tolist():
+                rows = batch.block_tables[order[first : first + count], begin // 4 : end // 4]
+                assert (rows == rows[:1]).all()
+                assert rows.all() or not count  # no row is padding
+            seen.append(batch.num_rows)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Runner, "forward", checked)
+    wanted = requests(3, 10, shared=23)
+    engine = LocalEngine(runner, executor=executor(runner))
+    found = [engine.submit(request) for request in wanted]
+    engine.run()
+    assert len(seen) > 5
     same(found, alone(runner, wanted))
 
 

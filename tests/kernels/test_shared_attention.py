@@ -48,7 +48,7 @@ def tree(shape: list[tuple[int, list[int]]]) -> tuple[np.ndarray, np.ndarray, in
 
 
 def poisoned(*args, **kwargs) -> torch.Tensor:
-    return torch.empty_like(torch.zeros(*args, **kwargs)).fill_(float("nan"))
+    return torch.full_like(torch.zeros(*args, **kwargs), float("nan"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])

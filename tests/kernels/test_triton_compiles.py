@@ -15,12 +15,16 @@ if not find_spec("triton"):
     pytest.skip("Triton is not installed", allow_module_level=True)
 KERNELS = {
     "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "rotate_heads", "decode",
-    "attend_shared", "prepare", "extend", "merge", "choose", "expert_hidden", "expert_down",
-    "expert_sum",
+    "attend_shared", "attend_latents", "prepare", "extend", "merge", "choose", "expert_hidden",
+    "expert_down", "expert_sum",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942", "gfx950"])
+# Each differs little from one that is always tried.
+_NEAR = [pytest.param(name, marks=pytest.mark.soak) for name in ("sm_100", "gfx950")]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942", *_NEAR])
 def test_every_kernel_compiles(target: str, tmp_path: Path) -> None:
     # In a process of its own: the interpreter and the compiler define kernels differently.
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -13,7 +13,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import JITFunction
 
-from tokenspeed_core.kernels.triton import attention, experts, linear, norm, pointwise, router
+from tokenspeed_core.kernels.triton import (
+    attention,
+    experts,
+    latent_attention,
+    linear,
+    norm,
+    pointwise,
+    router,
+)
 from tokenspeed_core.kernels.triton.device import Device
 
 NAMES = {
@@ -73,7 +81,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     found: list[Launch] = []
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
-        for module in (attention, experts, linear, norm, pointwise, router):
+        for module in (attention, experts, latent_attention, linear, norm, pointwise, router):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
     found.extend(launches.values())
@@ -82,6 +90,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
 def every_call(variants: bool) -> list[Callable[[], object]]:
     """Return a call for each kernel; with `variants` in float32, with windows and sinks too."""
     calls = [*_few_rows(torch.bfloat16), *_attention(torch.bfloat16, 128, False)]
+    calls += _latent_attention(torch.bfloat16)
     if variants:
         calls += [*_few_rows(torch.float32), *_attention(torch.bfloat16, 64, True)]
     return calls
@@ -148,4 +157,25 @@ def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], obj
                 1e-6,
             )  # fmt: skip
         calls.append(call)
+    return calls
+
+
+def _latent_attention(dtype: torch.dtype) -> list[Callable[[], object]]:
+    """Return decode and prefill with the sizes of DeepSeek-V2-Lite."""
+    calls: list[Callable[[], object]] = []
+    for queries in (1, 300):
+        batch = SimpleNamespace(
+            cache_slots=torch.arange(queries),
+            query_starts=torch.tensor([0, queries], dtype=torch.int32),
+            context_lens=torch.tensor([4096], dtype=torch.int32),
+            block_tables=torch.zeros(1, 256, dtype=torch.int32),
+            max_context=4096,
+        )
+        shapes = (queries, 16, 128), (queries, 16, 64), (queries, 512), (queries, 64)
+        weights = torch.empty(16, 128, 512, dtype=dtype)
+        new = [torch.empty(*shape, dtype=dtype) for shape in shapes]
+        cache = torch.empty(20, 16, 576, dtype=dtype)
+        calls.append(
+            partial(latent_attention.latent_attention, *new, weights, weights, cache, batch, 0.1)
+        )
     return calls
