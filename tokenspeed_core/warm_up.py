@@ -10,13 +10,12 @@ import torch
 
 from .decode_graph import shared_columns
 from .device_tables import DeviceTables
-from .extend_graph import ROWS, TOKENS
 from .ops import Batch
 from .runner import Runner
 from .shared_columns import SharedColumns
 
-# Requests of a step whose attention is compiled apart.
-REQUESTS = (1, 128)
+_MANY = 32  # rows of a decode step whose products are no longer skinny
+_MOST = 128  # requests from which on attention is compiled apart
 
 
 def scratch_batch(
@@ -51,26 +50,28 @@ def scratch_batch(
 
 
 def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: int) -> None:
-    """Run steps of the kinds and sizes that kernels are compiled apart for, side by side.
+    """Run steps of every kind that kernels are compiled apart for.
 
     These are decode steps of the sizes `decode`, prefills of up to `chunk` tokens, and mixed ones.
-    Compilers release the interpreter, so that kernels compile on as many cores as there are.
+    Steps of a phase run side by side, since compilers release the interpreter; what most kinds
+    have in common is in the first, or each thread would compile it.
     """
     new = functools.partial(scratch_batch, tables)
+    plain = functools.partial(_decode_batch, tables)
     longest = runner.max_model_len - 64
-    steps = [(count, 0, 1, 0) for count in (2, *TOKENS, chunk) if count <= chunk]
-    steps += [(2, 0, rows, rows // 2) for rows in REQUESTS if 3 * rows <= chunk]
-    if longest > 0 and chunk > 64:
-        steps += [(64, longest, 1, 1), (2, longest, ROWS, 0)]
-    batches: list[Callable[[], Batch]] = [
-        *(functools.partial(new, *step) for step in reversed(steps)),
-        *(functools.partial(_decode_batch, tables, rows) for rows in reversed(decode)),
-        *(
-            functools.partial(_sharing_batch, tables, rows, columns)
-            for rows in reversed(decode)
-            if (columns := shared_columns(runner, rows))
-        ),
+    first: list[Callable[[], Batch]] = [
+        functools.partial(new, chunk, 0),
+        functools.partial(plain, min(_MANY, decode[-1])),
     ]
+    rest: list[Callable[[], Batch]] = [functools.partial(plain, rows) for rows in decode]
+    if chunk > 3 * _MOST:
+        rest.append(functools.partial(new, 2, 0, _MOST, _MOST))
+    if longest > 0 and chunk > 64:
+        rest.append(functools.partial(new, 64, longest, 1, 1))
+    for rows in (_MANY, decode[-1]):
+        columns = shared_columns(runner, rows) if rows in decode else None
+        if columns is not None:
+            rest.append(functools.partial(_sharing_batch, tables, rows, columns))
 
     def run(batch: Callable[[], Batch]) -> None:
         stream = torch.cuda.Stream(tables.device)  # type: ignore[no-untyped-call]
@@ -78,9 +79,10 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
             runner.forward(batch())
             torch.cuda.current_stream(tables.device).synchronize()
 
-    with ThreadPoolExecutor(min(len(batches), os.cpu_count() or 1)) as threads:
-        for done in [threads.submit(run, each) for each in batches]:
-            done.result()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for phase in (first, rest):
+            for done in [threads.submit(run, each) for each in phase]:
+                done.result()
     # Each stream keeps what it allocated, and cuBLAS a workspace for each.
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
