@@ -16,7 +16,16 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
 
 
 if BUILT:
-    from .triton import attention, experts, latent_attention, linear, norm, pointwise, router
+    from .triton import (
+        attention,
+        delta_net,
+        experts,
+        latent_attention,
+        linear,
+        norm,
+        pointwise,
+        router,
+    )
 
     for _function, _features in (
         (linear.linear, ()),
@@ -34,6 +43,8 @@ if BUILT:
         (attention.paged_attention, ("window", "sinks")),
         (attention.rope_attention, ()),
         (latent_attention.latent_attention, ()),
+        (delta_net.gated_delta_rule, ()),
+        (delta_net.causal_conv, ()),
     ):
         register(
             _function.__name__,

@@ -15,8 +15,8 @@ if not find_spec("triton"):
     pytest.skip("Triton is not installed", allow_module_level=True)
 KERNELS = {
     "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "rotate_heads", "decode",
-    "attend_shared", "attend_latents", "prepare", "extend", "merge", "choose", "expert_hidden",
-    "expert_down", "expert_sum",
+    "attend_shared", "attend_latents", "delta_rule", "convolve", "prepare", "extend", "merge",
+    "choose", "expert_hidden", "expert_down", "expert_sum",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from tokenspeed_core.kernels.triton import (
     attention,
+    delta_net,
     experts,
     latent_attention,
     linear,
@@ -81,7 +82,16 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     found: list[Launch] = []
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
-        for module in (attention, experts, latent_attention, linear, norm, pointwise, router):
+        for module in (
+            attention,
+            delta_net,
+            experts,
+            latent_attention,
+            linear,
+            norm,
+            pointwise,
+            router,
+        ):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
     found.extend(launches.values())
@@ -90,7 +100,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
 def every_call(variants: bool) -> list[Callable[[], object]]:
     """Return a call for each kernel; with `variants` in float32, with windows and sinks too."""
     calls = [*_few_rows(torch.bfloat16), *_attention(torch.bfloat16, 128, False)]
-    calls += _latent_attention(torch.bfloat16)
+    calls += [*_latent_attention(torch.bfloat16), *_delta_net(torch.bfloat16)]
     if variants:
         calls += [*_few_rows(torch.float32), *_attention(torch.bfloat16, 64, True)]
     return calls
@@ -179,3 +189,18 @@ def _latent_attention(dtype: torch.dtype) -> list[Callable[[], object]]:
             partial(latent_attention.latent_attention, *new, weights, weights, cache, batch, 0.1)
         )
     return calls
+
+
+def _delta_net(dtype: torch.dtype) -> list[Callable[[], object]]:
+    """Return decode with the sizes of Qwen3-Next."""
+    ints = torch.zeros(3, dtype=torch.int32)
+    batch = SimpleNamespace(
+        query_starts=ints, context_lens=ints[:2], state_blocks=torch.zeros(2, dtype=torch.int64)
+    )
+    q, v = torch.empty(2, 16, 128), torch.empty(2, 16, 2, 128, dtype=dtype)
+    rates, states = torch.empty(2, 16, 2), torch.empty(3, 16, 2, 128, 128)
+    taps, kept = torch.empty(16, 2, 128, 4, dtype=dtype), torch.empty(3, 16, 2, 128, 3, dtype=dtype)
+    return [
+        partial(delta_net.gated_delta_rule, q, q, v, rates, rates, states, batch, 0.1),
+        partial(delta_net.causal_conv, v, taps, kept, batch),
+    ]
