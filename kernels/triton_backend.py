@@ -18,6 +18,7 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
 if BUILT:
     from .triton import (
         attention,
+        columns,
         delta_net,
         experts,
         latent_attention,
@@ -53,3 +54,10 @@ if BUILT:
             preference=10,
             features=_features,
         )(_function)
+
+    register(
+        "decode_columns",
+        backend="triton",
+        supports=lambda device_type, dtype: device_type == "cuda" and dtype == torch.int32,
+        preference=10,
+    )(columns.decode_columns)

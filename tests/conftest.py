@@ -6,6 +6,9 @@ from pathlib import Path
 
 # As the launcher does for workers; libgomp reads it when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# Beside as many other workers as there are cores each has one.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) >= (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without a GPU its kernels run in Triton's interpreter; Triton, which torch imports, reads it.
 if not any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ["TRITON_INTERPRET"] = "1"

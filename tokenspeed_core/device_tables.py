@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .block_table import Int32
+from .kernels import decode_columns as _decode_columns  # noqa: F401  (registers it)
+from .kernels.registry import select
 from .ops.batch import Batch
 from .upload import uploaded
 
@@ -65,21 +67,20 @@ class DeviceTables:
         """
         count = len(slots)
         (table,) = self.block_tables
-        rows = slots.long()
-        blocks = table[rows]
-        positions = lens - 1
-        place = (positions // self.block_size).long()
-        block = blocks.gather(1, place[:, None])[:, 0].long()
+        columns = select("decode_columns", self.device.type, torch.int32)
+        tokens, positions, cache_slots, blocks = columns(
+            slots, lens, self.last_token, table, self.block_size
+        )
         every = torch.arange(count + 1, dtype=torch.int32, device=self.device)
         return Batch(
-            tokens=self.last_token[rows],
+            tokens=tokens,
             positions=positions,
-            cache_slots=block * self.block_size + positions % self.block_size,
+            cache_slots=cache_slots,
             query_starts=every,
             context_lens=lens,
             block_tables=blocks,
             logit_rows=every[:count].long(),
-            state_blocks=rows,
+            state_blocks=slots.long(),
             num_rows=count,
             num_decode_rows=count,
             max_query=1,

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One rank of an engine: its process group, plan, weights and runner."""
 
-import os
-
 import torch
 
 from .block_groups import BlockGroups, block_groups
@@ -36,7 +34,8 @@ def load_rank(
         ValueError: as `ModelSpec.of`, `ModelSpec.rank_plan` and `load_weights` do.
         CacheSizeError: the cache would hold no request.
     """
-    torch.set_num_threads(engine.threads or max(1, (os.cpu_count() or 1) // engine.num_ranks))
+    # Torch's own count heeds the cores that are ours, and OMP_NUM_THREADS.
+    torch.set_num_threads(engine.threads or max(1, torch.get_num_threads() // engine.num_ranks))
     spec = ModelSpec.of(engine)
     device = _device(engine)
     plan = spec.rank_plan(device.type)

@@ -38,7 +38,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def runner(smollm2: Path) -> Runner:
-    config = EngineConfig(model=str(smollm2), dtype="fp32", num_blocks=600, threads=2)
+    config = EngineConfig(model=str(smollm2), dtype="fp32", num_blocks=600)
     return load_rank(config, 0, "")
 
 

@@ -18,6 +18,7 @@ if not GPU:
     from tests.kernels import interpreted  # noqa: F401
 
 from tokenspeed_core.kernels import (  # noqa: E402
+    decode_columns,
     embedding,
     experts,
     paged_attention,
@@ -26,7 +27,7 @@ from tokenspeed_core.kernels import (  # noqa: E402
     router,
     silu_mul,
 )
-from tokenspeed_core.kernels.triton import attention, linear, norm, pointwise  # noqa: E402
+from tokenspeed_core.kernels.triton import attention, columns, linear, norm, pointwise  # noqa: E402
 from tokenspeed_core.kernels.triton import experts as triton_experts  # noqa: E402
 from tokenspeed_core.kernels.triton import router as triton_router  # noqa: E402
 
@@ -227,3 +228,18 @@ def test_experts_with_norm_and_residual(n: int, dtype: torch.dtype) -> None:
     ids, weights = router.softmax_router(normed @ wide[2].T, active, True)
     want = wide[0] + experts.experts(normed, ids, weights, *wide[3:])
     assert_near(got, want, dtype)
+
+
+@pytest.mark.parametrize(("rows", "width", "size"), [(1, 3, 4), (5, 2000, 16), (16, 1024, 1)])
+def test_columns_of_a_decode_step(rows: int, width: int, size: int) -> None:
+    slots = torch.randint(20, (rows,), dtype=torch.int32)
+    lens = torch.randint(1, width * size + 1, (rows,), dtype=torch.int32)
+    lens[0] = width * size
+    last_token = torch.randint(1 << 20, (20,), dtype=torch.int32)
+    table = torch.randint(1 << 30, (20, width), dtype=torch.int32)
+    args = [x.to(DEVICE) for x in (slots, lens, last_token, table)]
+    got = columns.decode_columns(*args, size)
+    want = decode_columns.decode_columns(*args, size)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)

@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from tokenspeed_core.kernels.triton import (
     attention,
+    columns,
     delta_net,
     experts,
     latent_attention,
@@ -84,6 +85,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
         patch.setattr(JITFunction, "run", run)
         for module in (
             attention,
+            columns,
             delta_net,
             experts,
             latent_attention,
@@ -100,6 +102,9 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
 def every_call(variants: bool) -> list[Callable[[], object]]:
     """Return a call for each kernel; with `variants` in float32, with windows and sinks too."""
     calls = [*_few_rows(torch.bfloat16), *_attention(torch.bfloat16, 128, False)]
+    slots = torch.empty(3, dtype=torch.int32)
+    table = torch.empty(9, 2560, dtype=torch.int32)
+    calls += [partial(columns.decode_columns, slots, slots, slots, table, 16)]
     calls += [*_latent_attention(torch.bfloat16), *_delta_net(torch.bfloat16)]
     if variants:
         calls += [*_few_rows(torch.float32), *_attention(torch.bfloat16, 64, True)]
