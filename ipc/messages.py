@@ -142,6 +142,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_p: float = 1.0
     seed: int = 0  # u64
     logprobs: bool = False  # report the log-probability of each sampled token
+    shaping: bytes = b""  # an encoded shaping.Shaping or empty; the scheduler does not read it
 
 
 class Submit(_Message, frozen=True, tag=10):
@@ -303,6 +304,11 @@ class StepPlan(_Message, frozen=True, tag=30):
     load_targets: bytes = b""  # i32
     wait_slots: bytes = b""  # i32: from this step on this slot's rows wait ...
     wait_tickets: bytes = b""  # i32: ... for this load
+    # Sampling.shaping of the added slots back to back; slots beyond the last size have none.
+    added_shaping_bytes: bytes = b""  # i32
+    added_shaping: bytes = b""  # u8
+    added_output_counts: bytes = b""  # i32: with shaping, the tokens generated before, likewise
+    added_outputs: bytes = b""  # i32
 
 
 ROW_HAS_TOKENS = 1

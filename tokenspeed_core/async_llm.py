@@ -15,6 +15,7 @@ from .ipc.messages import Sampling, SessionAction
 from .sampling_params import SamplingError, SamplingParams
 from .sdk import RESUME_S, Client, RequestStream
 from .session import Session
+from .shaping import shaping
 from .text_codec import Prompt as Prompt
 from .text_codec import PromptError as PromptError
 from .text_codec import TextCodec as TextCodec
@@ -168,7 +169,8 @@ class AsyncLLM:
         if max_tokens is None:  # ask for no more than the cache can ever hold
             room = (limits.num_blocks - 1) * limits.block_size - len(ids)
             max_tokens = max(1, min(rest, room))
-        ends = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
+        eos = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
+        ends = (*eos, *params.stop_token_ids)
         return self.client.submit(
             ids,
             max_tokens=min(max_tokens, rest),
@@ -178,8 +180,9 @@ class AsyncLLM:
                 float(params.top_p),
                 params.drawn_seed(),
                 params.logprobs,
+                shaping(params, ids, ends, self.codec.tokenizer),
             ),
-            stop_ids=(*ends, *params.stop_token_ids),
+            stop_ids=ends,
             session=session,
             urgency=urgency,
         )
@@ -206,3 +209,10 @@ class AsyncLLM:
             raise SamplingError(
                 "stop_token_ids", f"holds {bad}, outside the vocabulary of {vocab_size}"
             )
+        biased = max((id for id, _ in params.logit_bias), default=0)
+        if biased >= vocab_size:
+            raise SamplingError(
+                "logit_bias", f"holds {biased}, outside the vocabulary of {vocab_size}"
+            )
+        if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+            raise SamplingError("min_tokens", f"is {params.min_tokens}, over max_tokens")

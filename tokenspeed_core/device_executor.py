@@ -61,7 +61,7 @@ class DeviceExecutor:
             if graph is not None:
                 self._runner.copy_blocks(step.copies)
                 logits = graph.logits(step.rows, step.sampling.position.numpy())
-                if Choice.of(step.sampling) == Choice():
+                if Choice.of(step.sampling) == Choice() and not step.shapers:
                     return Sampled.download(graph.greedy()[: len(step.rows)], None)
                 return self._sample(step, logits[: len(step.rows)])
         if self._graphs is not None and not step.loads:
@@ -92,11 +92,13 @@ class DeviceExecutor:
     def _sample(self, step: Step, logits: Tensor) -> Sampled:
         how = Choice.of(step.sampling)
         rows = moved(step.sampling, self._tables.device)
-        found = choose(logits, rows, how, logits.shape[-1])
+        shaped = step.shapers.shaped(logits, step.sampling.temperature)
+        found = choose(shaped, rows, how, logits.shape[-1])
         tokens = found[:, 0].int()
+        step.shapers.take(tokens)
         if len(step.sampling_slots):
             self._tables.record(uploaded(step.sampling_slots, self._tables.device), tokens)
         if not how.reported:
             return Sampled.download(tokens, None)
         logprobs = found[:, 1].masked_fill(~rows.logprobs, torch.nan).float()
-        return Sampled.download(tokens, logprobs)
+        return Sampled.download(tokens, step.shapers.own_logprobs(logits, tokens, logprobs))

@@ -12,6 +12,7 @@ from .ipc.codec import int32_column
 from .ipc.messages import Submit
 from .ipc.run_directory import RunDirectory
 from .request_stream import RequestStream
+from .shaping import resumed
 
 _LOOK_S = 0.1  # how often it is tried again
 # A request that kills its workers at once, each time, must not take the engine down for good.
@@ -27,6 +28,9 @@ def continued(submit: Submit, tokens: list[int], elapsed_ms: int) -> Submit:
     return msgspec.structs.replace(
         submit,
         prompt=submit.prompt + int32_column(tokens),
+        sampling=msgspec.structs.replace(
+            submit.sampling, shaping=resumed(submit.sampling.shaping, int32_column(tokens))
+        ),
         max_tokens=submit.max_tokens - len(tokens),
         deadline_ms=max(1, submit.deadline_ms - elapsed_ms) if submit.deadline_ms else 0,
     )

@@ -176,9 +176,11 @@ class Runner:
         if step.num_tokens == 0:  # a step that only moves blocks
             return np.empty(0, np.int32), np.empty(0, np.float32)
         rows = step.sampling
-        if self._chosen is None:
-            tokens, logprobs = sample(self.logits(step, transfers), rows)
-            return tokens.numpy(), logprobs.numpy()
+        if self._chosen is None or step.shapers:
+            logits = self.logits(step, transfers)
+            tokens, logprobs = sample(step.shapers.shaped(logits, rows.temperature), rows)
+            step.shapers.take(tokens)
+            return tokens.numpy(), step.shapers.own_logprobs(logits, tokens, logprobs).numpy()
         forward = self._chosen(Choice.of(rows))
         pairs = self._run(forward, step, sampled_batch(step.batch, rows), transfers)
         logprobs = pairs[:, 1].masked_fill(~rows.logprobs, torch.nan)

@@ -3,7 +3,7 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,6 +11,8 @@ import attrs
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_BAD_WORDS = 128
 _MAX_I32 = 2**31 - 1
 
 
@@ -63,6 +65,36 @@ def _stop_ids(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
             raise SamplingError(field.name, f"holds {id!r}; give token ids")
 
 
+def _biases(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if len(value) > MAX_BIASES:
+        raise SamplingError(field.name, f"has {len(value)} tokens; at most {MAX_BIASES}")
+    for id, bias in value:
+        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id <= _MAX_I32:
+            raise SamplingError(field.name, f"holds {id!r}; give token ids")
+        _number(-100, 100)(None, field, bias)
+
+
+def _bad_words(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if len(value) > MAX_BAD_WORDS:
+        raise SamplingError(field.name, f"has {len(value)} words; at most {MAX_BAD_WORDS}")
+    for word in value:
+        if not isinstance(word, str) or not 1 <= len(word.strip()) <= len(word) <= MAX_STOP_CHARS:
+            shown = f"{len(word)} characters" if isinstance(word, str) else repr(word)
+            raise SamplingError(
+                field.name, f"holds {shown}; each is a text of 1 to {MAX_STOP_CHARS} characters"
+            )
+
+
+def _pairs(value: Any) -> tuple[tuple[Any, Any], ...]:
+    """Return what JSON spells {"5": 1} as ((5, 1),)."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple((int(id) if _is_decimal(id) else id, bias) for id, bias in pairs)
+
+
+def _is_decimal(id: Any) -> bool:
+    return isinstance(id, str) and id.isascii() and id.isdigit() and len(id) < 12
+
+
 def _strings(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
@@ -94,6 +126,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = attrs.field(
         default=(), converter=_sequence, validator=_stop_ids
     )
+    min_p: float = attrs.field(default=0.0, validator=_number(0, 1))
+    presence_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
+    frequency_penalty: float = attrs.field(default=0.0, validator=_number(-2, 2))
+    repetition_penalty: float = attrs.field(default=1.0, validator=_number(0.01, 100))
+    min_tokens: int = attrs.field(default=0, validator=_integer(0, _MAX_I32))
+    logit_bias: tuple[tuple[int, float], ...] = attrs.field(
+        default=(), converter=_pairs, validator=_biases
+    )
+    bad_words: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_bad_words)
     ignore_eos: bool = attrs.field(default=False, validator=_flag)
     logprobs: bool = attrs.field(default=False, validator=_flag)  # of each sampled token
 

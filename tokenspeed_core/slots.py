@@ -14,6 +14,7 @@ from .ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, GroupKind, StepPlan
 from .ops.batch import Batch
 from .ops.sampling import SamplingRows
 from .plan_error import PlanError
+from .shaper import NO_SHAPERS, Shaper, Shapers
 
 # What the table of each group got: flat places, and block ids.
 Blocks = tuple[tuple[Int32, Int32], ...]
@@ -40,6 +41,7 @@ class Step:
     fed: tuple[Int32, Int32]  # tokens that are their slot's last sample, and these slots
     blocks: Blocks
     loads: tuple[int, ...] = ()  # tickets that its rows wait for
+    shapers: Shapers = NO_SHAPERS
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +80,7 @@ class Slots:
         self._seed = np.zeros(num_slots, np.uint64)
         self._logprobs = np.zeros(num_slots, np.bool_)
         self._waits: dict[int, list[int]] = {}  # tickets, until a row of the slot runs
+        self._shapers: dict[int, Shaper] = {}
 
     def prepare(self, plan: StepPlan) -> Step:
         """Apply the plan's deltas and return the step it describes.
@@ -117,9 +120,10 @@ class Slots:
         self._occupied[slots] = False
         for table in self._tables:
             table.clear(slots)
-        if self._waits:
+        if self._waits or self._shapers:
             for slot in slots.tolist():
                 self._waits.pop(slot, None)
+                self._shapers.pop(slot, None)
 
     def _await(self, plan: StepPlan) -> None:
         slots = _int32(plan.wait_slots)
@@ -141,6 +145,21 @@ class Slots:
         self._top_p[slots] = np.frombuffer(plan.added_top_p, np.float32)
         self._seed[slots] = np.frombuffer(plan.added_seed, np.uint64)
         self._logprobs[slots] = np.frombuffer(plan.added_logprobs, np.uint8)
+        if plan.added_shaping:
+            self._add_shapers(plan, slots)
+
+    def _add_shapers(self, plan: StepPlan, slots: Int32) -> None:
+        sizes, counts = _int32(plan.added_shaping_bytes), _int32(plan.added_output_counts)
+        outputs = _int32(plan.added_outputs)
+        if len(sizes) != len(counts) or len(sizes) > len(slots):
+            raise PlanError(f"step {plan.step}: {len(sizes)} shapings, {len(counts)} outputs")
+        ends, stops = np.cumsum(sizes), np.cumsum(counts)
+        for index in np.flatnonzero(sizes).tolist():
+            end, stop = int(ends[index]), int(stops[index])
+            self._shapers[int(slots[index])] = Shaper(
+                plan.added_shaping[end - int(sizes[index]) : end],
+                outputs[stop - int(counts[index]) : stop],
+            )
 
     def _append_blocks(self, plan: StepPlan) -> Blocks:
         slots, ids = _int32(plan.block_slots), _int32(plan.block_ids)
@@ -224,7 +243,14 @@ class Slots:
             fed=(starts[:-1][~carried], rows[~carried]),
             blocks=appended,
             loads=tuple(dict.fromkeys(loads)),
+            shapers=self._shaped(sampling_slots),
         )
+
+    def _shaped(self, slots: Int32) -> Shapers:
+        if not self._shapers:
+            return NO_SHAPERS
+        found = ((row, self._shapers.get(slot)) for row, slot in enumerate(slots.tolist()))
+        return Shapers([(row, shaper) for row, shaper in found if shaper is not None])
 
     def _windowed(
         self, rows: Int32, token_slots: Int32, positions: Int32, width: int

@@ -14,6 +14,7 @@ from tokenspeed_core.executor import Executor
 from tokenspeed_core.host_pool import HostPool
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason, StepPlan
+from tokenspeed_core.ipc.shaping import Shaping
 from tokenspeed_core.models.sampling import sample
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.sampled import Sampled
@@ -43,6 +44,7 @@ class Request:
     seed: int = 0
     stop_ids: Sequence[int] = ()
     logprobs: bool = False
+    shaping: Shaping | None = None
 
 
 class LocalEngine:
@@ -105,6 +107,7 @@ class LocalEngine:
             seed=request.seed,
             logprobs=request.logprobs,
             stop_ids=int32_column(request.stop_ids),
+            shaping=msgspec.msgpack.encode(request.shaping) if request.shaping else b"",
         )
         assert refusal is None, refusal
         outcome = self._outcomes[self._next_id] = Outcome()
@@ -148,7 +151,12 @@ class LocalEngine:
     def _execute(self, step: Step) -> tuple[bytes, bytes]:
         if step.num_tokens == 0:
             return b"", b""
-        tokens, logprobs = (x.numpy() for x in sample(self._logits(step), step.sampling))
+        logits = self._logits(step)
+        shaped = step.shapers.shaped(logits, step.sampling.temperature)
+        sampled, values = sample(shaped, step.sampling)
+        step.shapers.take(sampled)
+        tokens = sampled.numpy()
+        logprobs = step.shapers.own_logprobs(logits, sampled, values).numpy()
         self._slots.record(step, tokens)
         asked = bool(step.sampling.logprobs.any())
         return tokens.tobytes(), logprobs.tobytes() if asked else b""

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.engine.local_engine import LocalEngine, Outcome, Request
 from tokenspeed_core.config import EngineConfig
+from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import FinishReason
+from tokenspeed_core.ipc.shaping import Shaping
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 
@@ -18,6 +20,15 @@ VOCABULARY = 96
 # The engine promises equal tokens up to float32 rounding; fixed examples keep ties out.
 examples = settings(deadline=None, max_examples=8, derandomize=True)
 seeds = st.integers(0, 2**32)
+# each part depends on the tokens before: what is lost of them shows
+SHAPING = Shaping(
+    presence=0.4,
+    frequency=0.3,
+    repetition=1.2,
+    min_tokens=7,
+    ends=int32_column(range(0, VOCABULARY, 5)),
+    bad_words=[int32_column([id, 5 * id]) for id in range(1, 9)],
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +53,7 @@ def requests(seed: int, count: int, shared: int = 0) -> list[Request]:
             seed=draw.randrange(2**64),
             stop_ids=[draw.randrange(VOCABULARY)],
             logprobs=draw.random() < 0.3,
+            shaping=draw.choice([None, None, SHAPING]),
         )
         for _ in range(count)
     ]
@@ -113,7 +125,12 @@ def test_cached_equals_uncached(runner: Runner, seed: int) -> None:
 def test_preempted_equals_not(runner: Runner, seed: int) -> None:
     draw = random.Random(seed)
     wanted = [
-        Request([draw.randrange(VOCABULARY) for _ in range(20)], max_tokens=30) for _ in range(8)
+        Request(
+            [draw.randrange(VOCABULARY) for _ in range(20)],
+            max_tokens=30,
+            shaping=SHAPING if index % 2 else None,
+        )
+        for index in range(8)
     ]
     engine = LocalEngine(runner, num_blocks=30)
     found = [engine.submit(request) for request in wanted]

@@ -2,6 +2,7 @@
 """The whole engine with SmolLM2: every process real, reached as users reach it."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -156,6 +157,48 @@ async def test_ignore_eos_runs_to_the_limit_and_stop_ids_end(
     stopped = await aclient.chat.completions.create(extra_body={"stop_token_ids": paris}, **request)
     assert stopped.choices[0].message.content == "The capital of France is"
     assert stopped.choices[0].finish_reason == "stop"
+
+
+async def test_shaped_logits_change_what_is_said(
+    aclient: openai.AsyncOpenAI, codec: TextCodec
+) -> None:
+    async def said(**shaping: object) -> list[int]:
+        answer = await aclient.completions.create(
+            prompt="ha ha ha ha ha ha",
+            max_tokens=16,
+            extra_body={"return_token_ids": True, "ignore_eos": True, **shaping},
+            **{**GREEDY, "temperature": shaping.get("temperature", 0)},
+        )
+        return answer.choices[0].token_ids
+
+    plain = await said()
+    first = plain[0]
+    drawn = {"temperature": 1, "seed": 3}
+    free, present, banned, forced, frequent, repeated, likeliest, unsaid = await asyncio.gather(
+        said(**drawn),
+        said(presence_penalty=2, **drawn),
+        said(logit_bias={str(first): -100}),
+        said(logit_bias={"7": 100}),
+        said(frequency_penalty=2),
+        said(repetition_penalty=2),
+        said(min_p=1, temperature=2),
+        said(bad_words=[codec.tokenizer.decode(plain[:2]).strip()]),
+    )
+    assert first not in banned
+    assert forced == [7] * 16
+    assert present != free
+    assert len(set(plain)) < len(set(frequent))
+    assert repeated[0] not in codec.tokenizer.encode("ha ha ha")
+    assert likeliest == plain
+    assert all(pair != tuple(plain[:2]) for pair in itertools.pairwise(unsaid))
+
+    async def length(**shaping: object) -> int:
+        answer = await aclient.chat.completions.create(
+            messages=MESSAGES, max_tokens=40, extra_body=shaping, **GREEDY
+        )
+        return answer.usage.completion_tokens
+
+    assert await length() < 30 <= await length(min_tokens=30)
 
 
 async def test_logprobs_are_those_of_the_greedy_tokens(aclient: openai.AsyncOpenAI) -> None:

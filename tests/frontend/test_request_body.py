@@ -146,3 +146,50 @@ def test_top_k_of_minus_one_keeps_all() -> None:
     result = outcome(body, CompletionFields)
     assert isinstance(result, SamplingParams)
     assert result.top_k == 0
+
+
+EFFECTS: dict[str, Any] = {
+    "max_tokens": 5,
+    "max_completion_tokens": 5,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.5,
+    "presence_penalty": 1,
+    "frequency_penalty": 1,
+    "repetition_penalty": 2,
+    "min_tokens": 5,
+    "logit_bias": {"5": 1},
+    "bad_words": ["x"],
+    "seed": 5,
+    "stop": "x",
+    "stop_token_ids": [5],
+    "ignore_eos": True,
+    "logprobs": 0,
+    "session_id": "x",
+    "cache_salt": "x",
+    "retain_ms": 5,
+    "kv_hints": {"protocol_version": "0.1", "actions": [{"action_type": "retain"}]},
+    "priority": 5,
+    "deadline_ms": 5,
+}
+# what their endpoints' own tests show
+SHOWN = {
+    "model", "stream", "stream_options", "n", "return_token_ids", "messages", "prompt", "echo",
+    "tools", "tool_choice", "parallel_tool_calls", "include_reasoning", "reasoning_effort",
+    "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+}  # fmt: skip
+
+
+def test_every_field_that_is_known_has_an_effect() -> None:
+    known = {*ChatFields.__struct_fields__, *CompletionFields.__struct_fields__}
+    assert known == {*EFFECTS, *SHOWN}
+
+    def engine_is_told(kind: type[GenerationFields], **fields: Any) -> object:
+        parsed = parse(json.dumps({**VALID[kind], **fields}).encode(), kind, lambda _: None)
+        return parsed.sampling_params(), parsed.session(), parsed.urgency()
+
+    for kind in (ChatFields, CompletionFields):
+        for field in sorted({*kind.__struct_fields__} & EFFECTS.keys()):
+            value = True if (kind, field) == (ChatFields, "logprobs") else EFFECTS[field]
+            assert engine_is_told(kind, **{field: value}) != engine_is_told(kind), field

@@ -69,5 +69,5 @@ def test_a_missing_seed_is_drawn_anew() -> None:
 
 
 def test_unknown_parameters_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="presence_penalty"):
-        SamplingParams(presence_penalty=1.0)
+    with pytest.raises(TypeError, match="length_penalty"):
+        SamplingParams(length_penalty=1.0)

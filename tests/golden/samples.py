@@ -32,7 +32,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
         2**64 - 1,
         int32_column(range(300)),
         70_000,
-        wire.Sampling(0.7, 40, 0.95, 2**64 - 1, True),
+        wire.Sampling(0.7, 40, 0.95, 2**64 - 1, True, b"shaping"),
         int32_column([2, 151_645]),
         -7,
         b"tenant",
@@ -76,7 +76,8 @@ SAMPLES: dict[str, msgspec.Struct] = {
         int32_column([0]), int32_column([0, 4, 5]), int32_column([1, 1, 90]), bytes([2, 3, 1]),
         int32_column(range(91)), int32_column([1]), int32_column([0]), int32_column([7]),
         int32_column([0]), int32_column([2, 2]), int32_column([0, 1]), int32_column([5, 90_000]),
-        int32_column([9, 10]), int32_column([5]), int32_column([2]),
+        int32_column([9, 10]), int32_column([5]), int32_column([2]), int32_column([0, 7]),
+        b"shaping", int32_column([0, 2]), int32_column([3, 4]),
     ),
     "step_plan_decode": wire.StepPlan(
         1, 2, rows=int32_column(range(256)), row_tokens=int32_column([1] * 256),

@@ -43,6 +43,13 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    logit_bias: dict[str, float] = {}
+    bad_words: list[str] = []
     session_id: str = ""
     cache_salt: str = ""
     retain_ms: int = 0
@@ -114,6 +121,13 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            min_tokens=self.min_tokens,
+            logit_bias=self.logit_bias,
+            bad_words=self.bad_words,
             logprobs=self.wants_logprobs,
         )
 
@@ -172,16 +186,9 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "top_logprobs": (0,),
     "prompt_logprobs": (0,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
     "allowed_token_ids": (),
     "response_format": ({"type": "text"},),
     "structured_outputs": (),

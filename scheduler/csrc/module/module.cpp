@@ -197,20 +197,20 @@ PYBIND11_MODULE(_scheduler, m) {
           [](Core& core, int64_t client, uint64_t request_id, const std::string& prompt,
              int64_t max_tokens, float temperature, int64_t top_k, float top_p, uint64_t seed,
              bool logprobs, const std::string& stop_ids, int64_t priority, const std::string& salt,
-             int64_t time_ns, const std::string& session, int64_t retain_ns,
-             int64_t deadline_ns) -> std::optional<std::tuple<int, std::string>> {
-            StatusOr<plan::Rejection> taken =
-                core.scheduler().Submit({.name = {ClientId{client}, request_id},
-                                         .time = time_ns,
-                                         .prompt = ReadColumn<Token>(prompt, "prompt"),
-                                         .max_tokens = max_tokens,
-                                         .sampling = {temperature, top_k, top_p, seed, logprobs},
-                                         .stop_ids = ReadColumn<Token>(stop_ids, "stop_ids"),
-                                         .priority = priority,
-                                         .salt = salt,
-                                         .session = session,
-                                         .retain = retain_ns,
-                                         .deadline = deadline_ns});
+             int64_t time_ns, const std::string& session, int64_t retain_ns, int64_t deadline_ns,
+             const std::string& shaping) -> std::optional<std::tuple<int, std::string>> {
+            StatusOr<plan::Rejection> taken = core.scheduler().Submit(
+                {.name = {ClientId{client}, request_id},
+                 .time = time_ns,
+                 .prompt = ReadColumn<Token>(prompt, "prompt"),
+                 .max_tokens = max_tokens,
+                 .sampling = {temperature, top_k, top_p, seed, logprobs, shaping},
+                 .stop_ids = ReadColumn<Token>(stop_ids, "stop_ids"),
+                 .priority = priority,
+                 .salt = salt,
+                 .session = session,
+                 .retain = retain_ns,
+                 .deadline = deadline_ns});
             if (taken.ok()) return std::nullopt;
             return std::tuple(static_cast<int>(taken.error().code), taken.error().message);
           },
@@ -219,7 +219,7 @@ PYBIND11_MODULE(_scheduler, m) {
           py::arg("top_p") = 1.0f, py::arg("seed") = 0, py::arg("logprobs") = false,
           py::arg("stop_ids") = py::bytes(), py::arg("priority") = 0, py::arg("salt") = py::bytes(),
           py::arg("time_ns") = 0, py::arg("session") = "", py::arg("retain_ns") = 0,
-          py::arg("deadline_ns") = 0)
+          py::arg("deadline_ns") = 0, py::arg("shaping") = py::bytes())
       .def(
           "hint",
           [](Core& core, const std::string& session, int64_t action, int64_t time_ns,

@@ -216,12 +216,25 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
     plan_.added_top_p.push_back(request.sampling.top_p);
     plan_.added_seed.push_back(request.sampling.seed);
     plan_.added_logprobs.push_back(request.sampling.logprobs ? 1 : 0);
+    if (!request.sampling.shaping.empty()) AnnounceShaping(request);
     place.announced = true;
     place.stale = false;
     place.announced_blocks = 0;
     AnnounceLoads(request, id);
   }
   AnnounceBlocks(id, table);
+}
+
+// Slots that are added without one have none: the columns end where the last of them stands.
+void Scheduler::AnnounceShaping(const Request& request) {
+  const std::string& shaping = request.sampling.shaping;
+  plan_.added_shaping_bytes.resize(plan_.added_slots.size());
+  plan_.added_shaping_bytes.back() = static_cast<int32_t>(shaping.size());
+  plan_.added_shaping.insert(plan_.added_shaping.end(), shaping.begin(), shaping.end());
+  const auto outputs = request.tokens.begin() + request.prompt_tokens;
+  plan_.added_output_counts.resize(plan_.added_slots.size());
+  plan_.added_output_counts.back() = static_cast<int32_t>(request.tokens.end() - outputs);
+  plan_.added_outputs.insert(plan_.added_outputs.end(), outputs, request.tokens.end());
 }
 
 void Scheduler::AnnounceBlocks(SlotId id, const kv::BlockTable& table) {

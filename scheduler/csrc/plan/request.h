@@ -46,6 +46,7 @@ struct Sampling {
   float top_p = 1.0f;
   uint64_t seed = 0;
   bool logprobs = false;
+  std::string shaping{};  // what the workers do to its logits; only they read it
 };
 
 // The event that brings a request in.

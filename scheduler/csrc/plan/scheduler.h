@@ -221,6 +221,7 @@ class Scheduler {
   bool SealsNext(const Request& request, const kv::BlockTable& table, int context) const;
   void SealReady(Request& request, kv::BlockTable& table, int context, SlotId slot);
   void AnnounceSlot(const Request& request, SlotId id, const kv::BlockTable& table, int context);
+  void AnnounceShaping(const Request& request);
   void AnnounceBlocks(SlotId id, const kv::BlockTable& table);
   void AddRow(Request& request, SlotId id, int begin, int length, uint8_t flags);
   // Writes the rows into the plan's columns.

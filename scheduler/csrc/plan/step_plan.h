@@ -47,6 +47,10 @@ struct StepPlan {
   std::vector<int32_t> load_targets;
   std::vector<int32_t> wait_slots;
   std::vector<int32_t> wait_tickets;
+  std::vector<int32_t> added_shaping_bytes;
+  std::vector<uint8_t> added_shaping;
+  std::vector<int32_t> added_output_counts;
+  std::vector<int32_t> added_outputs;
 
   // Calls visit(column) for every column in wire order.
   template <class Self, class Visit>
@@ -82,6 +86,10 @@ struct StepPlan {
     visit(plan.load_targets);
     visit(plan.wait_slots);
     visit(plan.wait_tickets);
+    visit(plan.added_shaping_bytes);
+    visit(plan.added_shaping);
+    visit(plan.added_output_counts);
+    visit(plan.added_outputs);
   }
   static constexpr int kColumns = 31;
 

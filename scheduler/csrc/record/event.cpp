@@ -19,9 +19,10 @@ void ForEachField(Event& event, Visit visit) {
   if constexpr (std::is_same_v<T, Submit>) {
     auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt, session, retain,
            deadline] = event.submission;
-    auto& [temperature, top_k, top_p, seed, logprobs] = sampling;
+    auto& [temperature, top_k, top_p, seed, logprobs, shaping] = sampling;
     visit(name.client.value), visit(name.id), visit(time), visit(prompt), visit(max_tokens);
     visit(temperature), visit(top_k), visit(top_p), visit(seed), visit(logprobs);
+    visit(shaping);
     visit(stop_ids), visit(priority), visit(salt);
     visit(session), visit(retain), visit(deadline);
   } else if constexpr (std::is_same_v<T, plan::Limits>) {

@@ -98,7 +98,9 @@ struct Sampling {
   double top_p = 1.0;
   uint64_t seed = 0;
   bool logprobs = false;
-  TS_FIELDS(visit(s.temperature); visit(s.top_k); visit(s.top_p); visit(s.seed); visit(s.logprobs);)
+  Blob shaping;
+  TS_FIELDS(visit(s.temperature); visit(s.top_k); visit(s.top_p); visit(s.seed); visit(s.logprobs);
+            visit(s.shaping);)
 };
 
 struct Submit {
