@@ -15,6 +15,15 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
     return BUILT and device_type == "cuda" and dtype in _DTYPES
 
 
+def clear_counters(device: torch.device) -> None:
+    """Set back what launches of several streams at once, or ones cut short, may have left behind.
+
+    Kernels count arrivals in memory that all launches of a device share, one after another.
+    """
+    if BUILT and device.type == "cuda":
+        counters(torch.empty(0, device=device)).zero_()
+
+
 if BUILT:
     from .triton import (
         attention,
@@ -27,6 +36,7 @@ if BUILT:
         pointwise,
         router,
     )
+    from .triton.device import counters
 
     for _function, _features in (
         (linear.linear, ()),

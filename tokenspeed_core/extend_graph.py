@@ -17,6 +17,8 @@ from .slots import Step
 # Steps of 64: a larger one would change in how many waves attention's programs run.
 TOKENS = (16, 32, *range(64, 1025, 64))
 ROWS = 16
+_LONG_TOKENS = 256
+_LONG_CONTEXT = 8192
 
 
 class ExtendGraph:
@@ -107,5 +109,8 @@ class ExtendGraphs:
         """Return the smallest graph that holds a step; None if there is none."""
         at = bisect_left(self.sizes, step.num_tokens)
         if at == len(self.sizes) or len(step.rows) > ROWS:
+            return None
+        # Where attention outweighs launches, a kernel that is told the lengths is the faster one.
+        if step.num_tokens >= _LONG_TOKENS and step.batch.max_context >= _LONG_CONTEXT:
             return None
         return self._graphs[self.sizes[at]]

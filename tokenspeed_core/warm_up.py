@@ -10,6 +10,7 @@ import torch
 
 from .decode_graph import shared_columns
 from .device_tables import DeviceTables
+from .kernels.triton_backend import clear_counters
 from .ops import Batch
 from .runner import Runner
 from .shared_columns import SharedColumns
@@ -83,6 +84,7 @@ def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: 
         for phase in (first, rest):
             for done in [threads.submit(run, each) for each in phase]:
                 done.result()
+    clear_counters(tables.device)
     # Each stream keeps what it allocated, and cuBLAS a workspace for each.
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()

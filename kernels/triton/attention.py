@@ -13,13 +13,16 @@ from torch import Tensor
 
 from .decode_attention import decode
 from .device import MERGES, Device, counters, device_of
-from .extend_attention import MERGED, extend, merge, prepare
+from .extend_attention import MERGED, extend, gather, merge, prepare
 from .shared_attention import attend_shared
 
 # Below this many keys a part of a context is not worth a program of its own.
 MIN_SPLIT = 64
 _MIN_EXTEND_SPLIT = 1024
 _MAX_EXTEND_SPLITS = 32
+# Keys are gathered from so many tokens on, where there is room for them.
+GATHER_TOKENS = 2048
+_GATHER_BYTES = 1 << 30
 # Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
 _REQUEST_BLOCKS = (128, 1024, 8192)
 
@@ -138,6 +141,8 @@ def _attend(
     strides = (q.stride(0), k.stride(0), v.stride(0), k_cache.stride(0))
     pdl = device.has_dependent_launch
     if decoded:
+        # Of the sizes, the least: a batch of one waits for it.
+        few = 16 if requests < 16 else block
         tile, warps = _decode_tile(device, head_block, k_cache.element_size())
         splits = _decode_splits(device, decoded, heads, batch.max_context)
         shape = (decoded, heads, splits, group, h)
@@ -173,7 +178,7 @@ def _attend(
             rows if shares else lengths, shared_o, shared_ml, n if everyone else 0,
             decoded, *strides, table.stride(0), splits, batch.most_parts, scale, eps,
             heads, group, triton.next_power_of_2(group), group_block, h, head_block, size, width,
-            gains is not None, *marks, shares, block, tile, MERGED, 2 * device.processors,
+            gains is not None, *marks, shares, few, tile, MERGED, 2 * device.processors,
             MIN_SPLIT, min(2, device.max_stages), pdl, **device.options(warps),
         )  # fmt: skip
         if everyone:
@@ -185,21 +190,32 @@ def _attend(
         heads, group, triton.next_power_of_2(group), h, head_block, size, width,
         gains is not None, angles is not None, pdl, **device.options(1),
     )  # fmt: skip
-    height, tile, stages, warps = _extend_tile(device, head_block, group, q.element_size())
+    extended, reach = requests - decoded, -(-batch.max_context // 128) * 128
+    keys, values, stride, held = k_cache, v_cache, k_cache.stride(0), size
+    gathers = _gathers(device, k_cache, group, extended * reach, n - decoded, window)
+    height, tile, stages, warps = _extend_tile(
+        device, head_block, group, q.element_size(), reach if gathers else 0
+    )
+    if gathers:
+        keys = torch.empty(extended, heads, reach, h, dtype=k_cache.dtype, device=q.device)
+        values, stride, held = torch.empty_like(keys), reach * h, 0
+        gather[(reach // 128, heads, extended)](
+            k_cache, v_cache, lengths, table, keys, values, decoded, k_cache.stride(0), stride,
+            table.stride(0), heads, h, head_block, size, 128, pdl, **device.options(4),
+        )  # fmt: skip
     tiles = (n - decoded) // (height // group) + requests - decoded + 1
     longest = min(batch.max_context, window + batch.max_query) if window else batch.max_context
     # A captured batch has places for more requests than it counts on.
-    extended = max(1, batch.num_rows - decoded)
-    busy = (triton.cdiv(n - decoded, height // group) + extended - 1) * heads
-    splits = _extend_splits(device, busy, longest)
+    busy = triton.cdiv(n - decoded, height // group) + max(1, batch.num_rows - decoded) - 1
+    splits = _extend_splits(device.processors * (1 if warps > 4 else 2), busy * heads, longest)
     part_o, part_lse = out, out
     if splits > 1:
         part_o = torch.empty((splits, *out.shape), dtype=q.dtype, device=q.device)
         part_lse = torch.empty(part_o.shape[:-1], dtype=torch.float32, device=q.device)
     extend[(tiles, heads, splits)](
-        turned, k_cache, v_cache, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
-        n, decoded, requests, turned.stride(0), k_cache.stride(0), table.stride(0), splits,
-        scale, heads, group, h, head_block, size, *marks, block, height, tile, splits > 1, stages,
+        turned, keys, values, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
+        n, decoded, requests, turned.stride(0), stride, table.stride(0), splits,
+        scale, heads, group, h, head_block, held, *marks, block, height, tile, splits > 1, stages,
         pdl, **device.options(warps),
     )  # fmt: skip
     if splits > 1:
@@ -247,12 +263,14 @@ def _shared_tile(
 
 
 def _extend_tile(
-    device: Device, head_block: int, group: int, itemsize: int
+    device: Device, head_block: int, group: int, itemsize: int, gathered: int = 0
 ) -> tuple[int, int, int, int]:
-    """Return (rows, keys a step, stages, warps)."""
+    """Return (rows, keys a step, stages, warps); so many keys a request were `gathered`."""
     rows = max(128, triton.next_power_of_2(group))
     if device.processors <= 4:  # the interpreter
         return max(16, triton.next_power_of_2(group)), 16, 1, 4
+    if gathered:
+        return (64, 64, 3, 4) if gathered < 4096 else (128, 128, 3, 8)
     if itemsize > 2 or head_block > 128:
         return max(64, triton.next_power_of_2(group)), 32, min(2, device.max_stages), 4
     if device.shared_bytes < 160 << 10:
@@ -260,12 +278,34 @@ def _extend_tile(
     return rows, 64, 3, 4
 
 
-def _extend_splits(device: Device, tiles: int, max_context: int) -> int:
-    """Return into how many ranges keys are cut: programs run in waves, two on a processor.
+def _gathers(
+    device: Device, cache: Tensor, group: int, tokens: int, queries: int, window: int
+) -> bool:
+    """Return whether keys of so many `tokens` in all are better laid in rows first.
+
+    Attention then does without addresses by the key, which is half as fast again; a copy of a key
+    pays from some hundred queries on.
+    """
+    if device.processors <= 4:  # the interpreter
+        return tokens >= GATHER_TOKENS and not window
+    room = tokens * 2 * cache.stride(0) // cache.shape[2] * cache.element_size()
+    return (
+        not window
+        and queries >= 256
+        and tokens >= GATHER_TOKENS
+        and room <= _GATHER_BYTES
+        and cache.shape[3] == 128
+        and cache.element_size() == 2
+        and group <= 64
+        and device.shared_bytes >= 225 << 10
+    )
+
+
+def _extend_splits(slots: int, tiles: int, max_context: int) -> int:
+    """Return into how many ranges keys are cut: programs run in waves of `slots`.
 
     A range takes 1/splits of the time of all keys; its merge is as long as some hundred keys.
     """
-    slots = 2 * device.processors
     most = max(1, min(_MAX_EXTEND_SPLITS, max_context // _MIN_EXTEND_SPLIT, 6 * slots // tiles))
 
     def time(splits: int) -> float:

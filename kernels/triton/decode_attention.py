@@ -48,16 +48,16 @@ def normed_and_turned(
 
 
 @triton.jit
-def merged(
+def folded(
     part_o, part_ml, first, stride, count, m, mass, acc, g, d,
     G: tl.constexpr, D: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Fold `count` parts into the softmax `m[g]`, `mass[g]`, `acc[g,d]`, of base 2.
+    """Fold `count` parts into BP softmaxes `m[BP,g]`, `mass[BP,g]`, `acc[BP,g,d]`, of base 2.
 
-    Head g of part i is row `first + i * stride + g` of `part_o[.,D]` and `part_ml[.,2]`.
+    Head g of part i is row `first + i * stride + g` of `part_o[.,D]` and `part_ml[.,2]`.  Parts go
+    to the softmaxes in turn: no thread waits for another before the last part is in.
     """
     for i in range(0, count, BP):
-        # Several parts at once: their loads do not wait for each other.
         p = i + tl.arange(0, BP)
         at = (first + p * stride)[:, None] + g[None, :]
         held = (p < count)[:, None] & (g < G)[None, :]
@@ -67,14 +67,24 @@ def merged(
             part_o + at[:, :, None] * D + d[None, None, :],
             mask=held[:, :, None] & (d < D)[None, None, :], other=0.0, cache_modifier=".cg",
         )  # fmt: skip
-        top = tl.maximum(m, tl.max(mi, 0))
-        safe = tl.where(top == float("-inf"), 0.0, top)  # of heads that are none
+        top = tl.maximum(m, mi)
+        safe = tl.where(top == float("-inf"), 0.0, top)
         fade = tl.exp2(m - safe)
-        grow = tl.exp2(mi - safe[None, :])
-        acc = acc * fade[:, None] + tl.sum(oi * grow[:, :, None], 0)
-        mass = mass * fade + tl.sum(li * grow, 0)
+        grow = tl.exp2(mi - safe)
+        acc = acc * fade[:, :, None] + oi * grow[:, :, None]
+        mass = mass * fade + li * grow
         m = top
     return m, mass, acc
+
+
+@triton.jit
+def merged(m, mass, acc):
+    """Return `[g,d]`, the softmaxes of `folded` made one."""
+    top = tl.max(m, 0)
+    safe = tl.where(top == float("-inf"), 0.0, top)  # of heads that are none
+    grow = tl.exp2(m - safe[None, :])
+    total = tl.sum(mass * grow, 0)
+    return tl.sum(acc * grow[:, :, None], 0) / tl.where(total == 0, 1.0, total)[:, None]
 
 
 @triton.jit(do_not_specialize=["tokens", "requests", "most_splits", "most_parts", "table_stride"])
@@ -114,14 +124,16 @@ def decode(
     length = tl.load(lengths + request, mask=real, other=0)
     length = tl.where(stop > token, length, 0)
     r = tl.arange(0, BR)
-    total = tl.sum(tl.load(lengths + r, mask=r < requests, other=0))
+    lens = tl.load(lengths + r, mask=r < requests, other=0)
+    if SHARED:
+        lens -= tl.load(rows + r * 3 + 1, mask=r < requests, other=0)
+    total = tl.sum(lens)
     low = 0
     if WINDOW:
         low = tl.maximum(length - WINDOW, 0)
         total = tl.minimum(total, requests * WINDOW)
     if SHARED:
         low = tl.load(rows + request * 3 + 1, mask=real, other=0)
-        total -= tl.sum(tl.load(rows + r * 3 + 1, mask=r < requests, other=0))
     before = tl.maximum(length - 1 - low, 0)
     share = tl.maximum(tl.cdiv(total * K, SHARES), MIN)
     splits = tl.minimum(tl.maximum((before + share // 2) // share, 1), most_splits)
@@ -198,19 +210,19 @@ def decode(
                 tl.debug_barrier()
                 tl.store(counter + unit, 0)
                 e = tl.arange(0, GM)
-                m_all = tl.full([GM], float("-inf"), tl.float32)
-                mass_all = tl.zeros([GM], tl.float32)
-                acc_all = tl.zeros([GM, BD], tl.float32)
+                m_all = tl.full([BP, GM], float("-inf"), tl.float32)
+                mass_all = tl.zeros([BP, GM], tl.float32)
+                acc_all = tl.zeros([BP, GM, BD], tl.float32)
                 own = (unit * most_splits).to(tl.int64) * G
-                m_all, mass_all, acc_all = merged(
+                m_all, mass_all, acc_all = folded(
                     part_o, part_ml, own, G, splits, m_all, mass_all, acc_all, e, d, G, D, BP
                 )
                 if SHARED:
                     first = (request.to(tl.int64) * most_parts * K + head) * G
-                    m_all, mass_all, acc_all = merged(
+                    m_all, mass_all, acc_all = folded(
                         shared_o, shared_ml, first, K * G, tl.load(rows + request * 3 + 2),
                         m_all, mass_all, acc_all, e, d, G, D, BP,
                     )  # fmt: skip
                 to_all = out + ((row * K + head) * G + e[:, None]) * D + d[None, :]
                 ok_all = (e < G)[:, None] & (d < D)[None, :]
-                tl.store(to_all, (acc_all / mass_all[:, None]).to(DTYPE), mask=ok_all)
+                tl.store(to_all, merged(m_all, mass_all, acc_all).to(DTYPE), mask=ok_all)

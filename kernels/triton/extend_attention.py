@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import normed_and_turned
+from .decode_attention import merged, normed_and_turned
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Parts that a merge loads at once.
@@ -60,6 +60,35 @@ def prepare(
         tl.store(v_cache + home + d, value.to(v_cache.dtype.element_ty), mask=d < D)
 
 
+@triton.jit(do_not_specialize=["skipped", "table_stride"])
+def gather(
+    k_cache, v_cache, lengths, table, k_row, v_row, skipped, block_stride, row_stride,
+    table_stride, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
+    BN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Lay the keys and values of requests from `skipped` on in rows `k_row`, `v_row`.
+
+    Head h of the i-th of them has its row at `(i * K + h) * row_stride`, D numbers a token.
+    """
+    at = tl.program_id(0) * BN + tl.arange(0, BN)
+    head = tl.program_id(1)
+    request = tl.program_id(2)
+    d = tl.arange(0, BD)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    length = tl.load(lengths + skipped + request)
+    if tl.program_id(0) * BN < length:
+        ok = at < length
+        pages = table + (skipped + request) * table_stride
+        block = tl.load(pages + at // S, mask=ok, other=0).to(tl.int64)
+        held = ok[:, None] & (d < D)[None, :]
+        place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
+        row = (request * K + head).to(tl.int64) * row_stride + at[:, None] * D + d[None, :]
+        tl.store(k_row + row, tl.load(k_cache + place, mask=held, other=0.0), mask=held)
+        tl.store(v_row + row, tl.load(v_cache + place, mask=held, other=0.0), mask=held)
+
+
 @triton.jit
 def fold(
     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride,
@@ -68,17 +97,22 @@ def fold(
 ):  # fmt: skip
     """Fold keys `n` to `n + BN` into the softmax `m`, `mass`, `acc`, of base 2.
 
-    With MASK keys from `end` on do not count, and with CAUSAL none that a row has not `seen`.
+    With S = 0 keys and values lie in a row, not in blocks of S.  With MASK keys from `end` on do
+    not count, and with CAUSAL none that a row has not `seen`.
     """
     at = n + tl.arange(0, BN)
     DTYPE: tl.constexpr = query.dtype
     if MASK:
         ok = at < end
-        block = tl.load(pages + at // S, mask=ok, other=0).to(tl.int64)
         held = ok[:, None] & (d < D)[None, :]
+    if S == 0:
+        place = at[:, None] * D + d[None, :]
+    elif MASK:
+        block = tl.load(pages + at // S, mask=ok, other=0).to(tl.int64)
+        place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
     else:
         block = tl.load(pages + at // S).to(tl.int64)
-    place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
+        place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
     if MASK:
         keys = tl.load(k_cache + place, mask=held, other=0.0).to(DTYPE)
     else:
@@ -184,6 +218,10 @@ def extend(
                 mass = tl.full([BM], 1.0, tl.float32)
         seen = prefix + token
         pages = table + (skipped + request) * table_stride
+        if S == 0:  # laid out by `gather`
+            first = (request * K + head).to(tl.int64) * block_stride
+            k_cache += first
+            v_cache += first
         free = begin
         if WINDOW == 0 and D == BD:
             # Keys that every row sees need no mask.
@@ -224,11 +262,10 @@ def merge(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    m = tl.full([BR], float("-inf"), tl.float32)
-    total = tl.zeros([BR], tl.float32)
-    acc = tl.zeros([BR, BD], tl.float32)
+    m = tl.full([BP, BR], float("-inf"), tl.float32)
+    mass = tl.zeros([BP, BR], tl.float32)
+    acc = tl.zeros([BP, BR, BD], tl.float32)
     for i in range(0, splits, BP):
-        # Several parts at once: their loads do not wait for each other.
         p = i + tl.arange(0, BP)
         at = p[:, None].to(tl.int64) * rows + r[None, :]
         held = (p < splits)[:, None] & live[None, :]
@@ -237,13 +274,13 @@ def merge(
             part_o + at[:, :, None] * D + d[None, None, :],
             mask=held[:, :, None] & (d < D)[None, None, :], other=0.0,
         )  # fmt: skip
-        top = tl.maximum(m, tl.max(lse, 0))
+        top = tl.maximum(m, lse)
         safe = tl.where(top == float("-inf"), 0.0, top)
         fade = tl.exp2(m - safe)
-        weight = tl.exp2(lse - safe[None, :])
-        acc = acc * fade[:, None] + tl.sum(o * weight[:, :, None], 0)
-        total = total * fade + tl.sum(weight, 0)
+        weight = tl.exp2(lse - safe)
+        acc = acc * fade[:, :, None] + o * weight[:, :, None]
+        mass = mass * fade + weight
         m = top
-    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    acc = merged(m, mass, acc)
     ok = live[:, None] & (d < D)[None, :]
     tl.store(out + r[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=ok)

@@ -140,11 +140,17 @@ CASES = [  # counts, contexts, (k, g, h, s), (spare tokens, requests), decode ro
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("ranges", [None, 3])
-def test_attention(case, dtype: torch.dtype, ranges: int | None, monkeypatch) -> None:
+@pytest.mark.parametrize("gathered", [False, True])
+def test_attention(
+    case, dtype: torch.dtype, ranges: int | None, gathered: bool, monkeypatch
+) -> None:
     counts, contexts, (k, g, h, s), spare, dec, window = case
-    if ranges:
+    if ranges or gathered:
         if counts == [1] * len(counts) or dtype == HALF:
             pytest.skip("decoding splits by itself; one dtype is enough")
+        if gathered:
+            monkeypatch.setattr(attention, "GATHER_TOKENS", 1)
+    if ranges:
         monkeypatch.setattr(attention, "_extend_splits", lambda *args: ranges)
     blocks = sum(-(-context // s) for context in contexts) + 2
     batch = batch_of(counts, contexts, s, blocks, spare, dec)

@@ -35,7 +35,8 @@ def test_every_kernel_compiles(target: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row[0] for row in rows} == KERNELS
+    gathered = {"gather"} if target in ("sm_90", "sm_100") else set()  # it needs much shared memory
+    assert {row[0] for row in rows} == KERNELS | gathered
     for name, shared, limit, waits in rows:
         assert shared <= limit, name
         # A kernel launched ahead of its predecessor's end must wait for it, or break others.

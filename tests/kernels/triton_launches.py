@@ -144,7 +144,12 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
 
 def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = []
-    for requests, queries, sharing in ((1, 1, False), (32, 1, True), (1, 200, False)):
+    for requests, queries, sharing in (
+        (1, 1, False),
+        (32, 1, True),
+        (1, 200, False),
+        (1, 300, False),
+    ):
         batch = SimpleNamespace(
             cache_slots=torch.zeros(requests * queries, dtype=torch.int64),
             query_starts=torch.arange(requests + 1, dtype=torch.int32) * queries,
