@@ -11,7 +11,7 @@ from .block_table import Int32
 
 # A range of blocks is read once for its rows where that saves this many reads of a token in all,
 # and its rows are this many: less does not pay for the merge.
-MIN_SAVED = 8192
+MIN_SAVED = 16384
 MIN_ROWS = 4
 # No part is shorter than this many tokens, but for what is left of a range.
 MIN_PART = 256
