@@ -22,7 +22,7 @@ _MIN_EXTEND_SPLIT = 1024
 _MAX_EXTEND_SPLITS = 32
 # Keys are gathered from so many tokens on, where there is room for them.
 GATHER_TOKENS = 2048
-_GATHER_BYTES = 1 << 30
+_GATHER_BYTES = 640 << 20
 # Sizes that hold a batch's requests and one more: few, since a kernel is compiled for each.
 _REQUEST_BLOCKS = (128, 1024, 8192)
 
