@@ -26,6 +26,7 @@ from .gate import Gate
 from .health import Verdict, health, readiness
 from .messages import MessageEndpoint
 from .metrics import Metrics
+from .responses import ResponseEndpoint
 from .tokens import CountTokens, Detokenize, Tokenize
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -102,6 +103,7 @@ def bodies(service: Service) -> dict[str, BodyRoute]:
     return {
         "/v1/chat/completions": ChatEndpoint(service),
         "/v1/completions": CompletionEndpoint(service),
+        "/v1/responses": ResponseEndpoint(service),
         "/v1/messages": MessageEndpoint(service),
         "/v1/messages/count_tokens": CountTokens(service),
         "/tokenize": Tokenize(service),

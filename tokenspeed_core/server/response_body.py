@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""The body of OpenAI's `POST /v1/responses`, and the same conversation in the form of chat."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ..chat_template import Rendering
+from ..sampling_params import SamplingParams
+from .failure import ApiError
+from .request_body import GenerationFields
+from .tools import Tools
+
+
+class ReasoningOptions(msgspec.Struct, frozen=True):
+    """How much the model is to think."""
+
+    effort: str | None = None
+
+
+class ResponseFields(GenerationFields, frozen=True, kw_only=True):
+    """Body of `POST /v1/responses`; nothing is stored."""
+
+    input: str | list[dict[str, Any]]
+    instructions: str = ""
+    max_output_tokens: int | None = None
+    tools: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+    reasoning: ReasoningOptions = ReasoningOptions()
+    text: dict[str, Any] = msgspec.field(default_factory=dict)
+    previous_response_id: str = ""
+    background: bool = False
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Log-probabilities are not built here."""
+        return False
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the request's sampling.
+
+        Raises:
+            SamplingError: a value is out of range.
+        """
+        limited = msgspec.structs.replace(self, max_tokens=self.max_output_tokens)
+        return super(ResponseFields, limited).sampling_params()
+
+    def check(self) -> None:
+        """Raise ApiError for what is asked and not built."""
+        if self.previous_response_id:
+            raise _unbuilt("previous_response_id", "responses are not stored; send the whole input")
+        if self.background:
+            raise _unbuilt("background", "responses are not stored; leave it out")
+        if (self.text.get("format") or {}).get("type", "text") != "text":
+            raise _unbuilt("text", "its format needs grammars, which are not built")
+
+    def offered(self) -> Tools:
+        """Return the tools that the model is shown.
+
+        Raises:
+            ApiError: a tool is malformed, or the choice cannot be served.
+        """
+        return Tools.of([_tool(tool) for tool in self.tools], self.tool_choice)
+
+    def rendering(self, tools: Tools) -> Rendering:
+        """Return what the chat template is given beside the messages."""
+        effort = self.reasoning.effort
+        told = {} if effort is None else {"reasoning_effort": effort}
+        return Rendering(tools.shown, told | self.chat_template_kwargs)
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return the input as messages.
+
+        Raises:
+            ApiError: an item is malformed or not built; it names the place.
+        """
+        said: list[dict[str, Any]] = []
+        if self.instructions:
+            said.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            return [*said, {"role": "user", "content": self.input}]
+        if not self.input:
+            raise ApiError(400, "input is empty; send at least one item", param="input")
+        for index, item in enumerate(self.input):
+            _add(said, item, f"input[{index}]")
+        return said
+
+
+def _add(said: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
+    """Add an item; what an assistant thought, said and called in a row is one message."""
+    match item.get("type", "message"):
+        case "message":
+            role, content = item.get("role"), _text(item.get("content"), f"{where}.content")
+            if role == "assistant":
+                _assistant(said, "content")["content"] = content
+            else:
+                said.append({"role": role, "content": content})
+        case "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            _assistant(said, "").setdefault("tool_calls", []).append(call)
+        case "function_call_output":
+            output = _text(item.get("output"), f"{where}.output")
+            said.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+        case "reasoning":
+            parts = item.get("content") or item.get("summary") or []
+            _assistant(said, "reasoning_content")["reasoning_content"] = _text(parts, where)
+        case kind:
+            raise ApiError(
+                400,
+                f"{where} is of type {str(kind)[:40]!r}; built: message, function_call, "
+                f"function_call_output, reasoning",
+                param="input",
+                code="unsupported_parameter",
+            )
+
+
+def _assistant(said: list[dict[str, Any]], field: str) -> dict[str, Any]:
+    """Return the assistant's message that goes on, or a new one if it has `field` already."""
+    last = said[-1] if said else {}
+    if last.get("role") != "assistant" or last.get(field) or (field and "tool_calls" in last):
+        last = {"role": "assistant", "content": None}
+        said.append(last)
+    return last
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ApiError(400, f"{where} is neither a text nor a list of parts", param="input")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            raise ApiError(400, f"{where} has parts that are no text", param="input")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        return {"type": tool.get("type")}
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {n: tool[n] for n in names if tool.get(n) is not None}}
+
+
+def _unbuilt(field: str, why: str) -> ApiError:
+    return ApiError(400, f"{field}: {why}", param=field, code="unsupported_parameter")
