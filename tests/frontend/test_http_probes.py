@@ -2,6 +2,7 @@
 """What operators and load balancers see: probes, metrics, draining."""
 
 import asyncio
+import re
 
 import httpx
 import openai
@@ -12,6 +13,7 @@ from tests.frontend.conftest import HttpServer
 from tests.frontend.test_http import MESSAGES, MODEL, eventually
 from tokenspeed_core import __version__
 from tokenspeed_core.server import health as health_module
+from tokenspeed_core.server.metric_aliases import ALIASED
 
 
 async def status(http: HttpServer, path: str) -> int:
@@ -104,6 +106,16 @@ async def test_metrics_count_what_happened(http: HttpServer) -> None:
     refused = (("status", "400"), ("code", "invalid_parameter"))
     assert value("request_failure_total", model, *refused) == 1
     assert value("kv_blocks_total") == 100
+    cached = answer.usage.prompt_tokens_details.cached_tokens
+    cache = ("cache", "warm" if 2 * cached > answer.usage.prompt_tokens else "cold")
+    assert value("time_to_first_token_by_cache_seconds_count", model, cache) == 1
+    told = {name.removeprefix("vllm:").split("{")[0] for name, _ in samples if "vllm:" in name}
+    suffixes = re.compile("_(total|bucket|count|sum|created)$")
+    assert {suffixes.sub("", name) for name in told} == ALIASED
+    for name in ("num_requests_running", "kv_cache_usage_perc", "prefix_cache_hits_total"):
+        assert samples[f"vllm:{name}", (model,)] == value(name)
+    for name in ("generation_tokens_total", "time_to_first_token_seconds_sum"):
+        assert samples[f"vllm:{name}", (model,)] == value(name, model)
     assert value("engine_steps_total") >= 5
 
 

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ..completion import TextDelta
 from ..ipc.messages import Stats
+from .metric_aliases import MetricAliases
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _PREFIX = "tokenspeed_"
@@ -57,6 +58,8 @@ class Metrics:
     def __init__(self, model: str, stats: Callable[[], Stats | None]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_StatsCollector(stats))
+        self._aliases = CollectorRegistry(auto_describe=False)
+        self._aliases.register(MetricAliases(self._registry, _PREFIX, model))
         labels = ["model_name"]
 
         def histogram(name: str, help: str) -> Histogram:
@@ -69,6 +72,13 @@ class Metrics:
             return Counter(_PREFIX + name, help, labels + list(more), registry=self._registry)
 
         self._first_token = histogram("time_to_first_token_seconds", "Body read to first token.")
+        self._first_by_cache = Histogram(
+            _PREFIX + "time_to_first_token_by_cache_seconds",
+            "Body read to first token, warm where most of the prompt was cached.",
+            [*labels, "cache"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self._between = histogram("inter_token_latency_seconds", "Between tokens of a stream.")
         self._whole = histogram("e2e_request_latency_seconds", "Body read to last token.")
         self._prompt = counter("prompt_tokens", "Prompt tokens of admitted requests.").labels(model)
@@ -79,8 +89,8 @@ class Metrics:
         self._model = model
 
     def page(self) -> bytes:
-        """Return all series in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Return all series in Prometheus' text format, the best known under vLLM's names too."""
+        return generate_latest(self._registry) + generate_latest(self._aliases)
 
     def failed(self, status: int, code: str | None) -> None:
         """Count a request that was refused or that failed."""
@@ -103,6 +113,9 @@ class Metrics:
                 if tokens == 0 and new:
                     self._prompt.inc(delta.usage.prompt_tokens)
                     self._first_token.observe(now - started)
+                    is_warm = 2 * delta.usage.cached_tokens > delta.usage.prompt_tokens
+                    cache = "warm" if is_warm else "cold"
+                    self._first_by_cache.labels(self._model, cache).observe(now - started)
                 elif new:
                     self._between.observe((now - last) / new)
                 if new:
