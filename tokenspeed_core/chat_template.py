@@ -153,6 +153,26 @@ def plain_message(message: Message, index: int) -> dict[str, Any]:
     return {**plain, "content": _content(content, where)}
 
 
+class Arguments(dict[str, Any]):
+    """A call's arguments: an object to templates that look into it, its text to those that print.
+
+    Some families' templates serialise the object, others put text together from it.
+    """
+
+    def __init__(self, value: Mapping[str, Any], text: str) -> None:
+        super().__init__(value)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, after: str) -> str:
+        return self._text + after
+
+    def __radd__(self, before: str) -> str:
+        return before + self._text
+
+
 def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
@@ -164,7 +184,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             parsed = json.loads(arguments or "{}")
         except (ValueError, RecursionError):
             parsed = arguments
-        arguments = parsed if isinstance(parsed, dict) else arguments
+        if isinstance(parsed, dict):
+            arguments = Arguments(parsed, arguments or "{}")
     if not isinstance(arguments, str | dict):
         raise ChatTemplateError(f"{where}.function.arguments is not a JSON object in a string")
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}

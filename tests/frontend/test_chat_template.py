@@ -86,3 +86,21 @@ def test_a_hostile_template_fails_in_bounds(source: str) -> None:
 def test_a_template_that_does_not_compile_is_one_error() -> None:
     with pytest.raises(ChatTemplateError, match="does not compile"):
         ChatTemplate.compile("{% if %}", {})
+
+
+def test_arguments_are_an_object_to_some_templates_and_text_to_others() -> None:
+    text = '{"b":  1, "a": "é"}'
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": text}}
+    messages = [*USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    arguments = "messages[1].tool_calls[0].function.arguments"
+    for source, rendered in (
+        (f"{{{{ {arguments} | tojson }}}}", '{"b": 1, "a": "é"}'),
+        (
+            f"{{% for k, v in {arguments}.items() %}}{{{{ k }}}}={{{{ v }}}};{{% endfor %}}",
+            "b=1;a=é;",
+        ),
+        (f"{{{{ '<' + {arguments} + '>' }}}}", f"<{text}>"),
+        (f"{{{{ {arguments} }}}}", text),
+        (f"{{{{ {arguments} is string }}}} {{{{ {arguments} is mapping }}}}", "False True"),
+    ):
+        assert render(source + "{{ tools or '' }}", messages) == rendered
