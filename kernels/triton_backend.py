@@ -21,7 +21,8 @@ def clear_counters(device: torch.device) -> None:
     Kernels count arrivals in memory that all launches of a device share, one after another.
     """
     if BUILT and device.type == "cuda":
-        counters(torch.empty(0, device=device)).zero_()
+        with torch.inference_mode():  # a step that came first may have made them there
+            counters(torch.empty(0, device=device)).zero_()
 
 
 if BUILT:
