@@ -112,7 +112,13 @@ class ModelSpec:
 
         Raises:
             MeshError: the mesh does not divide the model; legal sizes are listed.
+            ModelSpecError: the program never meets along an axis of the mesh.
         """
+        plan = self._rank_plan(device_type)
+        _refuse_idle_axes(plan)
+        return plan
+
+    def _rank_plan(self, device_type: str) -> RankPlan:
         if self.plan_cache is None:
             return self.plan(device_type)
         return self.plan_cache.plan(
@@ -129,6 +135,18 @@ class ModelSpec:
             "block_size": self.block_size,
             "composites": composites_on(device_type, self.dtype),
         }
+
+
+def _refuse_idle_axes(plan: RankPlan) -> None:
+    """Whatever is sharded meets again by a collective: an axis without one holds equal copies."""
+    met = {factor for group in plan.groups for factor in plan.mesh.expand(tuple(group.split("+")))}
+    if idle := [f"{name}={size}" for name, size in plan.mesh.factors if name not in met]:
+        raise ModelSpecError(
+            f"no part of the model is spread over {', '.join(idle)} of mesh {str(plan.mesh)!r}: "
+            f"its ranks would hold copies and compute the same. Pipeline stages and requests "
+            f"spread over ranks are not served; place a dim there ('f:tp+dp', 'e:dp') or leave "
+            f"the axis out"
+        )
 
 
 def _registered(stored: Mapping[str, Any], path: Path) -> Family[Any]:

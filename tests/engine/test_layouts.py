@@ -9,6 +9,7 @@ import pytest
 from tests.engine.test_families import saved
 from tests.engine.test_ranks import config, local, real_of, tiny_prompts
 from tokenspeed_core.config import ConfigError, EngineConfig
+from tokenspeed_core.model_spec import ModelSpec, ModelSpecError
 
 LAYOUTS = {"sequence": "tp=2; Hidden=n@tp d", "slots-of-the-cache": "tp=1 cp=2; s:cp"}
 
@@ -33,3 +34,15 @@ def test_ranks_are_places_of_the_mesh() -> None:
     assert EngineConfig(tp=3).num_ranks == 3
     with pytest.raises(ConfigError, match="give one of them"):
         EngineConfig(tp=2, layout="tp=2")
+
+
+@pytest.mark.parametrize(("layout", "idle"), [("pp=2 tp=2", "pp=2"), ("dp=2 tp=1", "dp=2")])
+def test_an_axis_that_spreads_nothing_is_refused(tiny_llama: Path, layout: str, idle: str) -> None:
+    spec = ModelSpec.of(attrs.evolve(config(tiny_llama), layout=layout))
+    with pytest.raises(ModelSpecError, match=f"spread over {idle} of mesh '{layout}'"):
+        spec.rank_plan()
+
+
+def test_an_axis_that_a_dim_stands_on_is_served(tiny_llama: Path) -> None:
+    spec = ModelSpec.of(attrs.evolve(config(tiny_llama), layout="dp=2 tp=2; f:tp+dp"))
+    assert spec.rank_plan().mesh.num_ranks == 4
