@@ -18,6 +18,7 @@ class Memory:
     """Bytes on one rank: every pack, one cache block over all layers, the cache, activations.
 
     `activations` is the most that values of a step hold at once, `peak` the step that needs it.
+    `piece` names what `blocks` counts, for a cache whose layers do not share one kind of block.
     """
 
     weights: Mapping[str, int]
@@ -25,6 +26,7 @@ class Memory:
     blocks: int
     activations: int
     peak: str
+    piece: str = "blocks"
 
     @property
     def cache(self) -> int:
@@ -41,7 +43,7 @@ class Memory:
         for name, (count, size) in largest[:6]:
             lines.append(f"    {size_text(size):>10}  {count} x {name}")
         lines.append(
-            f"  cache        {size_text(self.cache):>10}  {self.blocks} blocks of "
+            f"  cache        {size_text(self.cache):>10}  {self.blocks} {self.piece} of "
             f"{size_text(self.block)}"
         )
         lines.append(f"  activations  {size_text(self.activations):>10}  most at {self.peak}")

@@ -117,6 +117,30 @@ def test_explain_works_on_a_config_without_weights(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_explain_counts_parents_where_layers_keep_different_pasts(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["GptOssForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "vocab_size": 256,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = tokenspeed("explain", str(tmp_path), "--memory", "--max-model-len", "1024")
+    # 64 full blocks, 3 that a window of 32 tokens touches, and scratch.
+    assert "68 parents of 4.096 KB" in shown.stdout, shown.stderr
+
+
 def test_explain_reads_a_family_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

@@ -51,13 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cache.add_argument(
         "--max-model-len", type=int, default=8192, metavar="TOKENS", help="tokens of a request"
     )
-    cache.add_argument("--blocks", type=int, metavar="N", help="KV blocks: those of one request")
+    cache.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help="KV blocks, or parents of several groups: those of one request",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compile and print."""
+    import attrs
     import torch
 
+    from ..block_groups import block_groups
     from ..model_definition import define
     from ..models.family import compile_plan
     from ..sharding import Layout, Plan, explain
@@ -98,7 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     elif other is not None:
         print(difference(plan, other, tokens=tokens, links=links, blocks=blocks))
     elif arguments.memory:
-        print(memory(plan, tokens=tokens, blocks=blocks))
+        held = memory(plan, tokens=tokens, blocks=blocks)
+        groups = block_groups(plan, arguments.block_size, arguments.max_model_len)
+        if len(groups) > 1:
+            count = arguments.blocks or groups.parents(arguments.max_model_len) + 1
+            held = attrs.evolve(held, block=groups.parent_bytes, blocks=count, piece="parents")
+        print(held)
     elif arguments.collectives:
         print(table(tuple(collectives(plan.program, tokens, links))))
     else:
