@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Every plan of every family can be looked at, and verifies again from its text."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_families import CASES, FAMILIES, layouts
@@ -53,3 +57,27 @@ def test_a_plan_can_be_looked_at(name: str) -> None:
     for code in (*last.program.blocks, last.program.driver):
         for var in values(code):
             assert f"{code.name}.{var}" in why(last.program, f"{code.name}.{var.name}")
+
+
+def test_every_emitted_file_passes_ruff_and_mypy(tmp_path: Path) -> None:
+    files = []
+    for name, layout in CASES:
+        files.append(tmp_path / f"{name}_{layout}".replace("-", "_").replace(".", "_"))
+        files[-1] = files[-1].with_suffix(".py")
+        files[-1].write_text(plan_of(name, layouts(name)[layout]).source)
+    ruff = ["ruff", "check", "--isolated", "--line-length", "100", "--select", "E,F,I,B,UP,PT"]
+    mypy = [
+        "mypy",
+        "--config-file=",
+        "--check-untyped-defs",
+        "--follow-imports=skip",
+        "--cache-dir",
+    ]
+    for command in (ruff, [*mypy, str(tmp_path / "cache")]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command, *map(str, files)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
