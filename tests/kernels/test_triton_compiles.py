@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 if not find_spec("triton"):
     pytest.skip("Triton is not installed", allow_module_level=True)
 KERNELS = {
-    "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "rotate_heads", "decode",
-    "attend_shared", "attend_latents", "delta_rule", "convolve", "prepare", "extend", "merge",
-    "choose", "expert_hidden", "expert_down", "expert_sum",
+    "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "slot_row", "rotate_heads",
+    "decode", "attend_shared", "attend_latents", "delta_rule", "convolve", "prepare", "extend",
+    "merge", "choose", "expert_hidden", "expert_down", "expert_sum",
 }  # fmt: skip
 
 
