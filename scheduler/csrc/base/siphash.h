@@ -16,7 +16,10 @@ using Bytes = std::span<const std::byte>;
 struct Hash128 {
   std::array<std::byte, 16> bytes{};
 
-  friend bool operator==(const Hash128&, const Hash128&) = default;
+  // The default would compare byte by byte.
+  friend bool operator==(const Hash128& a, const Hash128& b) {
+    return std::memcmp(a.bytes.data(), b.bytes.data(), sizeof(a.bytes)) == 0;
+  }
 
   Bytes view() const { return Bytes(bytes); }
   uint64_t low() const {

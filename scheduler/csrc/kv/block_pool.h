@@ -135,7 +135,7 @@ class BlockPool {
 
   enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached };
   static constexpr int kPlaces = 5;
-  struct Node {
+  struct alignas(64) Node {  // one cache line
     BlockId next;
     BlockId previous;
     int32_t holders = 0;

@@ -59,14 +59,16 @@ void EvictionQueue::Indexed(BlockId id, std::optional<BlockId> parent) {
 void EvictionQueue::Unindexed(BlockId id) {
   Node& n = node(id);
   if (!n.indexed) return;
+  // The block before it is a leaf now. It joins the list first: mostly they are one owner's, whose
+  // list never runs empty so, and whose place in the heap stays.
+  const BlockId parent = std::exchange(n.parent, kNone);
+  const bool known = parent != kNone && node(parent).life == n.parent_life;
+  if (known && --node(parent).children == 0) Settle(parent);
   if (n.cached) Taken(id);
   n.indexed = false;
   n.children = 0;  // they cannot be found through it, and know by its life
   ++n.life;
   n.owner = n.other = OwnerId{};
-  const BlockId parent = std::exchange(n.parent, kNone);
-  if (parent == kNone || node(parent).life != n.parent_life) return;
-  if (--node(parent).children == 0) Settle(parent);
 }
 
 void EvictionQueue::Cached(BlockId id) {

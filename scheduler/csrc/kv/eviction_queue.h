@@ -63,7 +63,7 @@ class EvictionQueue {
 
  private:
   static constexpr BlockId kNone{-1};
-  struct Node {
+  struct alignas(64) Node {  // one cache line
     OwnerId owner;
     OwnerId other;  // that used it before
     BlockId parent = kNone;

@@ -12,8 +12,9 @@ PrefixIndex::PrefixIndex(int max_blocks)
       mask_(entries_.size() - 1) {}
 
 size_t PrefixIndex::Locate(const Hash128& hash) const {
+  const Entry wanted(hash);
   size_t at = Home(hash);
-  while (entries_[at].block != kEmpty && entries_[at].hash != hash) at = (at + 1) & mask_;
+  while (entries_[at].block != kEmpty && !entries_[at].SameHash(wanted)) at = (at + 1) & mask_;
   return at;
 }
 
@@ -27,7 +28,7 @@ bool PrefixIndex::Insert(const Hash128& hash, BlockId block) {
   Entry& entry = entries_[Locate(hash)];
   if (entry.block != kEmpty) return false;
   TS_CHECK(static_cast<size_t>(size_) < mask_, "index of " << entries_.size() << " is full");
-  entry = {hash, block};
+  entry = Entry(hash, block);
   ++size_;
   return true;
 }
@@ -37,7 +38,7 @@ void PrefixIndex::Erase(const Hash128& hash) {
   TS_CHECK(entries_[hole].block != kEmpty, "erased a hash that is not indexed");
   // Close the hole: move back each later entry of the run that may stand there.
   for (size_t at = (hole + 1) & mask_; entries_[at].block != kEmpty; at = (at + 1) & mask_) {
-    const size_t home = Home(entries_[at].hash);
+    const size_t home = entries_[at].low & mask_;
     if (((at - home) & mask_) < ((at - hole) & mask_)) continue;
     entries_[hole] = entries_[at];
     hole = at;

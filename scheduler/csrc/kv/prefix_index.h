@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Which sealed block carries a chain hash: open addressing, no allocation after construction.
+// A hash is known by its first 96 bits: an entry is 16 bytes, and never in two cache lines. Hashes
+// that agree in those are one here, so what is found is a hint, which the finder checks.
 // Invariant: at most one block for a hash; a removal leaves no tombstone.
 #pragma once
 
@@ -27,10 +29,18 @@ class PrefixIndex {
 
  private:
   static constexpr BlockId kEmpty{-1};
-  struct Entry {
-    Hash128 hash;
+  struct alignas(16) Entry {
+    uint64_t low = 0;  // of the hash, then the next 32 bits
+    uint32_t middle = 0;
     BlockId block = kEmpty;
+
+    explicit Entry(const Hash128& hash, BlockId block = kEmpty) : low(hash.low()), block(block) {
+      std::memcpy(&middle, hash.bytes.data() + sizeof(low), sizeof(middle));
+    }
+    Entry() = default;
+    bool SameHash(const Entry& other) const { return low == other.low && middle == other.middle; }
   };
+  static_assert(sizeof(Entry) == 16);
 
   size_t Home(const Hash128& hash) const { return hash.low() & mask_; }
   // The hash's entry, or the empty one where it would go.

@@ -63,7 +63,9 @@ void Scheduler::PlanDecodes() {
       LeaveBatch(request, state);
     } else if (SealsNext(request, state.table, state.context) && pool_->findable()) {
       // All hashes first: the index's memory comes in while the next one is computed.
-      pool_->Prefetch(request.chain->At(state.table.sealed(), request.tokens).hash);
+      const kv::ChainKey key = request.chain->At(state.table.sealed(), request.tokens);
+      pool_->Prefetch(key.hash);
+      pool_->Prefetch(key.parent);
     }
     return over;
   });
