@@ -95,7 +95,7 @@ def norm_moe_add(
     renormalise: bool,
     eps: float,
 ) -> Tensor:
-    """Return `x[n,d]` plus the update of experts `w_gate[e,d,j]`, `w_up[e,d,j]`, `w_down[e,j,d]`.
+    """Return `x[n,d]` plus the update of experts `w_gate[e,j,d]`, `w_up[e,j,d]`, `w_down[e,d,j]`.
 
     They compute the rows normed by `w_norm[d]`; `w_router[e,d]` scores them for `softmax_router`.
     """

@@ -25,14 +25,16 @@ def experts(
 ) -> Tensor:
     """Return `sum_a weights[n,a] * mlp_ids[n,a](x[n,d])` `[n,d]`.
 
-    `w_gate[e,d,j]`, `w_up[e,d,j]`, `w_down[e,j,d]` hold the experts from `start` on; others add
-    nothing.  `mlp_e(x) = (silu(x w_gate_e) * (x w_up_e)) w_down_e`.
+    `w_gate[e,j,d]`, `w_up[e,j,d]`, `w_down[e,d,j]` hold the experts from `start` on; others add
+    nothing.  `mlp_e(x) = w_down_e (silu(w_gate_e x) * (w_up_e x))`.
     """
     y = torch.zeros_like(x)
     for expert, rows, share in _chosen(ids, weights, start, w_gate.shape[0]):
         chosen = x[rows]
-        hidden = functional.silu(chosen @ w_gate[expert]) * (chosen @ w_up[expert])
-        y.index_add_(0, rows, ((hidden @ w_down[expert]) * share).to(x.dtype))
+        gate = functional.linear(chosen, w_gate[expert])
+        hidden = functional.silu(gate) * functional.linear(chosen, w_up[expert])
+        update = functional.linear(hidden, w_down[expert]) * share
+        y.index_add_(0, rows, update.to(x.dtype))
     return y
 
 
@@ -58,10 +60,11 @@ def clamped_experts(
     y = torch.zeros_like(x)
     for expert, rows, share in _chosen(ids, weights, start, w_gate.shape[0]):
         chosen = x[rows]
-        gate = (chosen @ w_gate[expert] + b_gate[expert]).clamp(max=limit)
-        up = (chosen @ w_up[expert] + b_up[expert]).clamp(-limit, limit)
+        gate = functional.linear(chosen, w_gate[expert], b_gate[expert]).clamp(max=limit)
+        up = functional.linear(chosen, w_up[expert], b_up[expert]).clamp(-limit, limit)
         hidden = (up + 1) * gate * torch.sigmoid(slope * gate)
-        y.index_add_(0, rows, ((hidden @ w_down[expert]) * share).to(x.dtype))
+        update = functional.linear(hidden, w_down[expert]) * share
+        y.index_add_(0, rows, update.to(x.dtype))
     return y
 
 

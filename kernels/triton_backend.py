@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Registers the Triton kernels where torch was built for a GPU and Triton is installed."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -15,14 +16,15 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
     return BUILT and device_type == "cuda" and dtype in _DTYPES
 
 
-def clear_counters(device: torch.device) -> None:
-    """Set back what launches of several streams at once, or ones cut short, may have left behind.
+def compile_ahead(launches: Callable[[], None], about: str) -> None:
+    """Compile the kernels that `launches` launches, side by side, without launching them.
 
-    Kernels count arrivals in memory that all launches of a device share, one after another.
+    `about` names what the launches depend on: what was compiled before is not looked at again.
     """
-    if BUILT and device.type == "cuda":
-        with torch.inference_mode():  # a step that came first may have made them there
-            counters(torch.empty(0, device=device)).zero_()
+    if BUILT:
+        from .triton import compilation
+
+        compilation.compile_ahead(launches, about)
 
 
 if BUILT:
@@ -37,7 +39,6 @@ if BUILT:
         pointwise,
         router,
     )
-    from .triton.device import counters
 
     for _function, _features in (
         (linear.linear, ()),
@@ -49,6 +50,7 @@ if BUILT:
         (pointwise.silu_mul, ()),
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
+        (pointwise.rope_pairs, ()),
         (experts.experts, ()),
         (experts.norm_moe_add, ()),
         (router.softmax_router, ()),

@@ -78,9 +78,9 @@ class BiasedMoe:
 
     router: Placed[Tensor, "d o"]
     router_bias: Placed[Tensor, "o"]
-    w_gate: Placed[Tensor, "e d j@tp"]
-    w_up: Placed[Tensor, "e d j@tp"]
-    w_down: Placed[Tensor, "e j@tp d"]
+    w_gate: Placed[Tensor, "e j@tp d"]
+    w_up: Placed[Tensor, "e j@tp d"]
+    w_down: Placed[Tensor, "e d j@tp"]
     b_gate: Placed[Tensor, "e j@tp"]
     b_up: Placed[Tensor, "e j@tp"]
     b_down: Placed[Tensor, "e d"]

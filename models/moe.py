@@ -23,9 +23,9 @@ class Moe:
 
     router: Placed[Tensor, "d o"]
     correction: Placed[Tensor, "o", torch.float32] | None
-    w_gate: Placed[Tensor, "e d j@tp"]
-    w_up: Placed[Tensor, "e d j@tp"]
-    w_down: Placed[Tensor, "e j@tp d"]
+    w_gate: Placed[Tensor, "e j@tp d"]
+    w_up: Placed[Tensor, "e j@tp d"]
+    w_down: Placed[Tensor, "e d j@tp"]
 
 
 def expert_sizes(count: int, width: int) -> dict[str, int | None]:

@@ -49,15 +49,15 @@ def moe_rows(
     prefix: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
 ) -> tuple[Row, ...]:
     """Return the rows of a router and its experts: a tensor an expert, or all in one in `mlp`."""
-    each, both = f"{prefix}.experts.{{e}}", "e (two j) d -> e d j"
+    each, both = f"{prefix}.experts.{{e}}", "e (two j) d -> e j d"
     fused = [Source("mlp.experts.gate_up_proj", both, half) for half in (0, 1)]
-    down_fused = Source("mlp.experts.down_proj", "e d j -> e j d")
+    down_fused = Source("mlp.experts.down_proj", "e d j -> e d j")
     router = Source("mlp.gate.weight", "o d -> d o")
     return (
         ("moe.router", Source(f"{prefix}.gate.weight", "o d -> d o", other=router)),
-        ("moe.w_gate", Source(f"{each}.{gate}.weight", "j d -> e d j", other=fused[0])),
-        ("moe.w_up", Source(f"{each}.{up}.weight", "j d -> e d j", other=fused[1])),
-        ("moe.w_down", Source(f"{each}.{down}.weight", "d j -> e j d", other=down_fused)),
+        ("moe.w_gate", Source(f"{each}.{gate}.weight", "j d -> e j d", other=fused[0])),
+        ("moe.w_up", Source(f"{each}.{up}.weight", "j d -> e j d", other=fused[1])),
+        ("moe.w_down", Source(f"{each}.{down}.weight", "d j -> e d j", other=down_fused)),
     )
 
 

@@ -15,7 +15,7 @@ from .kernel import kernel
 
 @register_rule(
     rule(
-        "n d, n a, n a, e d j, e d j, e j d -> n d",
+        "n d, n a, n a, e j d, e j d, e d j -> n d",
         shard="n e j",
         sums="e j",
         linear=((2,),),
@@ -34,7 +34,7 @@ def experts(
 ) -> Tensor:
     """Return `sum_a weights[n,a] * mlp_ids[n,a](x[n,d])` `[n,d]`, gated by SiLU.
 
-    `ids` int32; `w_gate[e,d,j]`, `w_up[e,d,j]`, `w_down[e,j,d]` begin at expert `start`.
+    `ids` int32; `w_gate[e,j,d]`, `w_up[e,j,d]`, `w_down[e,d,j]` begin at expert `start`.
     """
     y: Tensor = kernel("experts", x)(x, ids, weights, w_gate, w_up, w_down, start)
     return y
@@ -42,7 +42,7 @@ def experts(
 
 @register_rule(
     rule(
-        "n d, n a, n a, e d j, e d j, e j d, e j, e j -> n d",
+        "n d, n a, n a, e j d, e j d, e d j, e j, e j -> n d",
         shard="n e j",
         sums="e j",
         linear=((2,),),

@@ -124,6 +124,9 @@ class EngineConfig:
         choices=("auto", "cpu", "cuda"),
     )
     cuda_graphs: bool = _option(True, "parallelism", "replay captured decode steps on a GPU")
+    time_gaps: bool = _option(
+        False, "parallelism", "time how long a GPU waits between steps; logged when it ends"
+    )
     threads: int = _option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
 
     max_running: int = _option(64, "scheduling", "requests that run at once", low=1)
@@ -151,7 +154,7 @@ class EngineConfig:
     cache_percent: int = _option(
         0,
         "cache",
-        "part of free memory for keys and values; 0: 40, of a GPU 90",
+        "part of free memory for keys and values; 0: 40, of a GPU what steps leave",
         low=0,
         high=95,
         metavar="PERCENT",

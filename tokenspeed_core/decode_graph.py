@@ -51,6 +51,7 @@ class DecodeGraph:
         with torch.inference_mode():
             self._forward = Graph(forward, tables.device, pool)
             self._choose = Graph(choose, tables.device, pool)
+            self._forward.release()
 
     def logits(self, slots: Int32, lens: Int32) -> Tensor:
         """Queue the forward pass of rows [r]; return logits [bucket, v], rows in this order.

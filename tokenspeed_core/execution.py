@@ -3,19 +3,18 @@
 
 from collections.abc import Callable
 
-from .decode_graph import buckets
 from .device_executor import DeviceExecutor
 from .executor import Executor, HostExecutor
 from .graphs import Graphs
 from .runner import Runner
+from .start_clock import timed
 from .transfers import Transfers
-from .warm_up import warm_up
 
 NewExecutor = Callable[[Transfers | None], Executor]
 
 
 def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
-    """Return what makes the executor of an epoch; here a GPU's kernels and graphs are made.
+    """Return what makes the executor of an epoch; here a GPU's graphs are captured.
 
     `chunk` is the most tokens of a step; `graphs` says whether decode steps of a GPU replay
     captured graphs.  Models with several block groups run without.
@@ -25,6 +24,6 @@ def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
     tables = runner.new_tables()
     if len(runner.groups) > 1:
         return lambda transfers: DeviceExecutor(runner, tables, None, transfers)
-    warm_up(runner, tables, buckets(runner.num_slots), chunk)
-    captured = Graphs.capture(runner, tables, chunk) if graphs else None
+    with timed("captured graphs"):
+        captured = Graphs.capture(runner, tables, chunk) if graphs else None
     return lambda transfers: DeviceExecutor(runner, tables, captured, transfers)

@@ -58,6 +58,7 @@ class ExtendGraph:
 
         with torch.inference_mode():
             self._forward = Graph(forward, tables.device, pool)
+            self._forward.release()
 
     def logits(self, step: Step) -> Tensor:
         """Queue the forward pass of a step; return logits [m, v] of its sampling rows."""

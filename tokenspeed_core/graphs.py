@@ -21,9 +21,16 @@ class Graphs:
     extend: ExtendGraphs
 
     @classmethod
-    def capture(cls, runner: Runner, tables: DeviceTables, chunk: int) -> "Graphs":
-        """Capture steps of up to `chunk` tokens."""
-        pool = torch.cuda.graph_pool_handle() if tables.device.type == "cuda" else None
+    def capture(
+        cls, runner: Runner, tables: DeviceTables, chunk: int, dry: bool = False
+    ) -> "Graphs":
+        """Capture steps of up to `chunk` tokens; on a CPU, and `dry`, they are only run once."""
+        on_gpu = tables.device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if on_gpu and not dry else None
         # The largest first: the others fit the memory that it took.
         extend = ExtendGraphs(runner, tables, chunk, pool)
-        return cls(DecodeGraphs(runner, tables, pool), extend)
+        made = cls(DecodeGraphs(runner, tables, pool), extend)
+        if pool is not None:
+            # Each first run kept what it allocated on a stream of its own.
+            torch.cuda.empty_cache()
+        return made

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """One rank of an engine: its process group, plan, weights and runner."""
 
+import logging
+
 import torch
 
 from .block_groups import BlockGroups, block_groups
@@ -9,13 +11,19 @@ from .collectives import Collectives
 from .config import ConfigError, EngineConfig
 from .model_spec import ModelSpec
 from .runner import Runner
+from .start_clock import timed
+from .warm_up import warm_up
 from .weights import Progress, dummy_weights, load_weights
+
+_log = logging.getLogger(__name__)
 
 # Of the memory that is free when weights are in, the part that all ranks of a machine together
 # give to keys and values if the operator says nothing.
 CACHE_SHARE = 0.4
-# A card's memory is ours; the rest is for activations and captured graphs.
+# A card's memory is ours.  Where steps cannot be run before there is a cache, the rest is theirs.
 DEVICE_CACHE_SHARE = 0.9
+# Of a card, for the nodes of captured graphs, fragments and libraries.
+_SPARE_BYTES = 1 << 30
 
 
 class CacheSizeError(ValueError):
@@ -38,28 +46,36 @@ def load_rank(
     torch.set_num_threads(engine.threads or max(1, torch.get_num_threads() // engine.num_ranks))
     spec = ModelSpec.of(engine)
     device = _device(engine)
-    plan = spec.rank_plan(device.type)
-    if engine.load_format == "dummy":
-        packs = dummy_weights(plan, rank, device)
-    else:
-        with open_checkpoint(spec.path) as checkpoint:
-            sources = spec.family.hf(spec.config)
-            packs = load_weights(plan, sources, checkpoint, rank, progress, device)
+    with timed("the plan"):
+        plan = spec.rank_plan(device.type)
+    with timed("weights"):
+        if engine.load_format == "dummy":
+            packs = dummy_weights(plan, rank, device)
+        else:
+            with open_checkpoint(spec.path) as checkpoint:
+                sources = spec.family.hf(spec.config)
+                packs = load_weights(plan, sources, checkpoint, rank, progress, device)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
-    num_blocks = _num_blocks(engine, spec, groups, device)
     collectives = Collectives.join(plan.groups, engine.num_ranks, rank, rendezvous)
-    return Runner.of(
+    warms_up = device.type == "cuda" and len(groups) == 1
+    runner = Runner.of(
         plan,
         packs,
         collectives,
         groups=groups,
-        num_blocks=num_blocks,
+        num_blocks=1 if warms_up else _num_blocks(engine, spec, groups, device),
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
         token_multiple=spec.token_multiple,
         chosen=spec.chosen if engine.num_ranks > 1 else None,
     )
+    if not warms_up:
+        return runner
+    with timed("kernels"):
+        taken = warm_up(runner, engine.step_tokens)
+    _log.info("steps of %d tokens take %d MiB", engine.step_tokens, taken >> 20)
+    return runner.with_blocks(_num_blocks(engine, spec, groups, device, taken))
 
 
 def _device(engine: EngineConfig) -> torch.device:
@@ -74,9 +90,16 @@ def _device(engine: EngineConfig) -> torch.device:
 
 
 def _num_blocks(
-    engine: EngineConfig, spec: ModelSpec, groups: BlockGroups, device: torch.device
+    engine: EngineConfig,
+    spec: ModelSpec,
+    groups: BlockGroups,
+    device: torch.device,
+    taken: int | None = None,
 ) -> int:
-    """Return this rank's blocks, parents with several groups; the smallest of all ranks' counts."""
+    """Return this rank's blocks, parents with several groups; the smallest of all ranks' counts.
+
+    Steps have `taken` so many bytes beside, if that is known.
+    """
     size = groups.parent_bytes
     longest = groups.parents(spec.max_model_len)
     if engine.num_blocks:
@@ -86,14 +109,18 @@ def _num_blocks(
     else:
         on_gpu = device.type == "cuda"
         free: int = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory()
-        usual = DEVICE_CACHE_SHARE if on_gpu else CACHE_SHARE
-        share = int(free * (engine.cache_percent / 100 or usual) / engine.num_ranks)
+        if taken is not None and not engine.cache_percent:
+            share = free - taken - _SPARE_BYTES
+        else:
+            usual = DEVICE_CACHE_SHARE if on_gpu else CACHE_SHARE
+            share = int(free * (engine.cache_percent / 100 or usual) / engine.num_ranks)
         # More than every slot at full length would never be used.
         blocks = min(share // size, longest * engine.max_running + 1)
     if blocks < 2:
+        steps = f"; steps of {engine.step_tokens} tokens take {taken} bytes" if taken else ""
         raise CacheSizeError(
-            f"the KV cache has {blocks} blocks of {size} bytes, of which one is scratch; give "
-            f"--kv-cache-bytes at least {2 * size}, or free memory"
+            f"the KV cache has {max(blocks, 0)} blocks of {size} bytes, of which one is "
+            f"scratch{steps}; give --kv-cache-bytes at least {2 * size}, or free memory"
         )
     return blocks
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One rank's model, ready to run: emitted program, packs, caches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -80,6 +80,11 @@ class Runner:
             chosen=cache(chosen) if chosen else None,
         )
 
+    def with_blocks(self, num_blocks: int) -> "Runner":
+        """Return this runner with new, empty caches of so many blocks."""
+        caches = allocate_caches(self.plan, self.groups, num_blocks, self.device)
+        return attrs.evolve(self, num_blocks=num_blocks, caches=caches)
+
     @property
     def block_size(self) -> int:
         """Tokens of a block."""
@@ -91,6 +96,11 @@ class Runner:
         _, tensor = next(leaves(self._caches[0]))
         device: torch.device = tensor.device
         return device
+
+    @property
+    def packs(self) -> tuple[Tensor, ...]:
+        """The weights in the order in which the program has them."""
+        return tuple(_tensors(self._weights))
 
     @property
     def program_hash(self) -> bytes:
@@ -198,3 +208,11 @@ class Runner:
             for layer in group.layers:
                 for _, tensor in leaves(self._caches[layer]):
                     tensor[target] = tensor[source]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    for each in tree.values() if isinstance(tree, Mapping) else tree:
+        yield from _tensors(each)

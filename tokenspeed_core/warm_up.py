@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""Runs that nobody asked for, before the first request: they compile and load a GPU's kernels."""
+"""Steps that nobody asked for: they compile a GPU's kernels and tell how much memory steps take."""
 
-import functools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from .decode_graph import shared_columns
+from .decode_graph import buckets
 from .device_tables import DeviceTables
-from .kernels.triton_backend import clear_counters
+from .extend_graph import TOKENS
+from .graphs import Graphs
+from .kernels.triton_backend import compile_ahead
+from .models.sampling import Choice, choose
 from .ops import Batch
+from .ops.sampling import SamplingRows
 from .runner import Runner
-from .shared_columns import SharedColumns
+from .start_clock import timed
 
-_MANY = 32  # rows of a decode step whose products are no longer skinny
-_MOST = 128  # requests from which on attention is compiled apart
+# (new tokens a request, tokens cached, requests, decodes): eager steps whose attention is compiled
+# apart.  It differs with the tile that holds all requests, with keys gathered before, in few or
+# many a row, or read where they lie, and with whether they are split.
+_STEPS = (
+    (256, 0, 8, 0),
+    (256, 2048, 1, 0),
+    (256, 8192, 1, 0),
+    (16, 0, 130, 0),
+    (2, 0, 128, 128),
+    (2, 0, 17, 17),
+)
+# Attention over more would take seconds, and no more memory.
+_LONG = 1 << 16
 
 
 def scratch_batch(
@@ -50,50 +63,73 @@ def scratch_batch(
     )
 
 
-def warm_up(runner: Runner, tables: DeviceTables, decode: Sequence[int], chunk: int) -> None:
-    """Run steps of every kind that kernels are compiled apart for.
+def warm_up(runner: Runner, chunk: int) -> int:
+    """Compile and load what steps of up to `chunk` tokens launch; return the bytes they take.
 
-    These are decode steps of the sizes `decode`, prefills of up to `chunk` tokens, and mixed ones.
-    Steps of a phase run side by side, since compilers release the interpreter; what most kinds
-    have in common is in the first, or each thread would compile it.
+    These are bytes beside weights and caches: those of eager steps and those of captured graphs,
+    which keep theirs.  Caches may be of scratch alone.
     """
-    new = functools.partial(scratch_batch, tables)
-    plain = functools.partial(_decode_batch, tables)
-    longest = runner.max_model_len - 64
-    first: list[Callable[[], Batch]] = [
-        functools.partial(new, chunk, 0),
-        functools.partial(plain, min(_MANY, decode[-1])),
-    ]
-    rest: list[Callable[[], Batch]] = [functools.partial(plain, rows) for rows in decode]
-    if chunk > 3 * _MOST:
-        rest.append(functools.partial(new, 2, 0, _MOST, _MOST))
-    if longest > 0 and chunk > 64:
-        rest.append(functools.partial(new, 64, longest, 1, 1))
-    for rows in (_MANY, decode[-1]):
-        columns = shared_columns(runner, rows) if rows in decode else None
-        if columns is not None:
-            rest.append(functools.partial(_sharing_batch, tables, rows, columns))
+    tables = runner.new_tables()
+    longest = max(0, min(runner.max_model_len, _LONG) - chunk)
+    wanted = [(chunk, 0, 1, 0), (chunk, longest, 1, 0)]
+    for step in _STEPS:
+        count, context, requests, decodes = step
+        fits = count * requests + decodes <= chunk and context + count <= runner.max_model_len
+        wanted += [step] * fits
 
-    def run(batch: Callable[[], Batch]) -> None:
-        stream = torch.cuda.Stream(tables.device)  # type: ignore[no-untyped-call]
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            runner.forward(batch())
-            torch.cuda.current_stream(tables.device).synchronize()
+    def eager() -> None:
+        for step in wanted:
+            runner.forward(scratch_batch(tables, *step))
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for phase in (first, rest):
-            for done in [threads.submit(run, each) for each in phase]:
-                done.result()
-    clear_counters(tables.device)
-    # Each stream keeps what it allocated, and cuBLAS a workspace for each.
-    torch._C._cuda_clearCublasWorkspaces()
+    def captured() -> Graphs:
+        return Graphs.capture(runner, tables, chunk, dry=True)
+
+    def every() -> None:
+        eager()
+        captured()
+
+    def largest() -> None:
+        runner.forward(scratch_batch(tables, 1, 0, 0, buckets(runner.num_slots)[-1]))
+        runner.forward(scratch_batch(tables, min(chunk, TOKENS[-1]), 0))
+
+    with torch.inference_mode():
+        about = (runner.program_hash.hex(), runner.num_slots, runner.max_model_len, chunk)
+        with timed("compiling"):
+            compile_ahead(every, repr(about))
+        took = _taken(eager, tables.device)
+        took = max(took, _taken(lambda: _sample(runner, tables), tables.device))
+        took += _taken(largest, tables.device)
+    return took
+
+
+def _sample(runner: Runner, tables: DeviceTables) -> Tensor:
+    """Choose tokens of as many rows as there may be, in every way that costs memory."""
+    rows = buckets(runner.num_slots)[-1]
+    logits = runner.forward(scratch_batch(tables, 1, 0, 0, rows))
+    whole = torch.zeros(rows, dtype=torch.int32, device=tables.device)
+    share = torch.full_like(whole, 0.5, dtype=torch.float32)
+    asked = SamplingRows(
+        temperature=share,
+        top_k=whole,
+        top_p=share,
+        seed=whole.long(),
+        position=whole,
+        logprobs=whole.bool(),
+    )
+    return choose(logits, asked, Choice(True, True, True), logits.shape[-1])
+
+
+def _taken(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that torch reserved while it ran, less those from before."""
+    if device.type != "cuda":
+        run()
+        return 0
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-
-
-def _decode_batch(tables: DeviceTables, rows: int) -> Batch:
-    slots = torch.full((rows,), tables.padding_slot, dtype=torch.int32, device=tables.device)
-    return tables.decode_batch(slots, torch.ones_like(slots))
-
-
-def _sharing_batch(tables: DeviceTables, rows: int, columns: SharedColumns) -> Batch:
-    return columns.added_to(_decode_batch(tables, rows))
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    run()
+    torch.cuda.synchronize(device)
+    most = torch.cuda.max_memory_reserved(device)
+    torch.cuda.empty_cache()
+    return most - before

@@ -22,6 +22,7 @@ from .block_groups import group_columns
 from .child_process import DUMP_SIGNAL
 from .completions import Completions, Running
 from .config import read_config
+from .device_gaps import DeviceGaps, summary
 from .execution import NewExecutor, execution
 from .executor import Executor
 from .ipc.codec import Decoder, WireError, encode, int32_column
@@ -71,6 +72,7 @@ class Worker:
         num_ranks: int,
         runner: Runner,
         new_executor: NewExecutor,
+        time_gaps: bool = False,
     ) -> None:
         self._run = run
         self._rank = rank
@@ -78,6 +80,7 @@ class Worker:
         self._runner = runner
         self._new_executor = new_executor
         self._decoder: Decoder[ToWorker] = Decoder(ToWorker)  # type: ignore[arg-type]
+        self._time_gaps = time_gaps
         self._executor: Executor | None = None
         self._transfers: Transfers | None = None
         self._wake = -1  # readable when a transfer or a step has ended
@@ -149,6 +152,7 @@ class Worker:
                 case Refused():
                     raise WorkerError(f"the scheduler refused rank {self._rank}: {message.message}")
                 case Shutdown():
+                    self._log_gaps()
                     return message.reason
 
     def _say_hello(self, socket: "zmq.Socket[bytes]") -> None:
@@ -173,13 +177,20 @@ class Worker:
     def _begin_epoch(self, welcome: Welcome) -> None:
         if not welcome.ready or welcome.epoch == self._epoch:
             return
+        self._log_gaps()
         self._epoch = welcome.epoch
         self._step = 0
         self._digest = welcome.epoch.to_bytes(16, "little")
         self._completions.forget()
         if self._transfers is not None:
             self._transfers.begin_epoch(welcome.epoch)
-        self._executor = self._new_executor(self._transfers)
+        executor = self._new_executor(self._transfers)
+        self._executor = DeviceGaps(executor) if self._time_gaps else executor
+
+    def _log_gaps(self) -> None:
+        if isinstance(self._executor, DeviceGaps):
+            gaps = summary(self._executor.taken())
+            _log.info("rank %d, epoch %d, between steps: %s", self._rank, self._epoch, gaps)
 
     def _execute(self, socket: "zmq.Socket[bytes]", plan: StepPlan, frames: list[bytes]) -> None:
         if len(frames) != 2:
@@ -251,7 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     _tell(Ready(time.monotonic() - started))
-    reason = Worker(run, options.rank, engine.num_ranks, runner, new_executor).serve()
+    time_gaps = engine.time_gaps and runner.device.type == "cuda"
+    worker = Worker(run, options.rank, engine.num_ranks, runner, new_executor, time_gaps)
+    reason = worker.serve()
     _log.info("rank %d ends: %s", options.rank, reason)
     return 0
 

@@ -12,7 +12,7 @@ from .device import device_of
 _BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "lens"])
 def slot_row(
     slots, lens, last_token, table, tokens, positions, cache_slots, blocks,
     T: tl.constexpr, S: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr,

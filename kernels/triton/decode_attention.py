@@ -87,7 +87,10 @@ def merged(m, mass, acc):
     return tl.sum(acc * grow[:, :, None], 0) / tl.where(total == 0, 1.0, total)[:, None]
 
 
-@triton.jit(do_not_specialize=["tokens", "requests", "most_splits", "most_parts", "table_stride"])
+@triton.jit(
+    do_not_specialize=["tokens", "requests", "most_splits", "most_parts", "table_stride"],
+    do_not_specialize_on_alignment=["slots", "starts", "lengths", "table", "rows"],
+)
 def decode(
     q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, slots, starts, lengths, table, sinks, out,
     part_o, part_ml, counter, rows, shared_o, shared_ml, tokens, requests, q_stride, k_stride,

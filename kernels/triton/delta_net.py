@@ -76,7 +76,7 @@ def causal_conv(x: Tensor, w: Tensor, inputs: Tensor, batch: StateRows) -> Tenso
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["starts", "lengths", "blocks"])
 def delta_rule(
     q, k, v, decay, beta, states, starts, lengths, blocks, out, state_stride, scale,
     L: tl.constexpr, W: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, U: tl.constexpr,
@@ -115,7 +115,7 @@ def delta_rule(
         gdc_launch_dependents()
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["starts", "lengths", "blocks"])
 def convolve(
     x, w, inputs, starts, lengths, blocks, out, state_stride, channels,
     TAPS: tl.constexpr, BX: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,

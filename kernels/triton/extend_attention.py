@@ -18,7 +18,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 MERGED = 8
 
 
-@triton.jit(do_not_specialize=["first", "requests"])
+@triton.jit(
+    do_not_specialize=["first", "requests"],
+    do_not_specialize_on_alignment=["slots", "starts"],
+)
 def prepare(
     q, k, v, q_gain, k_gain, cos, sin, k_cache, v_cache, slots, starts, turned, first, requests,
     q_stride, k_stride, v_stride, block_stride, eps,
@@ -60,7 +63,10 @@ def prepare(
         tl.store(v_cache + home + d, value.to(v_cache.dtype.element_ty), mask=d < D)
 
 
-@triton.jit(do_not_specialize=["skipped", "table_stride"])
+@triton.jit(
+    do_not_specialize=["skipped", "table_stride"],
+    do_not_specialize_on_alignment=["lengths", "table"],
+)
 def gather(
     k_cache, v_cache, lengths, table, k_row, v_row, skipped, block_stride, row_stride,
     table_stride, K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
@@ -162,7 +168,10 @@ def tile_of(starts, lengths, tile, tokens, skipped, requests, T: tl.constexpr, B
     return request, base, stop, length, offset
 
 
-@triton.jit(do_not_specialize=["tokens", "skipped", "requests", "splits", "table_stride"])
+@triton.jit(
+    do_not_specialize=["tokens", "skipped", "requests", "splits", "table_stride"],
+    do_not_specialize_on_alignment=["starts", "lengths", "table"],
+)
 def extend(
     q, k_cache, v_cache, starts, lengths, table, sinks, out, part_o, part_lse, tokens, skipped,
     requests, q_stride, block_stride, table_stride, splits, scale,

@@ -45,8 +45,12 @@ def latent_attention(
     assert cache[:1].is_contiguous()
     device = device_of(qh)
     size = cache.shape[1]
-    blocks = batch.cache_slots // size
-    cache[blocks, batch.cache_slots % size] = torch.cat((latent, kr), -1).to(cache.dtype)
+    pdl = device.has_dependent_launch
+    whole = width + turned
+    keep_latents[(n,)](
+        latent.contiguous(), kr.contiguous(), cache, batch.cache_slots, cache.stride(0),
+        width, turned, size, triton.next_power_of_2(whole), pdl, **device.options(4),
+    )  # fmt: skip
     query = torch.bmm(qh.transpose(0, 1), w_key)  # [k, n, c]
     qr = qr.contiguous()
     requests = batch.context_lens.shape[0]
@@ -63,7 +67,7 @@ def latent_attention(
     if splits > 1:
         part_o = torch.empty((splits, *out.shape), dtype=torch.float32, device=out.device)
         part_lse = torch.empty(part_o.shape[:-1], dtype=torch.float32, device=out.device)
-    block, pdl = request_block(requests), device.has_dependent_launch
+    block = request_block(requests)
     wide = triton.next_power_of_2(width)
     attend_latents[(tiles, across, splits)](
         query, qr, cache, batch.query_starts, batch.context_lens, batch.block_tables, out, part_o,
@@ -94,7 +98,29 @@ def _tile(
     return rows, tile, stages, warps
 
 
-@triton.jit(do_not_specialize=["tokens", "requests", "splits", "table_stride"])
+@triton.jit(do_not_specialize_on_alignment=["slots"])
+def keep_latents(
+    latent, kr, cache, slots, block_stride,
+    C: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Write a token's `latent[n,C]` and, behind it, its rotated key `kr[n,R]` to its slot."""
+    token = tl.program_id(0).to(tl.int64)
+    x = tl.arange(0, BX)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    slot = tl.load(slots + token)
+    plain = tl.load(latent + token * C + x, mask=x < C, other=0.0)
+    turned = tl.load(kr + token * R + x - C, mask=(x >= C) & (x < C + R), other=0.0)
+    value = tl.where(x < C, plain, turned.to(plain.dtype))
+    to = cache + (slot // S) * block_stride + (slot % S) * (C + R) + x
+    tl.store(to, value.to(cache.dtype.element_ty), mask=x < C + R)
+
+
+@triton.jit(
+    do_not_specialize=["tokens", "requests", "splits", "table_stride"],
+    do_not_specialize_on_alignment=["starts", "lengths", "table"],
+)
 def attend_latents(
     q, qr, cache, starts, lengths, table, out, part_o, part_lse, tokens, requests, block_stride,
     table_stride, splits, scale,

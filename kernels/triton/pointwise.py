@@ -40,7 +40,7 @@ def silu_mul(x: Tensor) -> Tensor:
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens"])
 def table_row(tokens, table, y, start, count, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
     """`y[n,D]`: BD elements of the row that a token names, zeros if it is not in the slice."""
     row = tl.program_id(0).to(tl.int64)
@@ -72,9 +72,9 @@ def embedding(tokens: Tensor, table: Tensor, start: int = 0) -> Tensor:
 @triton.jit
 def rotate_heads(
     x, cos, sin, y, heads, row_stride, head_stride,
-    H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+    H: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`y[n,heads,H]`: BK heads of a row, whose halves are rotated by the row's angles."""
+    """`y[n,heads,H]`: BK heads of a row, whose halves, or PAIRS, are turned by its angles."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BK + tl.arange(0, BK)
     h = tl.arange(0, BH)
@@ -82,10 +82,16 @@ def rotate_heads(
         gdc_wait()
         gdc_launch_dependents()
     ok = (head < heads)[:, None] & (h < H)[None, :]
-    other = tl.where(h < H // 2, h + H // 2, h - H // 2)
-    sign = tl.where(h < H // 2, -1.0, 1.0)
-    c = tl.load(cos + row * H + h, mask=h < H, other=0.0)
-    s = tl.load(sin + row * H + h, mask=h < H, other=0.0) * sign
+    if PAIRS:
+        angle = h // 2
+        other = h ^ 1
+        sign = tl.where(h % 2 == 0, -1.0, 1.0)
+    else:
+        angle = h
+        other = tl.where(h < H // 2, h + H // 2, h - H // 2)
+        sign = tl.where(h < H // 2, -1.0, 1.0)
+    c = tl.load(cos + row * H + angle, mask=h < H, other=0.0)
+    s = tl.load(sin + row * H + angle, mask=h < H, other=0.0) * sign
     base = x + row * row_stride + head[:, None] * head_stride
     value = tl.load(base + h[None, :], mask=ok, other=0.0)
     turned = tl.load(base + other[None, :], mask=ok, other=0.0).to(tl.float32)
@@ -96,6 +102,15 @@ def rotate_heads(
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of `x[n,...,h]` by angles given as `cos[n,h]`, `sin[n,h]`."""
+    return _rotated(x, cos, sin, False)
+
+
+def rope_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs of `x[n,...,h]` by the first halves of `cos[n,h]`, `sin[n,h]`."""
+    return _rotated(x, cos, sin, True)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
     n, h = x.shape[0], x.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not y.numel():
@@ -108,6 +123,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     grid = (n, triton.cdiv(flat.shape[1], block))
     rotate_heads[grid](
         flat, cos.contiguous(), sin.contiguous(), y, flat.shape[1], flat.stride(0), flat.stride(1),
-        h, triton.next_power_of_2(h), block, device.has_dependent_launch, **device.options(4),
+        h, triton.next_power_of_2(h), block, pairs, device.has_dependent_launch,
+        **device.options(4),
     )  # fmt: skip
     return y

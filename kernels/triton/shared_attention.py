@@ -15,7 +15,10 @@ from .decode_attention import LOG2E, normed_and_turned
 from .extend_attention import fold
 
 
-@triton.jit(do_not_specialize=["table_stride", "most_parts"])
+@triton.jit(
+    do_not_specialize=["table_stride", "most_parts"],
+    do_not_specialize_on_alignment=["starts", "table", "parts", "rows"],
+)
 def attend_shared(
     q, q_gain, cos, sin, k_cache, v_cache, starts, table, parts, rows, part_o, part_ml, q_stride,
     block_stride, table_stride, most_parts, scale, eps,

@@ -6,9 +6,12 @@ import json
 import pytest
 
 from tokenspeed_core.__main__ import main
+from tokenspeed_core.bench.case import Case
 from tokenspeed_core.bench.dummy import ShapeError, dummy_runner
+from tokenspeed_core.bench.floor import Floor
 from tokenspeed_core.bench.offline import CacheTooSmallError, Offline
 from tokenspeed_core.bench.row import Row
+from tokenspeed_core.bench.shape import SHAPES
 from tokenspeed_core.execution import execution
 
 
@@ -56,3 +59,33 @@ def test_a_peer_is_compared_on_its_card_only() -> None:
     assert Row.of(*case, [6.0, 5.0, 7.0]).peer == 6.89
     assert Row.of(*case, [6.0, 5.0, 7.0]).spread == 2.0
     assert Row.of("qwen3-8b", "cpu", *case[2:], [6.0]).peer is None
+
+
+def test_a_floor_counts_what_a_step_reads_or_multiplies() -> None:
+    card = "NVIDIA H100 80GB HBM3"
+    # Qwen3-8B by hand: 6.95e9 parameters in layers and 0.62e9 in the head, 147,456 bytes a key.
+    floor = Floor(13_892_000_000, 1_244_659_712, 0, 1, 0, 2, 147_456, 4 * 128 * 32 * 36)
+    assert floor.ms(Case("decode", 1, 1024), card) == pytest.approx(4.563, abs=0.01)
+    alone = floor.ms(Case("decode", 32, 16896), card)
+    shared = floor.ms(Case("decode", 32, 16896, 0, 16384), card)
+    assert alone is not None
+    assert shared is not None
+    assert alone - shared == pytest.approx(31 * 16384 * 147_456 / 3.35e9)
+    prefill = floor.ms(Case("prefill", 1, 0, 8192), card)
+    assert prefill == pytest.approx((13_892e6 * 8192 + 589_824 * 8192 * 4096.5) / 989e9, rel=0.001)
+    assert floor.ms(Case("decode", 1, 1024), "cpu") is None
+
+
+def test_a_floor_reads_the_experts_that_tokens_choose() -> None:
+    floor = Floor(0, 0, 100, 8, 2, 2, 0, 0)
+    one, many = (floor.ms(Case("decode", n, 0), "NVIDIA H200") for n in (1, 100))
+    assert one == pytest.approx(2 * 100 / 4.8e9)
+    assert many == pytest.approx(8 * 100 / 4.8e9, rel=1e-6)
+
+
+def test_a_runner_knows_the_bytes_of_its_floor() -> None:
+    runner = dummy_runner("tiny", "cpu", num_blocks=4)
+    floor = Floor.of(runner, SHAPES["tiny"])
+    assert floor.head_bytes == 256 * SHAPES["tiny"]["hidden_size"] * floor.itemsize
+    assert floor.weight_bytes > 0
+    assert floor.key_bytes == runner.groups.parent_bytes // 16

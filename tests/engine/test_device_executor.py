@@ -23,7 +23,7 @@ from tokenspeed_core.ops.batch import Batch
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
 from tokenspeed_core.upload import moved
-from tokenspeed_core.warm_up import scratch_batch
+from tokenspeed_core.warm_up import scratch_batch, warm_up
 
 CPU = torch.device("cpu")
 
@@ -129,6 +129,16 @@ def test_a_step_to_warm_up_stays_in_scratch(runner: Runner, shape: tuple[int, ..
     for index, before in enumerate(every, 1):
         after = runner.block(index)
         assert all(torch.equal(now, was) for now, was in zip(after, before, strict=True))
+
+
+def test_warming_up_needs_scratch_alone_and_a_cache_of_any_size_can_follow(runner: Runner) -> None:
+    small = runner.with_blocks(1)
+    warm_up(small, 64)
+    large = small.with_blocks(9)
+    assert (small.num_blocks, large.num_blocks) == (1, 9)
+    assert not any(part.any() for part in large.block(8))
+    with pytest.raises(IndexError):
+        small.block(1)
 
 
 def test_steps_beyond_the_largest_size_run_without_a_graph(runner: Runner) -> None:

@@ -213,7 +213,7 @@ def test_paged_attention_is_causal_attention_over_each_request(
 def mixture(seed: int) -> tuple[torch.Tensor, ...]:
     """Return x, ids, weights, w_gate, w_up, w_down: 5 tokens, 2 of 4 experts, d 3, j 6."""
     torch.manual_seed(seed)
-    shapes = [(5, 3), (5, 2), (4, 3, 6), (4, 3, 6), (4, 6, 3)]
+    shapes = [(5, 3), (5, 2), (4, 6, 3), (4, 6, 3), (4, 3, 6)]
     x, weights, gate, up, down = (torch.randn(shape).double() for shape in shapes)
     ids = torch.stack([torch.randperm(4)[:2] for _ in range(5)]).int()
     return x, ids, weights, gate, up, down
@@ -225,14 +225,14 @@ def test_experts_token_by_token() -> None:
     for n in range(5):
         expected = torch.zeros(3).double()
         for e, weight in zip(ids[n].tolist(), weights[n], strict=True):
-            g = x[n] @ gate[e]
-            expected += weight * ((g * torch.sigmoid(g) * (x[n] @ up[e])) @ down[e])
+            g = gate[e] @ x[n]
+            expected += weight * (down[e] @ (g * torch.sigmoid(g) * (up[e] @ x[n])))
         torch.testing.assert_close(got[n], expected)
 
 
 def test_clamped_experts_token_by_token() -> None:
     x, ids, weights, gate, up, down = mixture(2)
-    b_gate, b_up, b_down = torch.randn(4, 6).double(), torch.randn(4, 6).double(), down[:, 0]
+    b_gate, b_up, b_down = torch.randn(4, 6).double(), torch.randn(4, 6).double(), down[:, :, 0]
     run = reference("clamped_experts")
     got = run(3 * x, ids, weights, gate, up, down, b_gate, b_up, 1.5, 1.702)
     got += reference("expert_bias")(ids, weights, b_down)
@@ -242,12 +242,12 @@ def test_clamped_experts_token_by_token() -> None:
         for e, weight in zip(ids[n].tolist(), weights[n], strict=True):
             hidden = []
             for j in range(6):
-                g = (3 * x[n] @ gate[e, :, j] + b_gate[e, j]).item()
-                u = (3 * x[n] @ up[e, :, j] + b_up[e, j]).item()
+                g = (3 * x[n] @ gate[e, j] + b_gate[e, j]).item()
+                u = (3 * x[n] @ up[e, j] + b_up[e, j]).item()
                 clamps += g > 1.5 or abs(u) > 1.5
                 g, u = min(g, 1.5), max(min(u, 1.5), -1.5)
                 hidden.append((u + 1) * g / (1 + math.exp(-1.702 * g)))
-            out = torch.tensor(hidden).double() @ down[e] + b_down[e]
+            out = down[e] @ torch.tensor(hidden).double() + b_down[e]
             expected += weight * out
         torch.testing.assert_close(got[n], expected)
     assert clamps, "nothing was clamped"

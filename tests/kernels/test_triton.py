@@ -27,7 +27,14 @@ from tokenspeed_core.kernels import (  # noqa: E402
     router,
     silu_mul,
 )
-from tokenspeed_core.kernels.triton import attention, columns, linear, norm, pointwise  # noqa: E402
+from tokenspeed_core.kernels.triton import (  # noqa: E402
+    attention,
+    columns,
+    expert_order,
+    linear,
+    norm,
+    pointwise,
+)
 from tokenspeed_core.kernels.triton import experts as triton_experts  # noqa: E402
 from tokenspeed_core.kernels.triton import router as triton_router  # noqa: E402
 
@@ -88,6 +95,8 @@ def test_rows(dtype: torch.dtype) -> None:
     cos, sin = torch.randn(2, 5, 40, device=DEVICE)
     for part in (x, x[:, :3], x[:, 0]):
         assert_near(pointwise.rope(part, cos, sin), rope.rope(part.double(), cos, sin), dtype)
+        want = rope.rope_pairs(part.double(), cos, sin)
+        assert_near(pointwise.rope_pairs(part, cos, sin), want, dtype)
     tokens = torch.tensor([3, 4, 13, 25, 14], device=DEVICE, dtype=torch.int32)
     table = normal(10, 40, dtype=dtype)
     assert torch.equal(pointwise.embedding(tokens, table, 4), embedding.embedding(tokens, table, 4))
@@ -200,7 +209,9 @@ def test_attention(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "start", "here"), [(1, 0, 6), (5, 2, 3), (40, 0, 6), (40, 1, 4)])
+@pytest.mark.parametrize(
+    ("n", "start", "here"), [(1, 0, 6), (5, 2, 3), (9, 3, 2), (40, 0, 6), (40, 1, 4)]
+)
 def test_experts(n: int, start: int, here: int, dtype: torch.dtype) -> None:
     d, j, active = 40, 36, 3
     x, logits = normal(n, d, dtype=dtype), normal(n, 6, dtype=dtype)
@@ -209,13 +220,27 @@ def test_experts(n: int, start: int, here: int, dtype: torch.dtype) -> None:
     want_ids, want_weights = router.softmax_router(logits, active, True, factor=1.5)
     assert torch.equal(ids, want_ids)
     assert_near(weights, want_weights.double(), dtype)
-    gate, up = (normal(here, d, j, dtype=dtype) for _ in range(2))
-    down = normal(here, j, d, dtype=dtype)
+    gate, up = (normal(here, j, d, dtype=dtype) for _ in range(2))
+    down = normal(here, d, j, dtype=dtype)
     want = experts.experts(
         x.double(), ids, weights.double(), gate.double(), up.double(), down.double(), start
     )
     got = triton_experts.experts(x, ids, weights, gate, up, down, start)
     assert_near(got, want, dtype)
+
+
+@pytest.mark.parametrize(("total", "start", "here"), [(1, 0, 3), (31, 2, 5), (300, 0, 40)])
+def test_assignments_are_ordered_as_a_stable_sort_orders_them(
+    total: int, start: int, here: int
+) -> None:
+    ids = torch.randint(9 if here < 9 else here, (total, 1), dtype=torch.int32, device=DEVICE)
+    order, ends = expert_order.by_expert(ids, start, here)
+    own = [int(e) - start if start <= e < start + here else here for e in ids.flatten().tolist()]
+    assert order.tolist() == sorted(range(total), key=lambda i: own[i])
+    assert ends.tolist() == [sum(each <= e for each in own) for e in range(here)]
+    library = expert_order._sorted(ids, start, here)
+    assert torch.equal(order, library[0])
+    assert torch.equal(ends, library[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,8 +251,8 @@ def test_experts_with_norm_and_residual(n: int, dtype: torch.dtype) -> None:
     x, gain = normal(n, d, dtype=dtype), normal(d, dtype=dtype)
     w_router = torch.zeros(5, d, device=DEVICE, dtype=dtype)
     w_router[torch.arange(5), torch.randperm(d)[:5]] = 4
-    gate, up = (normal(5, d, j, dtype=dtype) for _ in range(2))
-    down = normal(5, j, d, dtype=dtype)
+    gate, up = (normal(5, j, d, dtype=dtype) for _ in range(2))
+    down = normal(5, d, j, dtype=dtype)
     got = triton_experts.norm_moe_add(x, gain, w_router, gate, up, down, active, True, 1e-6)
     wide = [w.double() for w in (x, gain, w_router, gate, up, down)]
     normed = rms_norm.rms_norm(wide[0], wide[1], 1e-6)

@@ -17,6 +17,7 @@ from tokenspeed_core.kernels.triton import (
     attention,
     columns,
     delta_net,
+    expert_order,
     experts,
     latent_attention,
     linear,
@@ -60,7 +61,8 @@ def launch(function: JITFunction, args: tuple[Any, ...], options: dict[str, Any]
             constants[place,] = value
         elif isinstance(value, torch.Tensor):
             kind = NAMES[value.dtype]
-            divisible[place,] = [["tt.divisibility", 16]]
+            if not parameter.do_not_specialize_on_alignment:
+                divisible[place,] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             kind = "fp32"
         else:
@@ -88,6 +90,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
             columns,
             delta_net,
             experts,
+            expert_order,
             latent_attention,
             linear,
             norm,
@@ -123,8 +126,8 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
         ]
     x, w = torch.empty(3, 1024, dtype=dtype), torch.empty(1024, dtype=dtype)
     angles = torch.empty(3, 64)
-    w_gate, w_down = torch.empty(8, 1024, 96, dtype=dtype), torch.empty(8, 96, 1024, dtype=dtype)
-    for n in (1, 800):
+    w_gate, w_down = torch.empty(8, 96, 1024, dtype=dtype), torch.empty(8, 1024, 96, dtype=dtype)
+    for n in (1, 30, 800):
         y, ids = torch.empty(n, 1024, dtype=dtype), torch.zeros(n, 2, dtype=torch.int32)
         calls.append(
             partial(experts.experts, y, ids, y[:, :2].contiguous(), w_gate, w_gate, w_down)
@@ -138,6 +141,7 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
         partial(norm.add_rms_norm, x, x, w, 1e-6),
         partial(pointwise.silu_mul, x),
         partial(pointwise.rope, x.view(3, 16, 64), angles, angles),
+        partial(pointwise.rope_pairs, x.view(3, 16, 64), angles, angles),
         partial(pointwise.embedding, torch.zeros(3, dtype=torch.int32), x),
     ]
 

@@ -16,8 +16,8 @@ PATTERNS = [
     "f d -> d f",
     "(k g h) -> k g h",
     "d -> d",
-    "e (two j) d -> e d j",
-    "e d (j two) -> e d j",
+    "e (two j) d -> e j d",
+    "e d (j two) -> e j d",
 ]
 
 
@@ -156,7 +156,7 @@ def test_a_rank_reads_the_tensors_of_its_own_experts_only() -> None:
 
 
 def test_a_source_is_the_form_that_the_checkpoint_has() -> None:
-    fused = Source("experts.gate_up", "e (two j) d -> e d j", 1)
+    fused = Source("experts.gate_up", "e (two j) d -> e j d", 1)
     source = Source("experts.{e}.up", "j d -> e d j", other=fused)
     assert source.among({"experts.0.up"}) is source
     assert source.among({"experts.gate_up"}) is fused

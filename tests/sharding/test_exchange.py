@@ -40,9 +40,9 @@ Hidden = Placed[Tensor, "~n d"]
 class Mixture:
     embed: Placed[Tensor, "v d"]
     router: Placed[Tensor, "d e"]
-    w_gate: Placed[Tensor, "e@dp d j"]
-    w_up: Placed[Tensor, "e@dp d j"]
-    w_down: Placed[Tensor, "e@dp j d"]
+    w_gate: Placed[Tensor, "e@dp j d"]
+    w_up: Placed[Tensor, "e@dp j d"]
+    w_down: Placed[Tensor, "e@dp d j"]
 
 
 @spmd

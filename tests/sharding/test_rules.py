@@ -120,10 +120,10 @@ CASES = [
     Case("silu_mul", ("n f", "n f")),
     Case("embedding", ("n", "v d"), ids={0: "v"}),
     Case("take_rows", ("n d", "m"), ids={1: "n"}),
-    Case("experts", ("n d", "n a", "n a", "e d j", "e d j", "e j d"), ids={1: "e"}),
+    Case("experts", ("n d", "n a", "n a", "e j d", "e j d", "e d j"), ids={1: "e"}),
     Case(
         "clamped_experts",
-        ("n d", "n a", "n a", "e d j", "e d j", "e j d", "e j", "e j"),
+        ("n d", "n a", "n a", "e j d", "e j d", "e d j", "e j", "e j"),
         ids={1: "e"},
         static=(1.0, 1.7),
     ),

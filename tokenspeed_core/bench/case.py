@@ -10,7 +10,7 @@ from .offline import CacheTooSmallError, Offline
 from .row import Row
 
 CHUNK = 8192  # tokens in a prefill step
-_STEPS = 64
+_LONG = 4096
 _REPEATS = 5
 
 
@@ -23,6 +23,11 @@ class Case:
     cached: int
     new: int = 0
     shared: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Decode steps of a sample, as many as peers' samples have: a step reads what it adds."""
+        return 64 if self.bench == "decode" and self.cached > _LONG else 128
 
     @property
     def name(self) -> str:
@@ -65,24 +70,35 @@ def cases(model: str, bench: str) -> tuple[Case, ...]:
     return (Case("shared", 32, 16384 + 512, 0, 16384),)
 
 
-def measure(case: Case, offline: Offline, model: str, card: str) -> Iterator[Row]:
-    """Time a case and yield its rows; nothing if the cache is too small for it."""
+def measure(
+    case: Case, offline: Offline, model: str, card: str, floor: float | None = None
+) -> Iterator[Row]:
+    """Time a case and yield its rows, one with its `floor`; none if the cache is too small.
+
+    Where the offline executor times the device's gaps between steps, decode has their median too.
+    """
+    decodes = case.new == 0
     try:
-        samples = _decode(case, offline) if case.new == 0 else _first_token(case, offline)
+        samples = _decode(case, offline) if decodes else _first_token(case, offline)
     except CacheTooSmallError:
         return
-    metric = "step" if case.new == 0 else "time to first token"
-    yield Row.of(model, card, case.bench, case.name, metric, samples)
+    metric = "step" if decodes else "time to first token"
+    yield Row.of(model, card, case.bench, case.name, metric, samples, floor)
+    gaps = offline.gaps()
+    if decodes and gaps:
+        found = [each / 1e3 for each in gaps]
+        yield Row.of(model, card, case.bench, case.name, "gap", found, compared=False)
 
 
 def _decode(case: Case, offline: Offline) -> list[float]:
-    offline.admit([case.cached] * case.batch, case.shared)
-    offline.decode(4)
     samples = []
     for _ in range(_REPEATS):
+        offline.admit([case.cached] * case.batch, case.shared)
+        offline.decode(1)
+        offline.gaps()  # those of other work
         started = time.perf_counter()
-        offline.decode(_STEPS)
-        samples.append((time.perf_counter() - started) * 1e3 / _STEPS)
+        offline.decode(case.steps)
+        samples.append((time.perf_counter() - started) * 1e3 / case.steps)
     return samples
 
 

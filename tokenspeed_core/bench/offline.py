@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..device_gaps import DeviceGaps
 from ..executor import Executor
 from ..ipc.codec import float32_column, int32_column, uint64_column
 from ..ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, StepPlan
@@ -90,6 +91,10 @@ class Offline:
                 found.append(_tokens(flying.popleft()))
             flying.append(self._run(slots, [1] * len(slots), None, []))
         return found + [_tokens(each) for each in flying]
+
+    def gaps(self) -> list[float]:
+        """Return the device's gaps between steps since the last call, in us; [] on a CPU."""
+        return self._executor.taken() if isinstance(self._executor, DeviceGaps) else []
 
     def _run(
         self, slots: list[int], counts: list[int], flags: list[int] | None, prompt: list[int]

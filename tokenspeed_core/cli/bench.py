@@ -37,8 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..bench.case import CHUNK, cases, measure
     from ..bench.dummy import dummy_runner
+    from ..bench.floor import Floor
     from ..bench.offline import Offline
     from ..bench.shape import SHAPES
+    from ..device_gaps import DeviceGaps
     from ..execution import execution
 
     imported = time.perf_counter()
@@ -53,10 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     on_gpu = runner.device.type == "cuda"
     card = torch.cuda.get_device_name(runner.device) if on_gpu else "cpu"
-    vocabulary = int(SHAPES[arguments.shape]["vocab_size"])
-    offline = Offline(new_executor(None), runner.block_size, runner.num_blocks, vocabulary)
+    shape = SHAPES[arguments.shape]
+    vocabulary = int(shape["vocab_size"])
+    floor = Floor.of(runner, shape)
+    executor = DeviceGaps(new_executor(None)) if on_gpu else new_executor(None)
+    offline = Offline(executor, runner.block_size, runner.num_blocks, vocabulary)
     chosen = cases(arguments.shape, arguments.bench)
     for case in chosen[: arguments.most or len(chosen)]:
-        for row in measure(case, offline, arguments.shape, card):
+        for row in measure(case, offline, arguments.shape, card, floor.ms(case, card)):
             print(row.json(), flush=True)
     return 0
