@@ -91,8 +91,8 @@ def cases(device: str, dtype: torch.dtype, tokens: int, width: int) -> Iterator[
     e, active, j = 16, 4, d // 4
     ids = torch.stack([torch.randperm(e)[:active] for _ in range(n)]).int().to(place)
     shares = torch.rand(n, active, device=place).to(dtype)
-    up = [normal(e, d, j) * d**-0.5 for _ in range(2)]
-    down = normal(e, j, d) * j**-0.5
+    up = [normal(e, j, d) * d**-0.5 for _ in range(2)]
+    down = normal(e, d, j) * j**-0.5
     used = len(set(ids.flatten().tolist()))
     yield case(
         "experts", f"{rows} j={j} used={used}", x, ids, shares, *up, down,

@@ -45,7 +45,8 @@ def test_every_field_can_be_set_by_flag_by_file_and_by_python(name: str, tmp_pat
     assert getattr(expected, name) == value != FIELDS[name].default
     flag = "--" + name.replace("_", "-")
     is_switch = isinstance(FIELDS[name].default, bool)
-    assert parse(flag.replace("--", "--no-") if is_switch else f"{flag}={text}") == expected
+    switched = flag if value else flag.replace("--", "--no-")
+    assert parse(switched if is_switch else f"{flag}={text}") == expected
     file = tmp_path / "server.yaml"
     file.write_text(f"{name}: {str(value).lower() if is_switch else value}\n")
     assert parse("--config", str(file)) == read_config(file) == expected
