@@ -63,6 +63,11 @@ def int32_column(values: Iterable[int]) -> bytes:
     return array.array("i", values).tobytes()
 
 
+def int64_column(values: Iterable[int]) -> bytes:
+    """Pack values as little-endian int64."""
+    return array.array("q", values).tobytes()
+
+
 def uint64_column(values: Iterable[int]) -> bytes:
     """Pack values as little-endian uint64."""
     return array.array("Q", values).tobytes()
@@ -74,7 +79,7 @@ def float32_column(values: Iterable[float]) -> bytes:
 
 
 def read_column(typecode: str, column: bytes) -> array.array:  # type: ignore[type-arg]
-    """Unpack a column: typecode "i" int32, "Q" uint64, "f" float32, "B" uint8.
+    """Unpack a column: typecode "i" int32, "q" int64, "Q" uint64, "f" float32, "B" uint8.
 
     Raises:
         WireError: the column's size is no multiple of the element size.

@@ -180,6 +180,16 @@ class SessionHint(_Message, frozen=True, tag=12):
     salt: bytes = b""
 
 
+class Profile(_Message, frozen=True, tag=13):
+    """A frontend asks all processes to trace what they do, or, without a directory, to end that.
+
+    The scheduler passes it on to the workers between two plans.  Each process leaves one file of
+    Chrome trace events in the directory, an absolute path that exists, when the trace ends.
+    """
+
+    directory: str
+
+
 class TokenDeltas(_Message, frozen=True, tag=20):
     """What one step brought the requests of one frontend, a row a request.
 
@@ -203,6 +213,8 @@ class TokenDeltas(_Message, frozen=True, tag=20):
     report_diverged: bytes = b""  # i32: the session's last request had other tokens before them
     report_diverged_at: bytes = b""  # i32: the first such token's position, -1: none
     report_volatile: bytes = b""  # u8: 1 if the session diverges there again and again
+    report_queued_us: bytes = b""  # i32: from the request's arrival until it first had a slot
+    report_first_step: bytes = b""  # i64: the first step that could have a row of it
 
 
 class Rejected(_Message, frozen=True, tag=21):
@@ -383,6 +395,6 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired
 ToFrontend = Peer | TokenDeltas | Rejected | Stats
-ToWorker = Peer | Shutdown | StepPlan
-FromFrontend = Hello | Heartbeat | Submit | Abort | SessionHint
+ToWorker = Peer | Shutdown | StepPlan | Profile
+FromFrontend = Hello | Heartbeat | Submit | Abort | SessionHint | Profile
 FromWorker = Hello | Heartbeat | StepResult | StepAck | WorkerFailed | Transfers

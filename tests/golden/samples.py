@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tokenspeed_core.ipc import messages as wire
-from tokenspeed_core.ipc.codec import encode, float32_column, int32_column, uint64_column
+from tokenspeed_core.ipc.codec import encode, float32_column, int32_column, int64_column, uint64_column
 
 FOLDER = Path(__file__).parent
 DIGEST = bytes(range(16))
@@ -60,7 +60,10 @@ SAMPLES: dict[str, msgspec.Struct] = {
         int32_column([80]),
         int32_column([42]),
         bytes([1]),
+        int32_column([1500]),
+        int64_column([65_530]),
     ),
+    "profile": wire.Profile("/run/profile"),
     "rejected": wire.Rejected(9, wire.RefusalCode.TOO_LONG, "x" * 300),
     "stats": wire.Stats(
         2**50, 3, True, 256, 64, 40_000, 1000, 30_000, 9000, 2**33, 2**34, 2**34 - 1, 2**31, 5,

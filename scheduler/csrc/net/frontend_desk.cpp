@@ -40,6 +40,8 @@ void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& 
   } else if (const auto* hint = std::get_if<wire::SessionHint>(&any)) {
     scheduler_.Hint(hint->salt.bytes, hint->session, hint->action, Now(),
                     std::clamp<int64_t>(hint->ttl_ms, 0, kMaxHoldMs) * kMillisecond);
+  } else if (auto* profile = std::get_if<wire::Profile>(&any)) {
+    profile_ = std::move(*profile);
   }
 }
 
@@ -134,6 +136,9 @@ void FrontendDesk::SendEvents(StepId step) {
     deltas.report_diverged.push_back(report.diverged);
     deltas.report_diverged_at.push_back(report.diverged_at);
     deltas.report_volatile.push_back(report.volatile_prefix ? 1 : 0);
+    deltas.report_queued_us.push_back(
+        static_cast<int32_t>(std::min<TimeNs>(report.queued / 1000, INT32_MAX)));
+    deltas.report_first_step.push_back(report.first_step.value);
   }
   scheduler_.ClearEvents();
   if (last == ClientId{}) return;

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "net/router.h"
 #include "net/session.h"
@@ -22,6 +24,8 @@ class FrontendDesk {
   void SendEvents(StepId step);
   void SendWelcome(const wire::Welcome& welcome);
   void SendStats(const wire::Stats& stats);
+  // What a frontend has asked to trace since the last call.
+  std::optional<wire::Profile> TakeProfile() { return std::exchange(profile_, std::nullopt); }
   // Aborts the requests of frontends that the router found unreachable.
   void DropLost();
 
@@ -44,6 +48,7 @@ class FrontendDesk {
   ClientId last_client_;
   std::map<Identity, Frontend> frontends_;
   std::map<ClientId, Identity> identities_;
+  std::optional<wire::Profile> profile_;
   std::string buffer_;
 };
 

@@ -138,6 +138,7 @@ class Server {
   void Settle() {
     frontend_router_.Flush();
     worker_router_.Flush();
+    if (const auto profile = frontends_.TakeProfile()) workers_.Profile(profile->directory);
     workers_.SendPlans();
     workers_.DropLost();
     frontends_.SendEvents(workers_.retired());

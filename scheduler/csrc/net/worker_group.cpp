@@ -295,7 +295,9 @@ void WorkerGroup::RetireSteps() {
     if (!advanced.ok()) return EndEpoch(advanced.error().message);
     retired_ = step->step;
   }
-  plan_time_ += Now() - start;
+  const TimeNs end = Now();
+  plan_time_ += end - start;
+  if (trace_) trace_->Advanced(retired_, start, end);
 }
 
 void WorkerGroup::SendPlans() {
@@ -310,11 +312,24 @@ void WorkerGroup::SendPlans() {
       quorum_.Planned(plan->step, digest_);
       tickets_.Planned(*plan);
     }
-    plan_time_ += Now() - start;
+    const TimeNs end = Now();
+    plan_time_ += end - start;
     if (plan == nullptr) return;
+    if (trace_) trace_->Planned(*plan, start, end);
     const std::string_view digest(reinterpret_cast<const char*>(digest_.bytes.data()),
                                   digest_.bytes.size());
     for (const auto& worker : workers_) router_.Send(worker->identity, buffer_, digest);
+  }
+}
+
+void WorkerGroup::Profile(const std::string& directory) {
+  if (trace_) {
+    if (const Status written = trace_->Write(); !written.ok()) Log(written.error().message);
+    trace_.reset();
+  }
+  if (!directory.empty()) trace_.emplace(directory);
+  for (const auto& worker : workers_) {
+    if (worker) Send(worker->identity, wire::Profile{directory});
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "net/router.h"
 #include "net/session.h"
+#include "net/step_trace.h"
 #include "plan/step_quorum.h"
 #include "plan/ticket_quorum.h"
 #include "record/recorded_scheduler.h"
@@ -30,6 +31,8 @@ class WorkerGroup {
   void SendPlans();
   void SendHeartbeats();
   void SendShutdown(const std::string& reason);
+  // Begins a trace of all processes, or, without a directory, ends it.
+  void Profile(const std::string& directory);
   // Ends the epoch if the router found one of its workers unreachable.
   void DropLost();
 
@@ -75,6 +78,7 @@ class WorkerGroup {
   int num_blocks_ = 0;
   int block_size_ = 0;
   TimeNs plan_time_ = 0;
+  std::optional<StepTrace> trace_;
   std::string buffer_;
 };
 

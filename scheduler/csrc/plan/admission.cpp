@@ -128,7 +128,11 @@ void Scheduler::Enter(Request& request, int& budget) {
     list->insert(std::ranges::lower_bound(*list, request.rank, {}, &Request::rank), &request);
   }
   waiting_.erase(request.rank);
-  if (!request.admitted) counters_.prompt_tokens += request.prompt_tokens;
+  if (!request.admitted) {
+    counters_.prompt_tokens += request.prompt_tokens;
+    request.queued = std::max<TimeNs>(0, now_ - request.submitted);
+    request.first_step = slot(id).first;
+  }
   request.admitted = true;
   // Growing any of these later costs a step.
   request.tokens.reserve(static_cast<size_t>(request.limit));

@@ -32,6 +32,8 @@ struct MissReport {
   int32_t diverged = 0;          // behind a token that differs from the session's history
   int32_t diverged_at = -1;      // that token; -1: none
   bool volatile_prefix = false;  // the session diverges early and goes on the same, again
+  TimeNs queued = 0;             // from its arrival until it first had a slot
+  StepId first_step;             // that could have a row of it
 };
 
 // What a request leaves to its session's next one: the hashes of its blocks, and which they were.

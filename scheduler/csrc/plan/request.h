@@ -118,6 +118,8 @@ struct alignas(64) Request {
   Tenancy former;  // of its last slot, while rows of it are in flight
   Sampling sampling;
   TimeNs submitted = 0;
+  TimeNs queued = 0;  // until it first had a slot
+  StepId first_step;  // that could have a row of it
   TimeNs retain = 0;  // its blocks are wanted for this long after it ends
   std::string salt;
   std::string session_name;

@@ -110,6 +110,8 @@ void Scheduler::Explain(const Request& request) {
                        request.cached_tokens, request.evicted_tokens);
   report.name = request.name;
   report.host = request.host_tokens;
+  report.queued = request.queued;
+  report.first_step = request.first_step;
   counters_.missed_new += report.fresh;
   counters_.missed_evicted += report.evicted;
   counters_.missed_salted += report.salted;

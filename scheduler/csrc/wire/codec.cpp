@@ -171,6 +171,7 @@ TS_MESSAGE(Shutdown)
 TS_MESSAGE(Submit)
 TS_MESSAGE(Abort)
 TS_MESSAGE(SessionHint)
+TS_MESSAGE(Profile)
 TS_MESSAGE(TokenDeltas)
 TS_MESSAGE(Rejected)
 TS_MESSAGE(Stats)
@@ -183,7 +184,7 @@ TS_MESSAGE(SchedulerConfig)
 #undef TS_MESSAGE
 
 Result<FromFrontend> DecodeFromFrontend(Bytes frame) {
-  return DecodeOneOf<Hello, Heartbeat, Submit, Abort, SessionHint>(frame);
+  return DecodeOneOf<Hello, Heartbeat, Submit, Abort, SessionHint, Profile>(frame);
 }
 
 Result<FromWorker> DecodeFromWorker(Bytes frame) {
@@ -198,8 +199,8 @@ Result<SchedulerConfig> DecodeConfig(Bytes frame) {
 
 Result<std::string> Reencode(Bytes frame) {
   auto message = DecodeOneOf<Hello, Welcome, Refused, Heartbeat, HelloRequired, Shutdown, Submit,
-                             Abort, SessionHint, TokenDeltas, Rejected, Stats, StepPlan, StepResult,
-                             StepAck, WorkerFailed, Transfers, SchedulerConfig>(frame);
+                             Abort, SessionHint, Profile, TokenDeltas, Rejected, Stats, StepPlan,
+                             StepResult, StepAck, WorkerFailed, Transfers, SchedulerConfig>(frame);
   if (!message.ok()) return Error(message.error());
   std::string out;
   std::visit([&](const auto& known) { Encode(known, out); }, message.value());

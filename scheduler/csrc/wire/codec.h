@@ -42,7 +42,7 @@ Result<std::variant<Messages...>> DecodeOneOf(Bytes frame) {
   return result;
 }
 
-using FromFrontend = std::variant<Hello, Heartbeat, Submit, Abort, SessionHint>;
+using FromFrontend = std::variant<Hello, Heartbeat, Submit, Abort, SessionHint, Profile>;
 using FromWorker = std::variant<Hello, Heartbeat, StepResult, StepAck, WorkerFailed, Transfers>;
 Result<FromFrontend> DecodeFromFrontend(Bytes frame);
 Result<FromWorker> DecodeFromWorker(Bytes frame);

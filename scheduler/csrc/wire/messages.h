@@ -136,6 +136,12 @@ struct SessionHint {
   TS_FIELDS(visit(s.session); visit(s.action); visit(s.ttl_ms); visit(s.salt);)
 };
 
+struct Profile {
+  static constexpr int kTag = 13, kRequired = 1;
+  std::string directory;
+  TS_FIELDS(visit(s.directory);)
+};
+
 struct TokenDeltas {
   static constexpr int kTag = 20, kRequired = 7;
   int64_t step = 0;
@@ -153,11 +159,13 @@ struct TokenDeltas {
   Column<int32_t> report_diverged;
   Column<int32_t> report_diverged_at;
   Column<uint8_t> report_volatile;
+  Column<int32_t> report_queued_us;
+  Column<int64_t> report_first_step;
   TS_FIELDS(visit(s.step); visit(s.request_ids); visit(s.counts); visit(s.tokens);
             visit(s.logprobs); visit(s.finish_reasons); visit(s.cached_tokens); visit(s.report_ids);
             visit(s.report_host); visit(s.report_new); visit(s.report_evicted);
             visit(s.report_salted); visit(s.report_diverged); visit(s.report_diverged_at);
-            visit(s.report_volatile);)
+            visit(s.report_volatile); visit(s.report_queued_us); visit(s.report_first_step);)
 };
 
 struct Rejected {
