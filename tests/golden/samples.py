@@ -10,7 +10,13 @@ from pathlib import Path
 import msgspec
 
 from tokenspeed_core.ipc import messages as wire
-from tokenspeed_core.ipc.codec import encode, float32_column, int32_column, int64_column, uint64_column
+from tokenspeed_core.ipc.codec import (
+    encode,
+    float32_column,
+    int32_column,
+    int64_column,
+    uint64_column,
+)
 
 FOLDER = Path(__file__).parent
 DIGEST = bytes(range(16))
