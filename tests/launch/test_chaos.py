@@ -154,7 +154,7 @@ async def test_no_stream_tells_what_happens_to_the_engine(
         end = time.monotonic() + seconds
         over = asyncio.Event()
         striking = asyncio.create_task(
-            mishaps.run(lambda: over.is_set() or time.monotonic() > end, (0.5, 5.0))
+            mishaps.run(lambda: over.is_set() or time.monotonic() > end, (0.3, 3.0))
         )
         rounds = 0
         while time.monotonic() < end:
