@@ -16,19 +16,23 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
     return BUILT and device_type == "cuda" and dtype in _DTYPES
 
 
-def compile_ahead(launches: Callable[[], None], about: str) -> None:
+def compile_ahead(
+    launches: Callable[[], None], about: str, agreed: Callable[[bool], bool] = bool
+) -> None:
     """Compile the kernels that `launches` launches, side by side, without launching them.
 
-    `about` names what the launches depend on: what was compiled before is not looked at again.
+    `about` names what the launches depend on: what was compiled before is not looked at again,
+    unless another rank must, since `launches` may meet it; `agreed` asks all.
     """
     if BUILT:
         from .triton import compilation
 
-        compilation.compile_ahead(launches, about)
+        compilation.compile_ahead(launches, about, agreed)
 
 
 if BUILT:
     from .triton import (
+        all_reduce,
         attention,
         columns,
         delta_net,
@@ -51,6 +55,7 @@ if BUILT:
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
         (pointwise.rope_pairs, ()),
+        (all_reduce.rank_sum, ()),
         (experts.experts, ()),
         (experts.norm_moe_add, ()),
         (router.softmax_router, ()),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Storage: which tensors a rank keeps, and which slice of which parameter is written where."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,13 @@ class Member:
     pattern: str
     start: int
     stop: int
+
+    @property
+    def num_inputs(self) -> int:
+        """The size of what a row of the pack is multiplied with, over all ranks."""
+        rows = self.pattern.partition("-> ")[2]
+        row = rows[rows.rindex("(") + 1 : -1].split() if rows.endswith(")") else rows.split()[-1:]
+        return math.prod(self.sizes[self.names.index(name)] for name in row)
 
     def slices(self, mesh: Mesh, rank: int) -> tuple[slice, ...]:
         """Return the slice of each dim of the whole parameter that `rank` keeps."""

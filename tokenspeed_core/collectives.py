@@ -8,17 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .rank_groups import Group, RankGroups
+from .rank_sums import RankSums, exchanged, gathered, rank_sum
 from .sharding.merge import merged
 from .sharding.reduction import SUM, reduced
-
-
-@attrs.frozen
-class Group:
-    """The ranks that differ from this one along one mesh axis only, in mesh order."""
-
-    process_group: dist.ProcessGroup
-    size: int
-    rank: int
 
 
 @attrs.frozen(eq=False)
@@ -38,29 +31,15 @@ class Collectives:
     rank and whatever the transport.
     """
 
-    def __init__(self, groups: dict[str, Group]) -> None:
+    def __init__(self, groups: Mapping[str, Group], sums: Mapping[str, RankSums]) -> None:
         self._groups = groups
+        self._sums = sums
 
     @classmethod
-    def join(
-        cls,
-        groups: Mapping[str, Sequence[Sequence[int]]],
-        world: int,
-        rank: int,
-        rendezvous: str,
-    ) -> "Collectives":
-        """Meet `world` ranks at `rendezvous`, an init method of torch; `groups` as a plan's."""
-        if world == 1:
-            return cls({})
-        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-        joined = {}
-        # Every rank creates every group, in one order: torch.distributed demands it.
-        for name, members in sorted(groups.items()):
-            for ranks in members:
-                process_group = dist.new_group(list(ranks), backend="gloo")
-                if rank in ranks:
-                    joined[name] = Group(process_group, len(ranks), ranks.index(rank))
-        return cls(joined)
+    def of(cls, ranks: RankGroups) -> "Collectives":
+        """Return the collectives of ranks that have met; on GPUs sums are timed here."""
+        sums = {axis: RankSums.of(group, ranks) for axis, group in sorted(ranks.by_axis.items())}
+        return cls(ranks.by_axis, sums)
 
     def rank(self, axis: str) -> int:
         """This rank's coordinate along `axis`; 0 on an axis of size 1."""
@@ -69,25 +48,23 @@ class Collectives:
 
     def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor:
         """Concatenate the ranks' x along `dim`, in rank order."""
-        return torch.cat(self._exchange(x, axis), dim)
+        return torch.cat(tuple(self._exchange(x, axis)), dim)
 
     def all_reduce(self, x: Tensor, axis: str, kind: str = SUM) -> Tensor:
         """Sum the ranks' x in rank order, or reduce them by another `kind`."""
+        if kind == SUM:
+            return self._sums[axis](x)
         return reduced(self._exchange(x, axis), kind)
 
     def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor:
         """Sum the ranks' x in rank order and keep this rank's even part of `dim`."""
         group = self._groups[axis]
-        parts = [part.chunk(group.size, dim)[group.rank] for part in self._exchange(x, axis)]
-        return reduced(parts, SUM)
+        return rank_sum(exchanged(torch.stack(x.chunk(group.size, dim)), group))
 
     def all_to_all(self, x: Tensor, axis: str, source: int, dim: int) -> Tensor:
         """Send each rank its even part of `dim`; concatenate what comes along `source`."""
         group = self._groups[axis]
-        sent = torch.stack(x.chunk(group.size, dim))
-        parts = torch.empty_like(sent)
-        dist.all_to_all_single(parts, sent, group=group.process_group)
-        return torch.cat(tuple(parts), source)
+        return torch.cat(tuple(exchanged(torch.stack(x.chunk(group.size, dim)), group)), source)
 
     def merge(self, x: Tensor, axis: str, dtype: str) -> Tensor:
         """Merge the ranks' shares of attention `x[..., h+1]` by their log-sum-exps, to `dtype`."""
@@ -147,12 +124,8 @@ class Collectives:
         dist.all_to_all_single(came, x.contiguous(), received, sent, group=group.process_group)
         return came
 
-    def _exchange(self, x: Tensor, axis: str) -> list[Tensor]:
-        group = self._groups[axis]
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(group.size)]
-        dist.all_gather(parts, x, group=group.process_group)
-        return parts
+    def _exchange(self, x: Tensor, axis: str) -> Sequence[Tensor]:
+        return gathered(x, self._groups[axis]).unbind()
 
 
 def _bytes(values: tuple[Tensor, ...]) -> Tensor:

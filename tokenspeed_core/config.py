@@ -227,7 +227,9 @@ class EngineConfig:
     def on_gpu(self) -> bool:
         """Workers are to run on a GPU; told without loading torch."""
         if self.device == "auto":
-            return self.num_ranks == 1 and Path("/dev/nvidiactl").exists()
+            if self.num_ranks == 1:
+                return Path("/dev/nvidiactl").exists()
+            return len(list(Path("/dev").glob("nvidia[0-9]*"))) >= self.num_ranks
         return self.device == "cuda"
 
     @property

@@ -17,13 +17,16 @@ def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
     """Return what makes the executor of an epoch; here a GPU's graphs are captured.
 
     `chunk` is the most tokens of a step; `graphs` says whether decode steps of a GPU replay
-    captured graphs.  Models with several block groups run without.
+    captured graphs.  Models with several block groups run without, and programs that send rows to
+    the ranks of their experts: the host waits for how many there are.
     """
     if runner.device.type == "cpu":
         return lambda transfers: HostExecutor(runner, transfers)
     tables = runner.new_tables()
     if len(runner.groups) > 1:
         return lambda transfers: DeviceExecutor(runner, tables, None, transfers)
+    if "c.dispatch(" in runner.plan.source:
+        graphs = False
     with timed("captured graphs"):
         captured = Graphs.capture(runner, tables, chunk) if graphs else None
     return lambda transfers: DeviceExecutor(runner, tables, captured, transfers)

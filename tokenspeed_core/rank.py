@@ -10,6 +10,7 @@ from .checkpoint import open_checkpoint
 from .collectives import Collectives
 from .config import ConfigError, EngineConfig
 from .model_spec import ModelSpec
+from .rank_groups import RankGroups
 from .runner import Runner
 from .start_clock import timed
 from .warm_up import warm_up
@@ -45,7 +46,7 @@ def load_rank(
     # Torch's own count heeds the cores that are ours, and OMP_NUM_THREADS.
     torch.set_num_threads(engine.threads or max(1, torch.get_num_threads() // engine.num_ranks))
     spec = ModelSpec.of(engine)
-    device = _device(engine)
+    device = _device(engine, rank)
     with timed("the plan"):
         plan = spec.rank_plan(device.type)
     with timed("weights"):
@@ -56,14 +57,17 @@ def load_rank(
                 sources = spec.family.hf(spec.config)
                 packs = load_weights(plan, sources, checkpoint, rank, progress, device)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
-    collectives = Collectives.join(plan.groups, engine.num_ranks, rank, rendezvous)
+    with timed("meeting the other ranks"):
+        ranks = RankGroups.join(plan.groups, engine.num_ranks, rank, rendezvous, device)
+        collectives = Collectives.of(ranks)
     warms_up = device.type == "cuda" and len(groups) == 1
     runner = Runner.of(
         plan,
         packs,
         collectives,
+        ranks=ranks,
         groups=groups,
-        num_blocks=1 if warms_up else _num_blocks(engine, spec, groups, device),
+        num_blocks=1 if warms_up else ranks.smallest(_num_blocks(engine, spec, groups, device)),
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
@@ -75,18 +79,25 @@ def load_rank(
     with timed("kernels"):
         taken = warm_up(runner, engine.step_tokens)
     _log.info("steps of %d tokens take %d MiB", engine.step_tokens, taken >> 20)
-    return runner.with_blocks(_num_blocks(engine, spec, groups, device, taken))
+    return runner.with_blocks(ranks.smallest(_num_blocks(engine, spec, groups, device, taken)))
 
 
-def _device(engine: EngineConfig) -> torch.device:
+def _device(engine: EngineConfig, rank: int) -> torch.device:
     wanted = engine.device
     if wanted == "auto":
         wanted = "cuda" if engine.on_gpu and torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = cuda, but torch finds no CUDA device; give --device cpu")
-    if wanted == "cuda" and engine.tp > 1:
-        raise ConfigError(f"tp = {engine.tp} on GPUs is not supported yet; give --tp 1")
-    return torch.device(wanted)
+    if wanted == "cpu" or engine.num_ranks == 1:
+        return torch.device(wanted)
+    if torch.cuda.device_count() < engine.num_ranks:
+        raise ConfigError(
+            f"{engine.num_ranks} ranks need a GPU each, but torch finds "
+            f"{torch.cuda.device_count()}; give fewer ranks, or --device cpu"
+        )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)  # where kernels go that no tensor leads elsewhere
+    return device
 
 
 def _num_blocks(
@@ -96,7 +107,7 @@ def _num_blocks(
     device: torch.device,
     taken: int | None = None,
 ) -> int:
-    """Return this rank's blocks, parents with several groups; the smallest of all ranks' counts.
+    """Return how many blocks this rank has room for, parents with several groups.
 
     Steps have `taken` so many bytes beside, if that is known.
     """
@@ -113,7 +124,9 @@ def _num_blocks(
             share = free - taken - _SPARE_BYTES
         else:
             usual = DEVICE_CACHE_SHARE if on_gpu else CACHE_SHARE
-            share = int(free * (engine.cache_percent / 100 or usual) / engine.num_ranks)
+            # A GPU is one rank's; ranks on CPUs share the machine's memory.
+            sharers = 1 if on_gpu else engine.num_ranks
+            share = int(free * (engine.cache_percent / 100 or usual) / sharers)
         # More than every slot at full length would never be used.
         blocks = min(share // size, longest * engine.max_running + 1)
     if blocks < 2:

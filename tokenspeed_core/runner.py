@@ -19,6 +19,7 @@ from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .models.sampling import Choice, sample, sampled_batch
 from .ops import Batch
 from .ops.attention import LayerKV
+from .rank_groups import RankGroups
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
@@ -33,6 +34,7 @@ class Runner:
     """
 
     plan: RankPlan
+    ranks: RankGroups
     groups: BlockGroups
     num_blocks: int  # parents of the groups; the first, scratch, included
     num_slots: int
@@ -41,7 +43,7 @@ class Runner:
     _forward: Any
     _weights: Mapping[str, Any]
     _caches: Any
-    _collectives: Collectives
+    collectives: Any  # what the program calls them of: `Collectives`
     _token_multiple: int
     _chosen: Callable[[Choice], Any] | None  # programs that give tokens, not logits
 
@@ -52,6 +54,7 @@ class Runner:
         packs: Mapping[str, Tensor],
         collectives: Collectives,
         *,
+        ranks: RankGroups,
         groups: BlockGroups,
         num_blocks: int,
         num_slots: int,
@@ -67,6 +70,7 @@ class Runner:
         """
         return cls(
             plan=plan,
+            ranks=ranks,
             groups=groups,
             num_blocks=num_blocks,
             num_slots=num_slots,
@@ -84,6 +88,10 @@ class Runner:
         """Return this runner with new, empty caches of so many blocks."""
         caches = allocate_caches(self.plan, self.groups, num_blocks, self.device)
         return attrs.evolve(self, num_blocks=num_blocks, caches=caches)
+
+    def with_collectives(self, collectives: Any) -> "Runner":
+        """Return this runner, its program calling other collectives."""
+        return attrs.evolve(self, collectives=collectives)
 
     @property
     def block_size(self) -> int:
@@ -174,7 +182,7 @@ class Runner:
 
     def _result(self, forward: Any, batch: Batch, caches: Any) -> Tensor:
         padded = batch.padded(self._token_multiple)
-        result, _caches = forward(self._collectives, self._weights, caches, padded)
+        result, _caches = forward(self.collectives, self._weights, caches, padded)
         assert isinstance(result, Tensor)
         return result
 

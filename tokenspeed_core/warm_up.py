@@ -95,7 +95,7 @@ def warm_up(runner: Runner, chunk: int) -> int:
     with torch.inference_mode():
         about = (runner.program_hash.hex(), runner.num_slots, runner.max_model_len, chunk)
         with timed("compiling"):
-            compile_ahead(every, repr(about))
+            compile_ahead(every, repr(about), runner.ranks.any)
         took = _taken(eager, tables.device)
         took = max(took, _taken(lambda: _sample(runner, tables), tables.device))
         took += _taken(largest, tables.device)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Weights from a checkpoint straight into a rank's packs."""
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -50,20 +51,22 @@ def load_weights(
 
 
 def dummy_weights(plan: RankPlan, rank: int, device: torch.device = _CPU) -> dict[str, Tensor]:
-    """Return rank's packs of random weights, the same for one device type and rank.
+    """Return rank's packs of random weights, which for one device type depend on no layout.
 
     Norms and biases are near one, matrices have standard deviation `i ** -0.5` for i inputs.
     """
     packs = plan.allocate(device)
-    draw = torch.Generator(device).manual_seed(rank)
     for pack in plan.storage:
-        if any(member.path in plan.constants for member in pack.members):
-            continue
-        target = packs[pack.name]
-        if target.dim() == 1:
-            target.normal_(1.0, 0.1, generator=draw)
-        else:
-            target.normal_(0.0, target.shape[-1] ** -0.5, generator=draw)
+        for member in pack.members:
+            if member.path in plan.constants:
+                continue
+            draw = torch.Generator(device).manual_seed(zlib.crc32(member.path.encode()))
+            whole = torch.empty(member.sizes, dtype=pack.dtype, device=device)
+            if packs[pack.name].dim() == 1:
+                whole.normal_(1.0, 0.1, generator=draw)
+            else:
+                whole.normal_(0.0, member.num_inputs**-0.5, generator=draw)
+            member.write(packs[pack.name], whole[member.slices(plan.mesh, rank)])
     return packs
 
 

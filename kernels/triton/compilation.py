@@ -47,15 +47,18 @@ class Source:
         return triton.compile(source, target=target, options=self.options)
 
 
-def compile_ahead(launches: Callable[[], None], about: str) -> None:
+def compile_ahead(
+    launches: Callable[[], None], about: str, agreed: Callable[[bool], bool] = bool
+) -> None:
     """Compile what `launches` launches, which is called with all launches left out.
 
     Once everything is in Triton's cache a stamp lies beside it, and next time nothing is done.
-    `about` names what, kernels, device and versions aside, the launches depend on.
+    `about` names what, kernels, device and versions aside, the launches depend on; `agreed` whether
+    any rank has something to do.
     """
     target = triton.runtime.driver.active.get_current_target()
     stamp = Path(knobs.cache.dir) / f"tokenspeed-{_digest(about, str(target))}"
-    if stamp.exists():
+    if not agreed(not stamp.exists()):
         return
     started = time.monotonic()
     with _Compilers(target) as compilers:

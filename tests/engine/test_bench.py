@@ -2,17 +2,22 @@
 """`tokenspeed bench` on a tiny model: its rows, and that it times the work that it names."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from tokenspeed_core.__main__ import main
 from tokenspeed_core.bench.case import Case
-from tokenspeed_core.bench.dummy import ShapeError, dummy_runner
+from tokenspeed_core.bench.dummy import dummy_runner
 from tokenspeed_core.bench.floor import Floor
 from tokenspeed_core.bench.offline import CacheTooSmallError, Offline
+from tokenspeed_core.bench.options import Options, ShapeError
 from tokenspeed_core.bench.row import Row
 from tokenspeed_core.bench.shape import SHAPES
 from tokenspeed_core.execution import execution
+from tokenspeed_core.model_spec import ModelSpec
+from tokenspeed_core.weights import dummy_weights
 
 
 @pytest.mark.parametrize("bench", ["decode", "prefill", "warm", "shared"])
@@ -28,8 +33,39 @@ def test_each_bench_prints_a_row_a_case(bench: str, capsys: pytest.CaptureFixtur
         assert row["peer"] is None
 
 
+def test_ranks_time_their_collectives_too(capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--shape", "tiny", "--device", "cpu", "--blocks", "200", "--tp", "2", "--most", "1"]
+    assert main(["bench", "decode", *options]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert {row["model"] for row in rows} == {"tiny tp=2"}
+    step, total, *each = rows
+    assert step["metric"] == "step"
+    assert total["metric"] == "collectives of a step"
+    assert 0 < total["ours"] < step["ours"] * 10
+    names = [row["metric"] for row in each]
+    assert names == ["all_reduce of 1 x 64 bfloat16", "all_gather of 1 x 128 bfloat16"]
+    assert all(row["peer_name"] == "cost on shared-memory" for row in each)
+
+
+def test_dummy_weights_are_parts_of_one_model_in_every_layout(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["tiny"]))
+    engines = (Options("decode", "tiny", "cpu", tp=tp).engine(str(tmp_path)) for tp in (1, 2))
+    one, two = (ModelSpec.of(engine).rank_plan() for engine in engines)
+    whole, first, second = dummy_weights(one, 0), dummy_weights(two, 0), dummy_weights(two, 1)
+    assert torch.equal(whole["norm"], first["norm"])
+    assert torch.equal(first["norm"], second["norm"])
+    down = "layers.0.mlp.w_down"
+    assert torch.equal(whole[down], torch.cat((first[down], second[down]), 1))
+
+
+def test_a_rank_that_dies_ends_the_bench(capfd: pytest.CaptureFixture[str]) -> None:
+    # Three ranks do not divide two kv heads: each says so and ends.
+    assert main(["bench", "decode", "--shape", "tiny", "--device", "cpu", "--tp", "3"]) == 1
+    assert "ended with 1" in capfd.readouterr().err
+
+
 def test_decode_continues_what_was_extended() -> None:
-    runner = dummy_runner("tiny", "cpu", num_blocks=60)
+    runner = dummy_runner(Options("decode", "tiny", "cpu", 60))
     offline = Offline(execution(runner, 16)(None), runner.block_size, runner.num_blocks, 256)
     offline.admit([20, 20], shared=16)
     (first, other) = offline.extend(30, chunk=16)
@@ -43,7 +79,7 @@ def test_decode_continues_what_was_extended() -> None:
 
 
 def test_a_case_beyond_the_cache_is_refused() -> None:
-    runner = dummy_runner("tiny", "cpu", num_blocks=4)
+    runner = dummy_runner(Options("decode", "tiny", "cpu", 4))
     offline = Offline(execution(runner, 16)(None), runner.block_size, runner.num_blocks, 256)
     with pytest.raises(CacheTooSmallError, match="needs 9 KV blocks and the cache has 4"):
         offline.admit([128])
@@ -51,7 +87,7 @@ def test_a_case_beyond_the_cache_is_refused() -> None:
 
 def test_an_unknown_shape_names_those_that_are() -> None:
     with pytest.raises(ShapeError, match="qwen3-8b"):
-        dummy_runner("qwen4", "cpu")
+        Options("decode", "qwen4")
 
 
 def test_a_peer_is_compared_on_its_card_only() -> None:
@@ -84,7 +120,7 @@ def test_a_floor_reads_the_experts_that_tokens_choose() -> None:
 
 
 def test_a_runner_knows_the_bytes_of_its_floor() -> None:
-    runner = dummy_runner("tiny", "cpu", num_blocks=4)
+    runner = dummy_runner(Options("decode", "tiny", "cpu", 4))
     floor = Floor.of(runner, SHAPES["tiny"])
     assert floor.head_bytes == 256 * SHAPES["tiny"]["hidden_size"] * floor.itemsize
     assert floor.weight_bytes > 0

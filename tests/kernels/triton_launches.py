@@ -14,6 +14,7 @@ from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import JITFunction
 
 from tokenspeed_core.kernels.triton import (
+    all_reduce,
     attention,
     columns,
     delta_net,
@@ -86,6 +87,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
         for module in (
+            all_reduce,
             attention,
             columns,
             delta_net,
@@ -109,6 +111,10 @@ def every_call(variants: bool) -> list[Callable[[], object]]:
     table = torch.empty(9, 2560, dtype=torch.int32)
     calls += [partial(columns.decode_columns, slots, slots, slots, table, 16)]
     calls += [*_latent_attention(torch.bfloat16), *_delta_net(torch.bfloat16)]
+    x, four = torch.empty(4, 3000, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+    exchange = all_reduce.Exchange.of(four, 1)
+    calls += [partial(all_reduce.all_reduce, x, exchange, twice) for twice in (False, True)]
+    calls.append(partial(all_reduce.rank_sum, x))
     if variants:
         calls += [*_few_rows(torch.float32), *_attention(torch.bfloat16, 64, True)]
     return calls

@@ -12,6 +12,7 @@ from tiny_families import FAMILIES, MIXTURES
 
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
+from tokenspeed_core.rank_groups import RankGroups
 from tokenspeed_core.sharding import Layout, Plan, leaves
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.recheck import recheck
@@ -86,7 +87,9 @@ def run_rank(rank: int, architecture: str, tokens: int, path: str) -> None:
     config, params, ids = torch.load(f"{path}/model", weights_only=False)
     model = Tiny(None, family_of(architecture), config, params, ids)
     plan = plan_of(model, LAYOUTS["experts-over-all"], tokens)
-    c = Collectives.join(plan.groups, plan.mesh.num_ranks, rank, f"file://{path}/meet")
+    meet = f"file://{path}/meet"
+    cpu = torch.device("cpu")
+    c = Collectives.of(RankGroups.join(plan.groups, plan.mesh.num_ranks, rank, meet, cpu))
     weights = plan.weights(plan.place(params, rank))
     forward, caches = plan.load(), plan.allocate_caches(NUM_BLOCKS)
     results = []

@@ -7,34 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ..config import EngineConfig
 from ..rank import load_rank
 from ..runner import Runner
+from .options import Options
 from .shape import SHAPES
 
 
-class ShapeError(ValueError):
-    """No shape has this name."""
-
-
-def dummy_runner(model: str, device: str, num_blocks: int = 0) -> Runner:
-    """Return a runner of a shape by name, its keys and values random: zeros would run faster.
-
-    Raises:
-        ShapeError: no shape has this name.
-    """
-    if model not in SHAPES:
-        raise ShapeError(f"no shape is called {model!r}; known: {', '.join(SHAPES)}")
+def dummy_runner(options: Options, rank: int = 0, rendezvous: str = "") -> Runner:
+    """Return a rank's runner of a shape, its keys and values random: zeros would run faster."""
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "config.json"
-        config.write_text(json.dumps(SHAPES[model]), encoding="utf-8")
-        engine = EngineConfig(
-            model=directory,
-            load_format="dummy",
-            device=device,
-            max_running=256,
-            num_blocks=num_blocks,
-        )
-        runner = load_rank(engine, 0, "")
-    runner.randomise_caches(torch.Generator(runner.device).manual_seed(0))
+        config.write_text(json.dumps(SHAPES[options.shape]), encoding="utf-8")
+        runner = load_rank(options.engine(directory), rank, rendezvous)
+    runner.randomise_caches(torch.Generator(runner.device).manual_seed(rank))
     return runner

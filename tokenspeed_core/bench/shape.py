@@ -33,6 +33,13 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": 28,
         "tie_word_embeddings": True,
     },
+    "qwen3-32b": {
+        **_QWEN3_8B,
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 64,
+    },
     "qwen3-30b-a3b": {
         **_QWEN3_8B,
         "architectures": ["Qwen3MoeForCausalLM"],

@@ -2,8 +2,6 @@
 """`tokenspeed bench`: the runner timed on shapes that peers were measured on."""
 
 import argparse
-import sys
-import time
 
 HELP = "time decode, prefill, warm turns and shared prefixes on dummy weights"
 DESCRIPTION = (
@@ -20,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape",
         default="qwen3-8b",
         metavar="NAME",
-        help="qwen3-0.6b, qwen3-8b (default), qwen3-30b-a3b, deepseek-v2-lite or tiny",
+        help="qwen3-0.6b, qwen3-8b (default), qwen3-32b, qwen3-30b-a3b, deepseek-v2-lite or tiny",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--blocks", type=int, default=0, metavar="N", help="KV blocks; 0: all free")
@@ -28,40 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--most", type=int, default=0, metavar="N", help="only the first N cases; 0: all"
     )
     parser.add_argument("--no-graphs", action="store_true", help="run decode steps eagerly")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks")
+    parser.add_argument(
+        "--layout", default="", metavar="TEXT", help='any other layout, such as "tp=2; j: e:tp"'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Time and print."""
-    started = time.perf_counter()
-    import torch
+    from ..bench.options import Options
+    from ..bench.ranks import time_ranks
 
-    from ..bench.case import CHUNK, cases, measure
-    from ..bench.dummy import dummy_runner
-    from ..bench.floor import Floor
-    from ..bench.offline import Offline
-    from ..bench.shape import SHAPES
-    from ..device_gaps import DeviceGaps
-    from ..execution import execution
-
-    imported = time.perf_counter()
-    runner = dummy_runner(arguments.shape, arguments.device, arguments.blocks)
-    loaded = time.perf_counter()
-    new_executor = execution(runner, CHUNK, not arguments.no_graphs)
-    captured = time.perf_counter()
-    print(
-        f"start: import {imported - started:.1f} s, weights and cache {loaded - imported:.1f} s, "
-        f"kernels and graphs {captured - loaded:.1f} s; {runner.num_blocks} KV blocks",
-        file=sys.stderr,
+    options = Options(
+        bench=arguments.bench,
+        shape=arguments.shape,
+        device=arguments.device,
+        blocks=arguments.blocks,
+        most=arguments.most,
+        graphs=not arguments.no_graphs,
+        tp=arguments.tp,
+        layout=arguments.layout,
     )
-    on_gpu = runner.device.type == "cuda"
-    card = torch.cuda.get_device_name(runner.device) if on_gpu else "cpu"
-    shape = SHAPES[arguments.shape]
-    vocabulary = int(shape["vocab_size"])
-    floor = Floor.of(runner, shape)
-    executor = DeviceGaps(new_executor(None)) if on_gpu else new_executor(None)
-    offline = Offline(executor, runner.block_size, runner.num_blocks, vocabulary)
-    chosen = cases(arguments.shape, arguments.bench)
-    for case in chosen[: arguments.most or len(chosen)]:
-        for row in measure(case, offline, arguments.shape, card, floor.ms(case, card)):
-            print(row.json(), flush=True)
+    time_ranks(options)
     return 0

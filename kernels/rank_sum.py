@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""The sum over ranks of what each computed: the torch reference."""
+
+import torch
+from torch import Tensor
+
+from .registry import register
+
+
+@register("rank_sum", backend="torch")
+def rank_sum(parts: Tensor) -> Tensor:
+    """Return the sum `[...]` of `parts[r,...]` in order: in float32 or wider, integers in int64."""
+    exact = torch.float32 if parts.is_floating_point() else torch.int64
+    total = parts[0].to(torch.promote_types(parts.dtype, exact))
+    for part in parts[1:]:
+        total = total + part.to(total.dtype)
+    return total.to(parts.dtype)

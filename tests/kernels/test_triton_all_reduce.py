@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Sums over ranks in one launch: real processes that share memory, each in Triton's interpreter."""
+
+import multiprocessing
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+if not find_spec("triton"):
+    pytest.skip("Triton is not installed", allow_module_level=True)
+if torch.cuda.is_available():
+    pytest.skip("programs of ranks on one GPU would wait for each other", allow_module_level=True)
+from tests.kernels import interpreted  # noqa: F401
+from tokenspeed_core.kernels.triton.all_reduce import (
+    MOST_BYTES,
+    PROGRAMS,
+    Exchange,
+    all_reduce,
+    can_sum,
+    exchange_bytes,
+    rank_sum,
+)
+
+# Of one program, of several, of a part of one; more turns than there are halves.
+SIZES = (5, 3000, 7000, 33, 2048, 4096)
+TURN = 2**31 - 3  # turns wrap around on the way
+
+
+def parts(ranks: int, size: int, seed: int) -> torch.Tensor:
+    """What each rank adds; the order of a sum of these can be seen in its bits."""
+    draw = torch.Generator().manual_seed(seed + size)
+    x = torch.randn(ranks, size, generator=draw) * 10.0 ** torch.arange(ranks)[:, None]
+    return x.half()
+
+
+def sums(rank: int, ranks: int, seed: int, path: Path) -> None:
+    """Sum as one rank whose memory is files that all have mapped."""
+    count = exchange_bytes(ranks)
+    memory = [
+        torch.from_file(str(path / f"memory{peer}"), shared=True, size=count, dtype=torch.uint8)
+        for peer in range(ranks)
+    ]
+    exchange = Exchange.of(torch.tensor([each.data_ptr() for each in memory]), rank)
+    exchange.turns.fill_(TURN)
+    found = []
+    for index, size in enumerate(SIZES):
+        x = parts(ranks, size, seed)[rank]
+        found.append(all_reduce(x, exchange, twice=index % 2 == 1))
+    torch.save(found, path / f"sums{rank}")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_has_the_sum_in_rank_order(ranks: int, tmp_path: Path) -> None:
+    seed = random.randrange(2**31)
+    memory = torch.zeros(exchange_bytes(ranks) // 4, dtype=torch.int32)
+    memory[: 2 * ranks * PROGRAMS] = TURN
+    for peer in range(ranks):
+        (tmp_path / f"memory{peer}").write_bytes(memory.numpy().tobytes())
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=sums, args=(rank, ranks, seed, tmp_path)) for rank in range(1, ranks)
+    ]
+    for each in others:
+        each.start()
+    sums(0, ranks, seed, tmp_path)
+    for each in others:
+        each.join(60)
+        assert each.exitcode == 0
+    for rank in range(ranks):
+        for size, got in zip(SIZES, torch.load(tmp_path / f"sums{rank}"), strict=True):
+            assert torch.equal(got, ordered(parts(ranks, size, seed))), (rank, size)
+
+
+def ordered(x: torch.Tensor) -> torch.Tensor:
+    total = x[0].float()
+    for part in x[1:]:
+        total = total + part.float()
+    return total.to(x.dtype)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 9001])
+def test_parts_of_ranks_are_summed_in_order(size: int) -> None:
+    x = parts(3, size, random.randrange(2**31))
+    assert torch.equal(rank_sum(x), ordered(x))
+
+
+def test_what_one_launch_can_sum() -> None:
+    assert can_sum(torch.empty(MOST_BYTES // 2, dtype=torch.bfloat16))
+    assert not can_sum(torch.empty(MOST_BYTES // 2 + 1, dtype=torch.bfloat16))
+    assert not can_sum(torch.empty(3, dtype=torch.int64))
+    assert not can_sum(torch.empty(0))
