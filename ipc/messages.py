@@ -7,69 +7,17 @@ ever appended, and a reader ignores trailing fields that it does not know.  A *c
 columns of one group have one length.  Ids are unsigned unless a comment says otherwise.
 """
 
-import enum
-
 import msgspec
+
+from .codes import FinishReason as FinishReason
+from .codes import GroupKind as GroupKind
+from .codes import RefusalCode as RefusalCode
+from .codes import Role as Role
+from .codes import SessionAction as SessionAction
 
 WIRE_VERSION = 2
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_ERROR_CHARS = 2000
-
-
-class Role(enum.IntEnum):
-    """What a process that says Hello is."""
-
-    FRONTEND = 0
-    WORKER = 1
-
-
-class FinishReason(enum.IntEnum):
-    """Why a request produces no further token; NONE while it runs."""
-
-    NONE = 0
-    STOP = 1  # a stop id was sampled; the id itself is delivered
-    LENGTH = 2  # max_tokens or the model's length was reached
-    ABORT = 3  # the frontend asked
-    WORKER_LOST = 4  # the workers died under it; the client may retry
-    NUMERIC = 5  # NaN or infinity in the logits of this request alone
-
-
-class GroupKind(enum.IntEnum):
-    """What a block group keeps of the tokens before it, and so from where a prefix can resume."""
-
-    FULL = 0  # every token: attention over the whole context, latent attention
-    WINDOW = 1  # the last `span` tokens: sliding-window attention
-    STATE = 2  # one state after all tokens, with snapshots every `span` tokens: linear attention
-
-
-class SessionAction(enum.IntEnum):
-    """What a frontend knows about the future of a session's cache."""
-
-    END = 1  # it will not come back
-    TOOL_CALL = 2  # its last answer called a tool: it is back within seconds
-    HUMAN = 3  # its last answer went to a person: it is back within minutes, or not
-    RETAIN = 4  # keep its blocks if possible, for ttl_ms
-    DEMOTE = 5  # evict its blocks before others (to the host tier, if there is one)
-    PREFETCH = 6  # it is about to come back: load its blocks from the host tier
-    RELEASE = 7  # take RETAIN back
-
-
-class RefusalCode(enum.IntEnum):
-    """Why a connection or a request was turned away."""
-
-    VERSION = 1
-    TOKEN = 2
-    RANK = 3
-    SHAPE = 4  # ranks disagree about block count, block size or program
-    MALFORMED = 5
-    DUPLICATE = 6
-    EMPTY_PROMPT = 7
-    TOO_LONG = 8
-    TOKEN_ID = 9
-    PARAMETER = 10
-    QUEUE_FULL = 11
-    NEVER_FITS = 12
-    DRAINING = 13
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -261,6 +209,7 @@ class Stats(_Message, frozen=True, tag=22):
     missed_diverged: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    gap_ns: int = 0  # total time in which requests ran and no step was in flight
 
 
 class StepPlan(_Message, frozen=True, tag=30):
@@ -391,6 +340,10 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     record_path: str = ""  # the black box of events; empty: none
     record_bytes: int = 50 * 1024 * 1024  # its bound
     transfer_ms: int = 10_000  # a copy between tiers that takes longer has failed; 0: never
+    kv_events: str = ""  # endpoint at which it tells what the prefix cache holds; empty: nowhere
+    kv_replay: str = ""  # ... at which it tells that again
+    kv_topic: str = ""
+    kv_curve_secret: str = ""  # Z85; empty: no encryption
 
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired

@@ -115,6 +115,15 @@ class Scheduler:
         were computed, by reason.
         """
 
+    def log_cache(self) -> None:
+        """Keep what becomes findable in the cache, and what stops to be, from now on."""
+
+    def take_cache_log(self) -> list[tuple[int, bytes, bytes, list[int]]]:
+        """Return rows (0 stored, 1 removed, 2 all cleared; hash, parent, tokens) since the last."""
+
+    def cached_blocks(self) -> list[tuple[int, bytes, bytes, list[int]]]:
+        """Return what is findable now, in rows as of `take_cache_log`, parents first."""
+
     def stats(self) -> dict[str, int]: ...
     def check(self) -> None:
         """Walk every structure and raise at the first broken invariant."""

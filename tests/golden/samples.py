@@ -74,7 +74,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
     "stats": wire.Stats(
         2**50, 3, True, 256, 64, 40_000, 1000, 30_000, 9000, 2**33, 2**34, 2**34 - 1, 2**31, 5,
         70_000, 127, 128, 2, 1_234_567, 89, 160_000, 40_000, 2**31, 300, 2, 64, 4096, 2**34, 700,
-        0, 512, 2**33, 2**32,
+        0, 512, 2**33, 2**32, 2**40,
     ),
     "step_plan": wire.StepPlan(
         1, 2**33, int32_column([4]), int32_column([4, 5]), int32_column([32, 0]),
@@ -101,7 +101,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
     "scheduler_config": wire.SchedulerConfig(
         1, DIGEST, DIGEST, "ipc:///run/f", "ipc:///run/w", 8, 256, 8192, 131_072, 4096, 152_064,
         3, False, 100, 4242, 2048, "lru", 1.25, 5000, "/run/box", 1_000_000,
-        2500,
+        2500, "ipc:///run/kv", "ipc:///run/kv-replay", "kv@pod@model", "z" * 40,
     ),
 }  # fmt: skip
 

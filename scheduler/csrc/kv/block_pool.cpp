@@ -101,12 +101,19 @@ void BlockPool::Unlink(BlockId id) {
   node(n.next).previous = n.previous;
 }
 
+void BlockPool::Watch(CacheLog* log) {
+  if (log_ != nullptr) log_->End();
+  log_ = log;
+  if (log_ != nullptr) log_->Begin(this);
+}
+
 void BlockPool::Index(BlockId id) {
   if (!findable_) return;
   Node& n = node(id);
   n.indexed = index_.Insert(n.key.hash, id);
   if (!n.indexed) return;
   ++lives_[static_cast<size_t>(id.value)];
+  if (log_ != nullptr) log_->Stored(n.key, content(id));
   if (eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
 }
 
@@ -116,6 +123,7 @@ void BlockPool::Unindex(BlockId id) {
   index_.Erase(n.key.hash);
   n.indexed = false;
   ++lives_[static_cast<size_t>(id.value)];
+  if (log_ != nullptr) log_->Removed(n.key);
   if (eviction_) eviction_->Unindexed(id);
 }
 

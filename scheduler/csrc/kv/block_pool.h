@@ -24,6 +24,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block.h"
+#include "kv/cache_log.h"
 #include "kv/evicted_hashes.h"
 #include "kv/eviction_queue.h"
 #include "kv/parent_pool.h"
@@ -49,8 +50,19 @@ class BlockPool {
   // The pool of the next group of `parents`, which outlives it; each has `share` of its blocks.
   BlockPool(ParentPool& parents, int share, int block_size, bool findable,
             Retention* retention = nullptr);
+  ~BlockPool() { Watch(nullptr); }
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
+
+  // `log`, which outlives the pool, is told what becomes findable and what stops to be.
+  void Watch(CacheLog* log);
+  // Calls visit(key, tokens) for each block that is findable.
+  template <class Visit>
+  void ForEachFindable(Visit visit) const {
+    for (int id = 0; id < num_blocks_; ++id) {
+      if (node(BlockId{id}).indexed) visit(node(BlockId{id}).key, content(BlockId{id}));
+    }
+  }
 
   int block_size() const { return block_size_; }
   bool findable() const { return findable_; }
@@ -197,6 +209,7 @@ class BlockPool {
   PrefixIndex index_;
   EvictedHashes evicted_;
   std::optional<EvictionQueue> eviction_;
+  CacheLog* log_ = nullptr;
   // Of each block: grows when it becomes findable and when it stops; odd while it is.
   std::vector<uint64_t> lives_;
   std::array<int, kPlaces> counts_{};

@@ -147,6 +147,18 @@ std::vector<EventTuple> TakeEvents(Core& core) {
   return events;
 }
 
+// (kind, hash, parent, tokens)
+using CacheTuple = std::tuple<int, py::bytes, py::bytes, std::vector<Token>>;
+
+std::vector<CacheTuple> CacheEvents(std::vector<kv::CacheLog::Event> events) {
+  std::vector<CacheTuple> rows;
+  for (kv::CacheLog::Event& event : events) {
+    rows.emplace_back(static_cast<int>(event.kind), ToBytes(event.key.hash),
+                      ToBytes(event.key.parent), std::move(event.tokens));
+  }
+  return rows;
+}
+
 }  // namespace
 }  // namespace tokenspeed
 
@@ -273,6 +285,11 @@ PYBIND11_MODULE(_scheduler, m) {
       .def("take_events", &TakeEvents)
       .def("take_rejections", [](Core& core) { return std::exchange(core.rejections, {}); })
       .def("take_reports", [](Core& core) { return std::exchange(core.reports, {}); })
+      .def("log_cache", [](Core& core) { core.scheduler().cache_log().Enable(); })
+      .def("take_cache_log",
+           [](Core& core) { return CacheEvents(core.scheduler().cache_log().Take()); })
+      .def("cached_blocks",
+           [](Core& core) { return CacheEvents(core.scheduler().cache_log().Snapshot()); })
       .def("stats", [](Core& core) { return StatsOf(core.scheduler()); })
       .def("check", [](Core& core) { Require(core.scheduler().Verify()); });
 

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "net/cache_feed.h"
 #include "net/frontend_desk.h"
 #include "net/worker_group.h"
 
@@ -74,11 +75,18 @@ class Server {
         frontend_router_(zmq, context_.get()),
         worker_router_(zmq, context_.get()),
         frontends_(frontend_router_, scheduler_, session_),
-        workers_(worker_router_, scheduler_, session_, static_cast<int>(config.num_ranks)) {}
+        workers_(worker_router_, scheduler_, session_, static_cast<int>(config.num_ranks)),
+        feed_(zmq, context_.get(), scheduler_.cache_log(),
+              {.endpoint = config.kv_events,
+               .replay_endpoint = config.kv_replay,
+               .topic = config.kv_topic,
+               .curve_secret = config.kv_curve_secret,
+               .root = SipHash128(limits.hash_key, {})}) {}
 
   Status Bind(const wire::SchedulerConfig& config) {
     Status bound = frontend_router_.Bind(config.frontend_endpoint);
-    return bound.ok() ? worker_router_.Bind(config.worker_endpoint) : bound;
+    if (bound.ok()) bound = worker_router_.Bind(config.worker_endpoint);
+    return bound.ok() ? feed_.Bind() : bound;
   }
 
   int Run() {
@@ -101,19 +109,21 @@ class Server {
 
  private:
   void Wait(TimeNs next_beat) {
-    ZmqPollItem items[4] = {{worker_router_.handle(), 0, kZmqPollIn, 0},
+    ZmqPollItem items[5] = {{worker_router_.handle(), 0, kZmqPollIn, 0},
                             {frontend_router_.handle(), 0, kZmqPollIn, 0},
-                            {nullptr, signals_.get(), kZmqPollIn, 0},
-                            {nullptr, parent_fd_.get(), kZmqPollIn, 0}};
+                            {nullptr, signals_.get(), kZmqPollIn, 0}};
+    int watched = 3;
+    const int parent = parent_fd_.get() >= 0 ? watched++ : -1;
+    if (parent >= 0) items[parent] = {nullptr, parent_fd_.get(), kZmqPollIn, 0};
+    if (feed_.enabled()) items[watched++] = {feed_.replay_handle(), 0, kZmqPollIn, 0};
     const bool backlog = worker_router_.has_backlog() || frontend_router_.has_backlog();
     const TimeNs left = std::max<TimeNs>(0, next_beat - Now());
     long timeout = static_cast<long>((left + kMillisecond - 1) / kMillisecond);
     if (backlog) timeout = std::min<long>(timeout, kBacklogPollMs);
-    const int watched = parent_fd_.get() >= 0 ? 4 : 3;
     const int ready = zmq_.poll(items, watched, timeout);
     TS_CHECK(ready >= 0 || zmq_.last_errno() == EINTR, "zmq_poll: " << zmq_.LastError());
     if (items[2].revents != 0) TakeSignal();
-    if (items[3].revents != 0) stop_ = "the launcher is gone";
+    if (parent >= 0 && items[parent].revents != 0) stop_ = "the launcher is gone";
   }
 
   void TakeSignal() {
@@ -144,6 +154,8 @@ class Server {
     frontends_.SendEvents(workers_.retired());
     frontends_.DropLost();
     scheduler_.ClearEvents();
+    feed_.Publish();
+    feed_.ServeReplays();
     if (announced_ready_ != scheduler_.in_epoch() || announced_epoch_ != workers_.epoch()) {
       announced_ready_ = scheduler_.in_epoch();
       announced_epoch_ = workers_.epoch();
@@ -204,7 +216,8 @@ class Server {
             .missed_salted = counters.missed_salted,
             .missed_diverged = counters.missed_diverged,
             .drafted_tokens = counters.drafted_tokens,
-            .accepted_tokens = counters.accepted_tokens};
+            .accepted_tokens = counters.accepted_tokens,
+            .gap_ns = workers_.gap_time()};
   }
 
   int Goodbye() {
@@ -228,6 +241,7 @@ class Server {
   Router worker_router_;
   FrontendDesk frontends_;
   WorkerGroup workers_;
+  CacheFeed feed_;
   Router::Incoming incoming_;
   bool draining_ = false;
   bool announced_ready_ = false;

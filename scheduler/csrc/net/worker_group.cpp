@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace tokenspeed::net {
 
@@ -297,6 +298,7 @@ void WorkerGroup::RetireSteps() {
   }
   const TimeNs end = Now();
   plan_time_ += end - start;
+  if (scheduler_.in_flight() == 0 && scheduler_.running() > 0) drained_ = start;
   if (trace_) trace_->Advanced(retired_, start, end);
 }
 
@@ -315,6 +317,7 @@ void WorkerGroup::SendPlans() {
     const TimeNs end = Now();
     plan_time_ += end - start;
     if (plan == nullptr) return;
+    if (drained_ > 0) gap_time_ += end - std::exchange(drained_, 0);
     if (trace_) trace_->Planned(*plan, start, end);
     const std::string_view digest(reinterpret_cast<const char*>(digest_.bytes.data()),
                                   digest_.bytes.size());

@@ -40,6 +40,8 @@ class WorkerGroup {
   StepId retired() const { return retired_; }
   Epoch epoch() const { return epoch_; }
   TimeNs plan_time() const { return plan_time_; }
+  // In which requests ran and no step was in flight.
+  TimeNs gap_time() const { return gap_time_; }
 
  private:
   struct Worker {
@@ -78,6 +80,8 @@ class WorkerGroup {
   int num_blocks_ = 0;
   int block_size_ = 0;
   TimeNs plan_time_ = 0;
+  TimeNs gap_time_ = 0;
+  TimeNs drained_ = 0;  // since when requests run and no step is in flight; 0: not now
   std::optional<StepTrace> trace_;
   std::string buffer_;
 };

@@ -11,12 +11,15 @@
 
 namespace tokenspeed::net {
 
+inline constexpr int kZmqPublisher = 1;
 inline constexpr int kZmqRouter = 6;
 inline constexpr int kZmqLinger = 17;
 inline constexpr int kZmqMaxMessageSize = 22;
 inline constexpr int kZmqSendHighWater = 23;
 inline constexpr int kZmqReceiveHighWater = 24;
 inline constexpr int kZmqRouterMandatory = 33;
+inline constexpr int kZmqCurveServer = 47;
+inline constexpr int kZmqCurveSecretKey = 49;
 inline constexpr int kZmqDontWait = 1;
 inline constexpr int kZmqSendMore = 2;
 inline constexpr short kZmqPollIn = 1;

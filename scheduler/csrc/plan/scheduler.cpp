@@ -231,6 +231,7 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
     pool_ =
         std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
                                         limits_.evict_by_reuse ? &retention_ : nullptr);
+    pool_->Watch(&cache_log_);
   }
   if (shape.host_blocks > 0 && limits_.prefix_caching && !grouped()) {
     transfers_ = std::make_unique<Transfers>(*pool_, shape.num_blocks, shape.host_blocks,

@@ -8,10 +8,9 @@
 //   Transferred        a copy to or from the host tier has ended on every rank
 //   EndEpoch           the workers are gone
 //
-// It has no sockets, clock, threads or randomness: the same events give the same plans, bit for
-// bit. Time comes in with the events. A step costs O(rows + what changed), whatever the length of
-// the contexts and the size of the pool.
-// Invariants (Verify checks all of them):
+// No sockets, clock, threads or randomness: the same events, their times included, give the same
+// plans, bit for bit. A step costs O(rows + what changed), however long contexts and large pools
+// are. Invariants (Verify checks all of them):
 //   - running_ is in order of rank; a request there holds one slot, and its state the blocks;
 //   - blocks are conserved, and held exactly by the tables of running requests and by transfers;
 //   - a request whose loads are under way prefills; it samples nothing and seals nothing.
@@ -115,6 +114,7 @@ class Scheduler {
   kv::HostCounts host_blocks() const { return transfers_ ? transfers_->host() : kv::HostCounts{}; }
   const Counters& counters() const { return counters_; }
   const Limits& limits() const { return limits_; }
+  kv::CacheLog& cache_log() { return cache_log_; }
 
   // Walks everything; the error names the first broken invariant.
   Status Verify() const;
@@ -343,6 +343,7 @@ class Scheduler {
   Arrival last_arrival_;
   TimeNs now_ = 0;  // the latest time that an event told
   kv::Retention retention_;
+  kv::CacheLog cache_log_;  // of the first group; told nothing where there are several
   SessionTable sessions_;
   std::unique_ptr<kv::ParentPool> parents_;  // null where all memory is the first group's
   std::unique_ptr<kv::BlockPool> pool_;      // null between epochs; outlives the requests' blocks
@@ -379,7 +380,6 @@ class Scheduler {
   uint64_t openings_ = 0;  // grows with whatever could help; so does BlockPool::releases
   Blocked blocked_;
   int guests_ = 0;  // of running_
-
   Cadence cadence_;
   LinkPace link_pace_;
   TimeNs last_done_ = 0;

@@ -18,6 +18,7 @@ class RecordedScheduler : private plan::Scheduler {
       : plan::Scheduler(limits), box_(std::move(box)) {}
 
   using plan::Scheduler::blocks;
+  using plan::Scheduler::cache_log;
   using plan::Scheduler::ClearEvents;
   using plan::Scheduler::counters;
   using plan::Scheduler::events;

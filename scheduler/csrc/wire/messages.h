@@ -211,6 +211,7 @@ struct Stats {
   int64_t missed_diverged = 0;
   int64_t drafted_tokens = 0;
   int64_t accepted_tokens = 0;
+  int64_t gap_ns = 0;
   TS_FIELDS(visit(s.time_ns); visit(s.epoch); visit(s.ready); visit(s.running); visit(s.waiting);
             visit(s.total_blocks); visit(s.free_blocks); visit(s.cached_blocks);
             visit(s.active_blocks); visit(s.steps); visit(s.prompt_tokens); visit(s.cached_tokens);
@@ -220,7 +221,7 @@ struct Stats {
             visit(s.stored_blocks); visit(s.loaded_blocks); visit(s.failed_transfers);
             visit(s.sessions); visit(s.retained_blocks); visit(s.missed_new);
             visit(s.missed_evicted); visit(s.missed_salted); visit(s.missed_diverged);
-            visit(s.drafted_tokens); visit(s.accepted_tokens);)
+            visit(s.drafted_tokens); visit(s.accepted_tokens); visit(s.gap_ns);)
 };
 
 // The planner fills this struct; on the wire its columns follow epoch and step.
@@ -297,13 +298,18 @@ struct SchedulerConfig {
   std::string record_path;
   int64_t record_bytes = int64_t{50} * 1024 * 1024;
   int64_t transfer_ms = 10'000;
+  std::string kv_events;
+  std::string kv_replay;
+  std::string kv_topic;
+  std::string kv_curve_secret;
   TS_FIELDS(visit(s.version); visit(s.token); visit(s.hash_key); visit(s.frontend_endpoint);
             visit(s.worker_endpoint); visit(s.num_ranks); visit(s.max_slots);
             visit(s.max_step_tokens); visit(s.max_model_len); visit(s.max_waiting);
             visit(s.vocab_size); visit(s.depth); visit(s.prefix_caching); visit(s.heartbeat_ms);
             visit(s.parent_pid); visit(s.max_prefill_tokens); visit(s.eviction);
             visit(s.decode_stretch); visit(s.ageing_ms); visit(s.record_path);
-            visit(s.record_bytes); visit(s.transfer_ms);)
+            visit(s.record_bytes); visit(s.transfer_ms); visit(s.kv_events); visit(s.kv_replay);
+            visit(s.kv_topic); visit(s.kv_curve_secret);)
 };
 
 #undef TS_FIELDS
