@@ -18,6 +18,7 @@ EXPECTED = {
     "06_stream": "",
     "07_session": "CacheReport(host=0, new=",
     "08_simulate": "12 sessions, reuse, pool 100k, host 400k: missed new",
+    "09_kv_events": "and so it is: ",
 }
 
 

@@ -17,6 +17,8 @@ COMMANDS = (
     "kernels",
     "scheduler",
     "simulate",
+    "top",
+    "profile",
     "env",
     "pull",
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import attrs
+
 from .chat_template import Message
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
@@ -64,6 +66,7 @@ class AsyncLLM:
             self.client = Client(run_dir, name=self._name, resume_s=self._resume_s)
             await self.client.connect()
             assert self.client.welcome is not None
+            codec = attrs.evolve(codec, sorts_tools=self.config.sort_tools)
             self.codec = codec.within(self.client.welcome.max_model_len)
         except BaseException:
             await self.close()
@@ -141,7 +144,8 @@ class AsyncLLM:
         text = CompletionText(table, params.stop, len(ids), logprobs=params.logprobs)
         try:
             async for delta in request:
-                piece = text.push(delta)
+                with self.codec.stages.stage("detokenise"):
+                    piece = text.push(delta)
                 yield piece
                 if piece.finish_reason is not None:
                     break

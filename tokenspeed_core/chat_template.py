@@ -30,6 +30,11 @@ class Rendering:
     adds_generation_prompt: bool = True
     continues_final: bool = False  # the last message is the beginning of the answer
 
+    def with_sorted_tools(self) -> "Rendering":
+        """Return this with the tools in the order of their names."""
+        named = sorted(self.tools, key=lambda tool: str(tool["function"]["name"]))
+        return attrs.evolve(self, tools=named)
+
 
 @attrs.frozen(eq=False)
 class ChatTemplate:

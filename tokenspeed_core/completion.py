@@ -6,6 +6,7 @@ from collections import deque
 import attrs
 
 from .cache_report import CacheReport
+from .course import Course
 from .detokenizer import Detokenizer, StopStrings, TokenText
 from .ipc.messages import FinishReason
 from .sdk import Delta
@@ -38,6 +39,7 @@ class TextDelta:
     finish_reason: str | None  # "stop", "length" or "abort" on the last delta, else None
     stop_reason: str | int | None  # the stop string or stop id that ended the request
     usage: Usage  # so far
+    course: Course | None = None
 
 
 @attrs.frozen
@@ -134,4 +136,4 @@ class CompletionText:
             if token.logprob is not None:
                 logprobs.append(token.logprob)
         usage = Usage(self._prompt_tokens, self.kept, delta.cached_tokens, delta.report)
-        return TextDelta(text, ids, logprobs, reason, stop_reason, usage)
+        return TextDelta(text, ids, logprobs, reason, stop_reason, usage, delta.course)

@@ -15,51 +15,10 @@ from typing import Any, cast
 
 import attrs
 
+from .config_option import ConfigError as ConfigError
+from .config_option import option, size_in_bytes
+
 _AXIS_SIZE = re.compile(r"=\s*(\d+)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-
-
-class ConfigError(ValueError):
-    """A setting has an unknown name, a wrong type or a value out of range."""
-
-
-def _bytes(value: Any) -> Any:
-    """Read "2GiB", "500MB" or a plain number of bytes."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        return value
-    unit = 1024 if match[3] else 1000
-    return int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
-
-
-def _option(
-    default: Any,
-    group: str,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float = math.inf,
-    choices: tuple[str, ...] = (),
-    metavar: str | None = None,
-    converter: Any = None,
-) -> Any:
-    kind = type(default)
-
-    def check(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
-        wanted = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-        accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{field.name} must be {wanted[kind]}, got {value!r}")
-        if low is not None and not low <= value <= high:
-            top = "" if high == math.inf else f" and at most {high:g}"
-            raise ConfigError(f"{field.name} must be at least {low:g}{top}, got {value!r}")
-        if choices and value not in choices:
-            raise ConfigError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}")
-
-    metadata = {"group": group, "help": help, "choices": choices, "metavar": metavar}
-    return attrs.field(default=default, validator=check, converter=converter, metadata=metadata)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,68 +29,89 @@ class EngineConfig:
         ConfigError: a value has the wrong type or is out of range.
     """
 
-    model: str = _option("", "model", "a .gguf file, a directory, a hub id, or smollm2")
-    served_model_name: str = _option("", "model", "the name in the API; default: the model's")
-    dtype: str = _option(
+    model: str = option("", "model", "a .gguf file, a directory, a hub id, or smollm2")
+    served_model_name: str = option("", "model", "the name in the API; default: the model's")
+    dtype: str = option(
         "auto", "model", "type of weights and activations", choices=("auto", "bf16", "fp32")
     )
-    load_format: str = _option(
+    load_format: str = option(
         "auto",
         "model",
         "where weights come from; dummy: random ones, for benches",
         choices=("auto", "dummy"),
     )
-    max_model_len: int = _option(
+    max_model_len: int = option(
         0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
     )
 
-    family: str = _option(
+    family: str = option(
         "",
         "model",
         "a .py file that defines the model's family; default: by the architecture's name",
         metavar="FILE",
     )
-    plan_cache: str = _option(
+    plan_cache: str = option(
         "",
         "model",
         "keep compiled plans here, or off; default: plans in the user's cache directory",
         metavar="DIR",
     )
 
-    host: str = _option("127.0.0.1", "server", "address to listen on")
-    port: int = _option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
-    api_key: str = _option("", "server", "clients must send it as a bearer token", metavar="KEY")
-    drain_s: float = _option(
+    host: str = option("127.0.0.1", "server", "address to listen on")
+    port: int = option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
+    api_key: str = option("", "server", "clients must send it as a bearer token", metavar="KEY")
+    drain_s: float = option(
         30.0, "server", "how long running requests may finish on SIGTERM", low=0, metavar="SECONDS"
     )
-    log_level: str = _option(
+    log_level: str = option(
         "info",
         "server",
         "least severe message to log",
         choices=("debug", "info", "warning", "error"),
     )
 
-    tp: int = _option(1, "parallelism", "tensor-parallel ranks", low=1)
-    layout: str = _option(
+    sort_tools: bool = option(
+        False, "server", "show tools by name, so that clients that shuffle them hit the cache"
+    )
+    grpc_port: int = option(
+        0, "server", "speak to the SMG gateway on this port; 0: do not", low=0, high=65535
+    )
+    grpc_host: str = option(
+        "127.0.0.1", "server", "address of grpc_port, which asks for no key: a private network's"
+    )
+    profiling: bool = option(False, "server", "allow /start_profile and /stop_profile")
+    request_log: str = option(
+        "", "server", "append a line of JSON for each request to this file", metavar="FILE"
+    )
+    log_texts: bool = option(False, "server", "the request log holds prompts and answers too")
+    otlp_endpoint: str = option(
+        "",
+        "server",
+        "send OpenTelemetry traces there, such as http://127.0.0.1:4318/v1/traces",
+        metavar="URL",
+    )
+
+    tp: int = option(1, "parallelism", "tensor-parallel ranks", low=1)
+    layout: str = option(
         "",
         "parallelism",
         'any other layout instead, such as "tp=2; Hidden=n@tp d" or "tp=2; j: e:tp"',
     )
-    device: str = _option(
+    device: str = option(
         "auto",
         "parallelism",
         "where workers run; auto: a GPU that is there",
         choices=("auto", "cpu", "cuda"),
     )
-    cuda_graphs: bool = _option(True, "parallelism", "replay captured decode steps on a GPU")
-    time_gaps: bool = _option(
+    cuda_graphs: bool = option(True, "parallelism", "replay captured decode steps on a GPU")
+    time_gaps: bool = option(
         False, "parallelism", "time how long a GPU waits between steps; logged when it ends"
     )
-    threads: int = _option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
+    threads: int = option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
 
-    max_running: int = _option(64, "scheduling", "requests that run at once", low=1)
-    max_waiting: int = _option(4096, "scheduling", "requests that may queue; more get 429", low=0)
-    max_step_tokens: int = _option(
+    max_running: int = option(64, "scheduling", "requests that run at once", low=1)
+    max_waiting: int = option(4096, "scheduling", "requests that may queue; more get 429", low=0)
+    max_step_tokens: int = option(
         0,
         "scheduling",
         "tokens in one step, prefill and decode; 0: 512 on CPUs, 8192 on a GPU",
@@ -139,19 +119,19 @@ class EngineConfig:
         metavar="TOKENS",
     )
 
-    kv_cache: str = _option(
+    kv_cache: str = option(
         "auto", "cache", "type of keys and values", choices=("auto", "bf16", "fp32")
     )
-    block_size: int = _option(16, "cache", "tokens in a block", low=1, metavar="TOKENS")
-    kv_cache_bytes: int = _option(
+    block_size: int = option(16, "cache", "tokens in a block", low=1, metavar="TOKENS")
+    kv_cache_bytes: int = option(
         0,
         "cache",
         "memory of a rank for keys and values, such as 2GiB; 0: from free memory",
         low=0,
         metavar="SIZE",
-        converter=_bytes,
+        converter=size_in_bytes,
     )
-    cache_percent: int = _option(
+    cache_percent: int = option(
         0,
         "cache",
         "part of free memory for keys and values; 0: 40, of a GPU what steps leave",
@@ -159,8 +139,8 @@ class EngineConfig:
         high=95,
         metavar="PERCENT",
     )
-    num_blocks: int = _option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
-    state_interval: int = _option(
+    num_blocks: int = option(0, "cache", "blocks of a rank; 0: from kv_cache_bytes", low=0)
+    state_interval: int = option(
         0,
         "cache",
         "tokens between kept states of layers that have one (delta nets); 0: by their size",
@@ -168,17 +148,17 @@ class EngineConfig:
         high=1 << 20,
         metavar="TOKENS",
     )
-    prefix_caching: bool = _option(True, "cache", "reuse blocks between prompts that begin alike")
-    host_kv: int = _option(
+    prefix_caching: bool = option(True, "cache", "reuse blocks between prompts that begin alike")
+    host_kv: int = option(
         0,
         "cache",
         "host memory of a rank for evicted keys and values, such as 8GiB; 0: none",
         low=0,
         metavar="SIZE",
-        converter=_bytes,
+        converter=size_in_bytes,
     )
 
-    transfer_ms: int = _option(
+    transfer_ms: int = option(
         10_000,
         "cache",
         "a copy to or from host memory that takes longer has failed; 0: never",
@@ -187,21 +167,33 @@ class EngineConfig:
         metavar="MS",
     )
 
-    record: str = _option(
+    record: str = option(
         "",
         "processes",
         "keep a black box of the scheduler's events, token ids included, in this file",
         metavar="FILE",
     )
-    record_bytes: int = _option(
+    record_bytes: int = option(
         50 * 1024 * 1024,
         "processes",
         "size of the black box",
         low=64 * 1024,
         metavar="SIZE",
-        converter=_bytes,
+        converter=size_in_bytes,
     )
-    run_dir: str = _option(
+    kv_events: str = option(
+        "",
+        "processes",
+        "tell routers what the prefix cache holds, at ipc://PATH, or tcp://HOST:PORT with a key",
+        metavar="ENDPOINT",
+    )
+    kv_events_key: str = option(
+        "",
+        "processes",
+        "certificate with the secret CURVE key of kv_events, as pyzmq writes it",
+        metavar="FILE",
+    )
+    run_dir: str = option(
         "", "processes", "parent directory of sockets; default: the temporary one", metavar="DIR"
     )
 
@@ -215,6 +207,13 @@ class EngineConfig:
             raise ConfigError(
                 f"tp = {self.tp} and layout = {self.layout!r} both say how the model is spread; "
                 f"give one of them"
+            )
+        if self.kv_events and not self.kv_events.startswith(("ipc://", "tcp://")):
+            raise ConfigError(f"kv_events = {self.kv_events!r} is neither ipc://PATH nor tcp://...")
+        if self.kv_events.startswith("tcp://") and not self.kv_events_key:
+            raise ConfigError(
+                f"kv_events = {self.kv_events!r} would tell prompts to everybody on the network; "
+                f"give kv_events_key, or an ipc:// endpoint"
             )
         if self.step_tokens < self.max_running:
             raise ConfigError(

@@ -23,6 +23,7 @@ from .child_process import ChildSpec
 from .config import ConfigError, EngineConfig, write_config
 from .engine_watch import EngineWatch, HttpWatch, WatchLimits, WatchRefusedError
 from .ipc.codec import encode
+from .ipc.kv_events import CurveKeyError, replay_endpoint, secret_key
 from .ipc.messages import WIRE_VERSION, SchedulerConfig
 from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
@@ -36,6 +37,7 @@ from .worker_event import WorkerEvent
 _API_GRACE_S = 2.0
 _SIGNAL_CHECK_S = 0.25
 _API = "the API process"
+_GRPC = "the gRPC process"
 _SCHEDULER = "the scheduler"
 _WORKERS = "the worker group"
 
@@ -152,6 +154,8 @@ class Engine:
             Part(_SCHEDULER, (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
             Part(_WORKERS, workers, forget_ranks),
         ]
+        if config.grpc_port:
+            parts.insert(0, Part(_GRPC, (ChildSpec("grpc", program("gateway")),)))
         if self._serve_http:
             server = (ChildSpec("api", program("server")),)
             parts.insert(0, Part(_API, server, stop_grace_s=_API_GRACE_S))
@@ -176,6 +180,10 @@ class Engine:
             record_path=os.path.abspath(config.record) if config.record else "",
             record_bytes=config.record_bytes,
             transfer_ms=config.transfer_ms,
+            kv_events=config.kv_events,
+            kv_replay=replay_endpoint(config.kv_events) if config.kv_events else "",
+            kv_topic=f"kv@{config.host}:{config.port}@{config.model_name}",
+            kv_curve_secret=secret_key(config.kv_events_key) if config.kv_events_key else "",
         )
 
     @property
@@ -356,6 +364,7 @@ def _run(
 
 _START_ERRORS = (
     ConfigError,
+    CurveKeyError,
     ModelNotFoundError,
     CheckpointError,
     RunDirectoryError,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import attrs
 
 from .cache_report import CacheReport
+from .course import Course
 from .ipc.messages import FinishReason, Submit
 
 
@@ -21,6 +22,7 @@ class Delta:
     finish_reason: FinishReason
     cached_tokens: int  # prompt tokens served from the prefix cache
     report: CacheReport | None = None  # from the first token on: why the others were not
+    course: Course | None = None
 
 
 class RequestStream:
@@ -33,7 +35,7 @@ class RequestStream:
     def __init__(self, request: Submit, take_back: Callable[["RequestStream", int], None]) -> None:
         self.request = request
         self.request_id = request.request_id  # its present name at the scheduler
-        self.submitted_at = time.monotonic()
+        self.course = Course(time.monotonic())
         self.received = array("i")
         self.lost_at = 0.0
         self.fruitless = 0  # losses since the last token
@@ -66,7 +68,9 @@ class RequestStream:
         if self._error is not None:
             self._is_over = True
             raise self._error
-        delta = Delta(self._tokens, self._logprobs, self._finish, self._cached, self._report)
+        delta = Delta(
+            self._tokens, self._logprobs, self._finish, self._cached, self._report, self.course
+        )
         self._tokens, self._logprobs = [], []
         self._is_over = self._finish is not FinishReason.NONE
         return delta
@@ -100,8 +104,10 @@ class RequestStream:
         self._resumed_at = len(self.received)
         self._is_resumed = True
 
-    def take(self, delta: Delta) -> None:
+    def take(self, delta: Delta, step: int = 0) -> None:
         """Add what a step brought; called by the client that owns the socket."""
+        if delta.tokens:
+            self.course = attrs.evolve(self.course, last_step=step)
         if self._resumed_at == 0:  # later prompts hold what was answered
             self._cached = delta.cached_tokens
         self._tokens += delta.tokens
@@ -114,6 +120,11 @@ class RequestStream:
         """Tell what the prefix cache did; called by the client that owns the socket."""
         if self._resumed_at == 0:
             self._report = report
+
+    def admitted(self, queued_s: float, first_step: int) -> None:
+        """Tell when it had a slot; called by the client that owns the socket."""
+        if self.course.queued_s is None:
+            self.course = attrs.evolve(self.course, queued_s=queued_s, first_step=first_step)
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error; called by the client that owns the socket."""

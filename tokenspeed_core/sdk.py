@@ -22,6 +22,7 @@ from .ipc.messages import (
     Abort,
     FinishReason,
     Heartbeat,
+    Profile,
     RefusalCode,
     Refused,
     Rejected,
@@ -220,6 +221,20 @@ class Client:
             salt = session.salt.encode()
             self._channel.send(SessionHint(session.name, hint.action, hint.ttl_ms, salt))
 
+    @property
+    def run_path(self) -> Path:
+        """The run directory."""
+        return self._run.path
+
+    def profile(self, directory: Path | None) -> bool:
+        """Have scheduler and workers trace into a directory from now on; None ends that.
+
+        False: there is no scheduler, or its queue is full.
+        """
+        return self._is_connected and self._channel.send(
+            Profile("" if directory is None else str(directory.absolute()))
+        )
+
     async def generate(
         self,
         prompt: Sequence[int],
@@ -258,7 +273,7 @@ class Client:
     def _resume(self, stream: RequestStream) -> bool:
         if not self._is_connected:
             return False
-        elapsed_ms = int((time.monotonic() - stream.submitted_at) * 1e3)
+        elapsed_ms = int((time.monotonic() - stream.course.submitted) * 1e3)
         message = continued(stream.request, stream.received.tolist(), elapsed_ms)
         if not self._channel.send(msgspec.structs.replace(message, request_id=self._next_id)):
             return False
@@ -305,6 +320,14 @@ class Client:
         for request_id, report in cache_reports(deltas):
             if (explained := self._requests.get(request_id)) is not None:
                 explained.explain(report)
+        for request_id, queued_us, first_step in zip(
+            read_column("Q", deltas.report_ids),
+            read_column("i", deltas.report_queued_us),
+            read_column("q", deltas.report_first_step),
+            strict=False,  # an older scheduler does not tell them
+        ):
+            if (admitted := self._requests.get(request_id)) is not None:
+                admitted.admitted(queued_us / 1e6, first_step)
         tokens = read_column("i", deltas.tokens)
         logprobs = read_column("f", deltas.logprobs)
         start = 0
@@ -319,11 +342,10 @@ class Client:
             start += count
             if (stream := self._requests.get(request_id)) is not None:
                 reason = FinishReason(finish)
-                self._on_row(
-                    stream, Delta(tokens[row].tolist(), logprobs[row].tolist(), reason, cached)
-                )
+                delta = Delta(tokens[row].tolist(), logprobs[row].tolist(), reason, cached)
+                self._on_row(stream, delta, deltas.step)
 
-    def _on_row(self, stream: RequestStream, delta: Delta) -> None:
+    def _on_row(self, stream: RequestStream, delta: Delta, step: int) -> None:
         if delta.finish_reason is FinishReason.WORKER_LOST:
             self._lose(stream, "the workers died under the request")
             return
@@ -331,7 +353,7 @@ class Client:
             nan = "the model produced NaN or infinity for this request"
             self._fail(stream.request_id, RequestFailedError(nan))
             return
-        stream.take(delta)
+        stream.take(delta, step)
         if delta.finish_reason is not FinishReason.NONE:
             del self._requests[stream.request_id]
         elif stream.unread_tokens > self._max_unread_tokens:

@@ -12,6 +12,7 @@ from .detokenizer import TokenText
 from .dialect.dialect import Dialect
 from .dialect.families import PLAIN, spoken
 from .model_source import resolve
+from .stage_clock import StageClock
 from .tokenizer import Tokenizer
 
 # Text longer than this is rendered and tokenised on a thread, so that other streams go on.
@@ -45,6 +46,8 @@ class TextCodec:
     template: ChatTemplate | None
     max_chars: int  # text beyond it is refused before it costs anything
     dialect: Dialect = PLAIN
+    sorts_tools: bool = False  # prompts name tools in the order of their names, not as given
+    stages: StageClock = attrs.field(factory=StageClock, repr=False)  # of this process
     _spellings: dict[tuple[str, bool], TokenText] = attrs.field(factory=dict, repr=False)
 
     @classmethod
@@ -99,7 +102,9 @@ class TextCodec:
             raise ChatTemplateError("this model has no chat template; use completions instead")
 
         def prompt() -> ChatPrompt:
-            text = template.render(messages, how)
+            with self.stages.stage("render"):
+                shown = how.with_sorted_tools() if how and self.sorts_tools else how
+                text = template.render(messages, shown)
             thinking = self.dialect.thinking
             thinks = bool(thinking) and text.rstrip().endswith(thinking)
             return ChatPrompt(self._encode(text, add_special=False), thinks)
@@ -128,4 +133,5 @@ class TextCodec:
                 f"the prompt has {len(text)} characters, more than fit the model's context in any "
                 f"language; shorten the prompt",
             )
-        return self.tokenizer.encode(text, add_special=add_special)
+        with self.stages.stage("tokenise"):
+            return self.tokenizer.encode(text, add_special=add_special)

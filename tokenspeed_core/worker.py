@@ -7,6 +7,7 @@ It tells the launcher about its start in the lines of `worker_event`.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -32,6 +33,7 @@ from .ipc.messages import (
     Heartbeat,
     Hello,
     HelloRequired,
+    Profile,
     Refused,
     Role,
     Shutdown,
@@ -51,6 +53,7 @@ from .runner import Runner
 from .scheduler._scheduler import siphash128
 from .transfers import Transfers
 from .worker_event import Failed, Loading, Ready, WorkerEvent, encode_event
+from .worker_profile import WorkerProfile
 
 HEARTBEAT_MS = 250
 _HELLO_PATIENCE_S = 1.0
@@ -88,6 +91,7 @@ class Worker:
         self._step = 0
         self._digest = b""
         self._unanswered_hello = -math.inf  # when it was said
+        self._profile: WorkerProfile | None = None
 
     def serve(self) -> str:
         """Execute plans until the scheduler says Shutdown; return its reason.
@@ -149,11 +153,20 @@ class Worker:
                     if time.monotonic() - self._unanswered_hello > _HELLO_PATIENCE_S:
                         self._epoch = 0
                         self._say_hello(socket)
+                case Profile(directory):
+                    self._set_profile(directory)
                 case Refused():
                     raise WorkerError(f"the scheduler refused rank {self._rank}: {message.message}")
                 case Shutdown():
                     self._log_gaps()
                     return message.reason
+
+    def _set_profile(self, directory: str) -> None:
+        if self._profile is not None:
+            self._profile.write()
+            self._profile = None
+        if directory:
+            self._profile = WorkerProfile(Path(directory), self._rank, self._runner.device)
 
     def _say_hello(self, socket: "zmq.Socket[bytes]") -> None:
         socket.send(encode(self._hello()))
@@ -204,7 +217,8 @@ class Worker:
                 f"{self._step}, which makes it {digest.hex()}: a plan was lost or changed"
             )
         self._step, self._digest = plan.step, digest
-        sampled = self._executor.launch(plan)
+        with self._profile.step(plan.step) if self._profile else contextlib.nullcontext():
+            sampled = self._executor.launch(plan)
         self._completions.put(Running(plan.step, digest, sampled))
         self._report_steps(socket)
 

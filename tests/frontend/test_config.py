@@ -34,7 +34,7 @@ def other_value(name: str) -> tuple[str, object]:
             name, ("3", 3)
         ),
         float: ("2.5", 2.5),
-        str: ("other", "other"),
+        str: ("ipc://other", "ipc://other"),
     }[type(field.default)]
 
 

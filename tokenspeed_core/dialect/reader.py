@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reading an answer's text in a dialect, as it comes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from .dialect import CONTENT, Dialect, Kind
@@ -40,15 +41,21 @@ class DialectReader:
         self._has_arguments = False
         self._is_open = False  # the last call has begun and not ended
         self.num_calls = 0
+        self.has_answered = False  # something but reasoning was read
 
     def push(self, text: str) -> list[Event]:
         """Take the next text and return what is certain by now."""
         self._buffer += text
-        return list(self._read(is_final=False))
+        return self._told(self._read(is_final=False))
 
     def finish(self) -> list[Event]:
         """Return the rest, when no more text will come."""
-        return [*self._read(is_final=True), *self._end()]
+        return self._told(chain(self._read(is_final=True), self._end()))
+
+    def _told(self, events: Iterable[Event]) -> list[Event]:
+        told = list(events)
+        self.has_answered |= any(not isinstance(event, Reasoning) for event in told)
+        return told
 
     def _read(self, *, is_final: bool) -> Iterator[Event]:
         while self._buffer:

@@ -23,6 +23,7 @@ from ..sdk import EngineLostError, RefusedError
 from .app import create_app, new_service
 from .connection import BoundedConnection
 from .endpoint import Service
+from .sinks import SinkError, Sinks
 
 log = logging.getLogger("tokenspeed_core.server")
 
@@ -44,6 +45,8 @@ async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> 
     """
     async with AsyncLLM(config, run_dir=run_dir, name="api") as llm:
         service = new_service(llm)
+        sinks = Sinks.of(config, llm.codec.table)
+        sinks.join(service.observer, service.metrics)
         gc.collect()
         gc.freeze()  # the vocabulary's tables need no scanning while tokens flow
         server = _Server(
@@ -72,6 +75,7 @@ async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> 
         await server.serve(sockets=[listener])
         for task in draining:
             task.cancel()
+        await asyncio.to_thread(sinks.close)
 
 
 async def _drain(service: Service, server: uvicorn.Server, drain_s: float) -> None:
@@ -130,7 +134,7 @@ def main() -> int:
         return 1
     try:
         uvloop.run(serve(config, arguments.run_dir, listener))
-    except (EngineLostError, RefusedError, RunDirectoryError) as error:
+    except (EngineLostError, RefusedError, RunDirectoryError, SinkError) as error:
         log.error("%s", error)
         return 1
     return 0

@@ -26,6 +26,8 @@ from .gate import Gate
 from .health import Verdict, health, readiness
 from .messages import MessageEndpoint
 from .metrics import Metrics
+from .observer import Observer
+from .operator_routes import operator_routes
 from .responses import ResponseEndpoint
 from .tokens import CountTokens, Detokenize, Tokenize
 
@@ -35,8 +37,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 def new_service(llm: AsyncLLM) -> Service:
     """Return the state of a server in front of `llm`, which must be connected."""
     name = llm.config.model_name
-    metrics = Metrics(name, lambda: llm.client.stats)
-    return Service(llm, name, metrics, started=int(time.time()))
+    metrics = Metrics(name, lambda: llm.client.stats, llm.codec.stages)
+    return Service(llm, name, metrics, Observer(metrics), started=int(time.time()))
 
 
 def create_app(service: Service, api_key: str = "") -> ASGIApp:
@@ -87,6 +89,7 @@ def routes(service: Service) -> list[Route]:
 
     return [
         *(Route(path, _called(body), methods=["POST"]) for path, body in bodies(service).items()),
+        *operator_routes(service),
         Route("/server_info", server_info, methods=["GET"]),
         Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
         Route("/v1/models", models, methods=["GET"]),

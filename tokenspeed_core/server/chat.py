@@ -75,6 +75,10 @@ class ChatWriter(Writer):
         self._table = table
         self._called = False
 
+    def has_answered(self, choice: int) -> bool:
+        """A choice's text goes beyond its reasoning."""
+        return self._readers[choice].has_answered
+
     @property
     def called_tools(self) -> bool:
         """Some choice ended in a tool call."""

@@ -3,7 +3,6 @@
 
 import contextlib
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
@@ -22,7 +21,9 @@ from .choices import ChoiceDelta, Stream, interleaved
 from .event_stream import EventStream, until_disconnect
 from .failure import ApiError, api_error
 from .metrics import Metrics
+from .observer import Observer
 from .request_body import Fields, parse, read_body
+from .request_record import Arrival
 from .writer import Writer
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Service:
     llm: AsyncLLM
     model_name: str
     metrics: Metrics
+    observer: Observer
     started: int  # Unix time
     is_draining: bool = False
     in_flight: int = 0  # generating requests, streams included
@@ -61,17 +63,23 @@ class Route(ABC):
         self.service = service
 
     @abstractmethod
-    async def respond(self, request: Request) -> Response:
+    async def respond(self, request: Request, arrival: Arrival) -> Response:
         """Answer a request."""
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request, or tell what went wrong."""
+        arrival = Arrival.of(request)
         try:
-            return await self.respond(request)
+            response = await self.respond(request, arrival)
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_LEFT)
+            self.service.observer.refused(arrival, ApiError(_CLIENT_LEFT, "", code="client_left"))
+            response = Response(status_code=_CLIENT_LEFT)
         except Exception as error:
-            return self.failure(error).response()
+            failure = self.failure(error)
+            self.service.observer.refused(arrival, failure)
+            response = failure.response()
+        response.headers["x-request-id"] = arrival.id
+        return response
 
     def failure(self, error: Exception) -> ApiError:
         """Return what the client is told, having logged and counted it."""
@@ -105,15 +113,17 @@ class Endpoint(Route, Generic[Fields]):
     async def job(self, fields: Fields) -> Job:
         """Return what to generate and how to write it."""
 
-    async def respond(self, request: Request) -> Response:
+    async def respond(self, request: Request, arrival: Arrival) -> Response:
         """Answer a request for as long as the client is there."""
-        fields = parse(await read_body(request), self.fields, self.service.metrics.ignored)
+        body = await read_body(request)
+        with self.service.llm.codec.stages.stage("parse"):
+            fields = parse(body, self.fields, self.service.metrics.ignored)
         self.check(fields.model)
-        return await until_disconnect(request.receive, self._answer(fields))
+        return await until_disconnect(request.receive, self._answer(fields, arrival))
 
-    async def _answer(self, fields: Fields) -> Response:
-        started = time.perf_counter()
+    async def _answer(self, fields: Fields, arrival: Arrival) -> Response:
         params, session, urgency = fields.sampling_params(), fields.session(), fields.urgency()
+        arrival.session, arrival.is_stream = session.name, fields.stream
         job = await self.job(fields)
 
         def start(index: int) -> Stream:
@@ -121,7 +131,7 @@ class Endpoint(Route, Generic[Fields]):
             stream = self.service.llm.stream(
                 job.prompts[prompt], params.choice(number), session, urgency, job.table
             )
-            return self.service.metrics.observed(stream, started)
+            return self.service.observer.observed(stream, arrival, index, job.prompts[prompt])
 
         count = len(job.prompts) * job.num_choices
         starts = [partial(start, index) for index in range(count)]
@@ -134,7 +144,7 @@ class Endpoint(Route, Generic[Fields]):
         except BaseException:
             await deltas.aclose()
             raise
-        return EventStream(self._events(job.writer, first, deltas), deltas)
+        return EventStream(self._events(job.writer, arrival, first, deltas), deltas)
 
     async def _whole(self, job: Job, deltas: AsyncGenerator[ChoiceDelta, None]) -> Response:
         count = len(job.prompts) * job.num_choices
@@ -159,13 +169,26 @@ class Endpoint(Route, Generic[Fields]):
                 self.service.llm.hint(session, SessionAction.TOOL_CALL)
 
     async def _events(
-        self, writer: Writer, first: ChoiceDelta, rest: AsyncIterator[ChoiceDelta]
+        self,
+        writer: Writer,
+        arrival: Arrival,
+        first: ChoiceDelta,
+        rest: AsyncIterator[ChoiceDelta],
     ) -> AsyncGenerator[bytes, None]:
+        stages = self.service.llm.codec.stages
+
+        def pushed(choice: int, delta: TextDelta) -> list[bytes]:
+            with stages.stage("write"):
+                events = list(writer.push(choice, delta))
+            if writer.has_answered(choice):
+                self.service.observer.answered(arrival, choice)
+            return events
+
         try:
-            for event in writer.push(*first):
+            for event in pushed(*first):
                 yield event
             async for choice, delta in rest:
-                for event in writer.push(choice, delta):
+                for event in pushed(choice, delta):
                     yield event
             for event in writer.end():
                 yield event

@@ -23,9 +23,11 @@ RETRY_AFTER_S = 1
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "invalid_request_error",
+    409: "invalid_request_error",
     413: "invalid_request_error",
     429: "overloaded_error",
     431: "invalid_request_error",

@@ -58,6 +58,10 @@ class MessageWriter(Writer):
         self._has_begun = False
         self._last: dict[str, Any] = {}
 
+    def has_answered(self, choice: int) -> bool:
+        """A choice's text goes beyond its reasoning."""
+        return self._reader.has_answered
+
     @property
     def called_tools(self) -> bool:
         """The answer ended in a tool call."""

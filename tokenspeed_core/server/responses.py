@@ -55,6 +55,10 @@ class ResponseWriter(Writer):
         self._status = "in_progress"
         self._usage: Usage | None = None
 
+    def has_answered(self, choice: int) -> bool:
+        """A choice's text goes beyond its reasoning."""
+        return self._reader.has_answered
+
     @property
     def called_tools(self) -> bool:
         """The answer ended in a tool call."""

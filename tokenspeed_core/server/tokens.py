@@ -14,6 +14,7 @@ from .endpoint import Route
 from .failure import ApiError
 from .message_body import CountFields
 from .request_body import parse, read_body
+from .request_record import Arrival
 from .tools import Tools
 
 MAX_DETOKENIZED = 1 << 20
@@ -48,7 +49,7 @@ class TokenRoute(Route, Generic[Body]):
 
     fields: type[Body]
 
-    async def respond(self, request: Request) -> Response:
+    async def respond(self, request: Request, arrival: Arrival) -> Response:
         """Answer a request.  Raises what a client did wrong."""
         fields = parse(await read_body(request), self.fields, self.service.metrics.ignored)
         self.check(fields.model)

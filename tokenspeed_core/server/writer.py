@@ -37,6 +37,10 @@ class Writer(ABC):
         """Return the events that end an answer which cannot go on."""
         return (b"data: " + error.body() + b"\n\n", DONE)
 
+    def has_answered(self, choice: int) -> bool:
+        """A choice's text goes beyond its reasoning."""
+        return True
+
     @property
     def called_tools(self) -> bool:
         """The answer ended in a tool call, so that the conversation is back within seconds."""
