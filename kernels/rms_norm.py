@@ -26,6 +26,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Te
     return rms_norm(residual, w, eps), residual
 
 
+@register("squares", backend="torch")
+def squares(x: Tensor) -> Tensor:
+    """Return the sum of squares of each row of `x[n,...]`, in float32 or wider."""
+    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).square().sum(1)
+
+
 @register("stack_totals", backend="torch")
 def stack_totals(left: Tensor, right: Tensor) -> Tensor:
     """Return `[n,2]` of `left[n]`, `right[n]`."""

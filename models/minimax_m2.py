@@ -19,8 +19,8 @@ from ..ops import (
     einsum,
     rms_norm_by_total,
     rope,
+    squares,
     stack_totals,
-    widen,
 )
 from ..sharding import Placed, declare, module, spmd
 from .attention import attend
@@ -120,11 +120,7 @@ def attention(
     q = einsum("n d, d k g h -> n k g h", x, p.wq)
     k = einsum("n d, d k h -> n k h", x, p.wk)
     v = einsum("n d, d k h -> n k h", x, p.wv)
-    wide_q, wide_k = widen(q), widen(k)
-    totals = stack_totals(
-        einsum("n k g h, n k g h -> n", wide_q, wide_q),
-        einsum("n k h, n k h -> n", wide_k, wide_k),
-    )
+    totals = stack_totals(squares(q), squares(k))
     width, eps = config.num_heads * config.head_dim, config.norm_eps
     q = rms_norm_by_total(q, totals, p.q_norm, 0, width, eps)
     k = rms_norm_by_total(k, totals, p.k_norm, 1, config.num_kv_heads * config.head_dim, eps)

@@ -36,7 +36,7 @@ from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .experts import clamped_experts, expert_bias, experts
 from .latent_attention import LayerLatent, latent_attention
-from .norm import add_rms_norm, rms_norm, rms_norm_by_total, stack_totals
+from .norm import add_rms_norm, rms_norm, rms_norm_by_total, squares, stack_totals
 from .rope import rope, rope_angles, rope_pairs
 from .router import sigmoid_router, softmax_router, topk_softmax_router
 from .sampling import (
@@ -57,7 +57,7 @@ from .sampling import (
     total_mass,
     units,
 )
-from .shard import shard
+from .shard import own, shard
 
 __all__ = [
     "BACKENDS",
@@ -99,6 +99,7 @@ __all__ = [
     "norm_gate_up",
     "norm_linear",
     "norm_moe_add",
+    "own",
     "paged_attention",
     "paged_attention_share",
     "pick",
@@ -118,6 +119,7 @@ __all__ = [
     "sink_attention",
     "softmax_router",
     "split",
+    "squares",
     "stack_totals",
     "take_rows",
     "token_keys",

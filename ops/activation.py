@@ -10,7 +10,8 @@ from .kernel import kernel
 
 
 @register_rule(
-    rule("... f, ... f -> ... f", shard="... f", linear=((1,),)), packed="silu_mul_packed"
+    rule("... f, ... f -> ... f", shard="... f", linear=((1,),), alone=((0,), (1,))),
+    packed="silu_mul_packed",
 )
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Return `silu(gate) * up`, both `[n,f]`."""

@@ -27,7 +27,9 @@ def _wide(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     return torch.int32, torch.promote_types(dtype, torch.float32)
 
 
-@register_rule(rule("n e -> n a, n a", shard="n"), sizes=_active, dtype=_dtypes)
+@register_rule(
+    rule("n e -> n a, n a", shard="n"), sizes=_active, dtype=_dtypes, hosts={1: "count e"}
+)
 def softmax_router(
     logits: Tensor,
     active: int,
@@ -48,14 +50,18 @@ def softmax_router(
     return pair
 
 
-@register_rule(rule("n e -> n a, n a", shard="n"), sizes=_active, dtype=_dtypes)
+@register_rule(
+    rule("n e -> n a, n a", shard="n"), sizes=_active, dtype=_dtypes, hosts={1: "count e"}
+)
 def topk_softmax_router(logits: Tensor, active: int) -> tuple[Tensor, Tensor]:
     """Return `(ids[n,a] int32, weights[n,a])`: a softmax over the largest `logits[n,e]` only."""
     pair: tuple[Tensor, Tensor] = kernel("topk_softmax_router", logits)(logits, active)
     return pair
 
 
-@register_rule(rule("n e, e -> n a, n a", shard="n"), sizes=_active, dtype=_wide)
+@register_rule(
+    rule("n e, e -> n a, n a", shard="n"), sizes=_active, dtype=_wide, hosts={2: "count e"}
+)
 def sigmoid_router(
     logits: Tensor,
     bias: Tensor,

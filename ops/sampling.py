@@ -76,7 +76,7 @@ def pick(scores: Tensor, start: int = 0) -> Tensor:
     return y
 
 
-@register_rule(rule("m v -> m v", shard="m v", offset="v"), dtype=_int64)
+@register_rule(rule("m v -> m v", shard="m v", offset="v"), dtype=_int64, hosts={1: "extent v"})
 def token_keys(logits: Tensor, vocabulary: int, start: int = 0) -> Tensor:
     """Return int64 keys `[m,v]`, one a token of the vocabulary: larger is kept first."""
     y: Tensor = kernel("token_keys", logits)(logits, vocabulary, start)

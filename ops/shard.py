@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A rank's own part of a Replicated value."""
+"""A rank's own part of a Replicated value, and its share in a sum that makes it."""
 
+import torch
 from torch import Tensor
 
 from ..sharding.op import register_rule
@@ -19,3 +20,10 @@ def shard(x: Tensor, place: int, ways: int, dim: int) -> Tensor:
     if rest:
         raise ValueError(f"dim {dim} of size {x.shape[dim]} does not divide into {ways} shards")
     return x.narrow(dim, place * size, size)
+
+
+# As above.
+@register_rule(rule("... -> ..."))
+def own(x: Tensor, place: int) -> Tensor:
+    """Return `x` on the first rank, zeros on the others: a sum that one rank adds to alone."""
+    return x if place == 0 else torch.zeros_like(x)

@@ -16,6 +16,7 @@ UNITS = {
     "dispatch": 0.5,
     "combine": 0.5,
     "slice": 0.0,
+    "own": 0.0,
 }
 
 

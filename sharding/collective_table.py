@@ -8,7 +8,7 @@ import attrs
 from .cost import Cost, cost, nbytes
 from .line import Line
 from .link import Links
-from .program import Apply, Code, Loop, Move, Program, Var
+from .program import LOCAL, Apply, Code, Loop, Move, Program, Var
 from .size_text import size_text
 
 Tokens = Mapping[str, int]
@@ -40,7 +40,7 @@ def collectives(program: Program, tokens: Tokens, links: Links) -> Iterator[Coll
             runs[id(step.block)] = runs.get(id(step.block), 0) + step.stop - step.start
     for code in (*program.blocks, program.driver):
         for step in code.steps:
-            if isinstance(step, Move) and step.kind != "slice":
+            if isinstance(step, Move) and step.kind not in LOCAL:
                 link = links.over(step.axes)
                 yield Collective(
                     function=code.name,

@@ -20,6 +20,7 @@ TRIPS = {
     "dispatch": 1,
     "combine": 1,
     "slice": 0,
+    "own": 0,
 }
 
 

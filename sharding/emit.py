@@ -222,10 +222,13 @@ class Writer:
             self.used.add("shard")
             ways = self.mesh.size(step.axes)
             return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
-        if step.kind == "all_reduce" and step.operand.spec.reduce != SUM:
-            return f'{made} = c.all_reduce({operand}, "{group}", "{step.operand.spec.reduce}")'
-        dim = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
-        return f'{made} = c.{step.kind}({operand}, "{group}"{dim})'
+        if step.kind == "own":
+            self.used.add("own")
+            return f'{made} = own({operand}, c.rank("{group}"))'
+        rest = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
+        if step.kind in ("all_reduce", "reduce_scatter") and step.operand.spec.reduce != SUM:
+            rest += f', "{step.operand.spec.reduce}"'
+        return f'{made} = c.{step.kind}({operand}, "{group}"{rest})'
 
     def loop(self, step: Loop) -> str:
         carry = ", ".join(self.name(var) for var in step.results)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import attrs
 
 from .mesh import Mesh
-from .reduction import LSE, SUM
+from .reduction import LSE, SUM, SUM1, weakest
 from .rule import Rule
 from .spec import Dim, Spec
 
@@ -87,7 +87,7 @@ def infer(
     for factor in rule.rows & set(names) if spread else ():
         rest = tuple(axis for axis in axes.get(factor, ()) if axis not in spread)
         axes[factor] = (*spread, *rest)
-    kept, carried = _carried(rule, operands, set(taken))
+    kept, carried, kind = _carried(rule, operands, set(taken))
     if wanted is not None:
         paid = {
             axis
@@ -102,7 +102,7 @@ def infer(
             if below and more & paid and not more & set(taken):
                 axes[factor] = dim.axes
                 taken.update(dict.fromkeys(more, factor))
-        kept, carried = _carried(rule, operands, set(taken))
+        kept, carried, kind = _carried(rule, operands, set(taken))
     targets = tuple(
         attrs.evolve(
             operand.spec,
@@ -111,7 +111,7 @@ def infer(
                 for factor, dim in zip(factors, operand.spec.dims, strict=True)
             ),
             partial=kept.get(index, ()),
-            reduce=SUM,
+            reduce=_reduce(operand, kept.get(index, ())),
         )
         for index, (factors, operand) in enumerate(zip(rule.inputs, operands, strict=True))
     )
@@ -128,10 +128,18 @@ def infer(
         raise RuleViolationError("a sum and a merge by softmax weights would be owed by one value")
     if merged:
         return Inference(targets, axes, mesh.ordered(merged), LSE)
-    if contracted and carried and rule.reduce != SUM:
-        raise RuleViolationError(f"a sum and a {rule.reduce} would be owed by one value")
-    owed = mesh.ordered(contracted | set(carried))
-    return Inference(targets, axes, owed, rule.reduce if contracted else SUM)
+    kinds = [*([rule.reduce] if contracted else []), *([kind] if carried else [])]
+    reduce = weakest(*kinds) if kinds else SUM
+    if reduce is None:
+        raise RuleViolationError(f"a {kind} and a {rule.reduce} would be owed by one value")
+    return Inference(targets, axes, mesh.ordered(contracted | set(carried)), reduce)
+
+
+def _reduce(operand: Operand, kept: tuple[str, ...]) -> str:
+    """Return the kind that an operand owes over `kept`: a stored one joins others' sum there."""
+    if not kept:
+        return SUM
+    return operand.spec.reduce if operand.spec.partial else SUM1
 
 
 def _shards(rule: Rule, mesh: Mesh, factor: str, dim: Dim) -> tuple[str, ...]:
@@ -185,20 +193,22 @@ def _stationary_axes(
 
 def _carried(
     rule: Rule, operands: Sequence[Operand], taken: set[str]
-) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...]]:
+) -> tuple[dict[int, tuple[str, ...]], tuple[str, ...], str]:
     """Return over which axes which operands may stay Partial, and what the results owe then.
 
-    What some of a linear group owe and others do not is paid first.
+    What some of a linear group owe and others do not is paid first; but a stored value, a bias,
+    joins the sum that the others owe: one rank adds it.
     """
-    for group in rule.linear:
-        specs = [operands[i].spec for i in group]
-        if {spec.reduce for spec in specs} != {SUM}:
+    for group in (*rule.linear, *rule.alone):
+        owing = [operands[i].spec for i in group if not operands[i].stationary]
+        if not owing or (len(owing) < len(group) and group not in rule.linear):
             continue
         others = {a for i, o in enumerate(operands) if i not in group for a in o.spec.partial}
-        axes = tuple(a for a in specs[0].partial if all(a in spec.partial for spec in specs))
-        if not axes or set(axes) & (taken | others):
+        axes = tuple(a for a in owing[0].partial if all(a in spec.partial for spec in owing))
+        kind = rule.kept(group, [_reduce(operands[i], axes) for i in group])
+        if not axes or kind is None or set(axes) & (taken | others):
             continue
         if rule.constant:
-            return dict.fromkeys(group, axes), ()
-        return dict.fromkeys(group, axes), axes
-    return {}, ()
+            return dict.fromkeys(group, axes), (), SUM
+        return dict.fromkeys(group, axes), axes, kind
+    return {}, (), SUM

@@ -28,7 +28,8 @@ class Op:
     tensor; `after_add` the op that computes this one of a sum of two values, given apart, and
     returns the sum too; `share` the function that computes this one's share of a rank, told its
     place and the number of ranks (`Rule.merges`); `definition` what a composite is in other ops;
-    `collective` marks one with collectives among them, whose caller is its first argument.
+    `collective` marks one with collectives among them, whose caller is its first argument; `hosts`
+    says of which factor an int among the arguments is, by position (`host.py`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Op:
     share: str = ""
     definition: Callable[..., Any] | None = None
     collective: bool = False
+    hosts: Mapping[int, str] = attrs.field(factory=dict)
 
 
 class Recorder:

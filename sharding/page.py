@@ -14,7 +14,7 @@ from .lanes import Drawing, Wire, draw, made_by
 from .link import Links
 from .memory import Memory, memory
 from .plan import Plan
-from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+from .program import LOCAL, Apply, Code, Loop, Move, Program, Project, Step, Var
 from .provenance import Chain
 from .size_text import size_text
 
@@ -137,7 +137,7 @@ class PlanView:
 
     def row(self, code: Code, row: int, step: Step, drawing: Drawing) -> Iterator[str]:
         touched = " ".join(self.key(code, var) for var in (*step.operands, *made_by(step)))
-        move = isinstance(step, Move) and step.kind != "slice"
+        move = isinstance(step, Move) and step.kind not in LOCAL
         call = code.calls.get(id(step))
         part = f" <small>in {call.name}</small>" if call else ""
         yield (
@@ -261,7 +261,7 @@ def _path(wire: Wire) -> str:
 
 
 def _node(step: Step, x: int, y: int) -> str:
-    if isinstance(step, Move) and step.kind != "slice":
+    if isinstance(step, Move) and step.kind not in LOCAL:
         sign = _SIGNS.get(step.kind, "")
         return (
             f'<g class="node move"><circle cx="{x}" cy="{y}" r="11"/>'

@@ -4,6 +4,8 @@
 import operator
 from typing import Any
 
+import attrs
+
 from .op import OPS, Op, Recorder
 from .rule import Rule, rule
 
@@ -11,10 +13,18 @@ ADD = Op(
     "add", rule("..., ... -> ...", shard="...", linear=((0, 1),)), operator.add, text="{0} + {1}"
 )
 MUL = Op(
-    "mul", rule("..., ... -> ...", shard="...", linear=((0,), (1,))), operator.mul, text="{0} * {1}"
+    "mul",
+    rule("..., ... -> ...", shard="...", linear=((0,), (1,)), alone=((0,), (1,))),
+    operator.mul,
+    text="{0} * {1}",
 )
 SHIFT = Op("shift", rule("... -> ...", shard="..."), operator.add, text="{0} + {1}")
-SCALE = Op("scale", rule("... -> ...", shard="...", linear=((0,),)), operator.mul, text="{0} * {1}")
+SCALE = Op(
+    "scale",
+    rule("... -> ...", shard="...", linear=((0,),), alone=((0,),)),
+    operator.mul,
+    text="{0} * {1}",
+)
 OPS.update({op.name: op for op in (ADD, MUL, SHIFT, SCALE)})
 
 _WITH_SCALAR = {ADD.name: SHIFT, MUL.name: SCALE}
@@ -35,4 +45,4 @@ def broadcast(plain: Rule, left: Recorder, right: Recorder) -> Rule:
     most = max(ranks)
     factors = tuple(f".{index}" for index in range(most))
     inputs = tuple(factors[most - rank :] for rank in ranks)
-    return Rule(inputs, (factors,), frozenset(factors), linear=plain.linear)
+    return attrs.evolve(plain, inputs=inputs, outputs=(factors,), shardable=frozenset(factors))

@@ -90,12 +90,16 @@ class Project:
         return self.applies[0].line
 
 
+LOCAL = ("slice", "own")  # kinds of `Move` that need no other rank
+
+
 @attrs.frozen(eq=False)
 class Move:
-    """A redistribution: a collective, or a slice, which is local.
+    """A redistribution: a collective, or one of `LOCAL`.
 
     `dim` is scattered, gathered or sliced; an all_to_all moves the shard of dim `source` there.
-    One that `joins` travels with the move before it, as one collective.
+    A slice keeps a rank's part of `dim`; `own` makes a Replicated value a sum to which the first
+    rank adds alone.  One that `joins` travels with the move before it, as one collective.
 
     A dispatch is an all_gather that brings a rank only the rows that its experts compute, and a
     combine the reduce_scatter that brings the results back; `routed` is then how many experts a

@@ -15,7 +15,7 @@ from .line import Line
 from .op import OPS
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .redistribute import hops
-from .reduction import SUM
+from .reduction import SUM, passes, weakest
 from .spec import Spec
 from .suggest import fixes
 from .trace import Graph, Traced
@@ -190,7 +190,8 @@ class Propagation:
         )
         where = f"{pin.alias or 'the annotation'} '{wanted}' of {pin.placement.line}"
         try:
-            if set(wanted.partial) & set(var.spec.partial) and wanted.reduce != var.spec.reduce:
+            both = set(wanted.partial) & set(var.spec.partial)
+            if both and not passes(var.spec.reduce, wanted.reduce):
                 raise RuleViolationError(f"a {var.spec.reduce} is owed, not a {wanted.reduce}")
             self.env[pin.result] = self.move(
                 var, target, f"pinned by {where}", pin.line, pin.regions, exchange=True
@@ -220,11 +221,12 @@ class Propagation:
             return var
         key = (var, target)
         if key not in self.moved:
-            if var.kind in ("param", "cache"):
+            found = hops(var.spec, target, exchange)
+            if var.kind in ("param", "cache") and [hop.kind for hop in found] != ["own"]:
                 raise RuleViolationError(f"{var} is stationary and is not moved to '{target}'")
-            for hop in hops(var.spec, target, exchange):
+            for hop in found:
                 made = Var(
-                    self.fresh(var.name.rstrip("_0123456789") or var.name),
+                    self.fresh(var.name.rpartition(".")[2].rstrip("_0123456789") or var.name),
                     hop.spec,
                     var.sizes,
                     var.dtype,
@@ -243,20 +245,18 @@ class Propagation:
         self.inputs([value for value in scan.constants if value.kind in STATIONARY])
         constants = [self.env[value] for value in scan.constants]
         carry = [self.env[value] for value in scan.carry]
-        while True:
-            settled = self.settled(scan, [var.spec for var in carry], [v.spec for v in constants])
-            if settled == [var.spec for var in carry]:
-                break
-            carry = [
-                self.move(var, spec, "the layers hand it on so", scan.line, scan.regions)
-                for var, spec in zip(carry, settled, strict=True)
-            ]
-        specs = tuple(var.spec for var in carry)
+        specs = [var.spec for var in carry]
+        while (settled := self.settled(scan, specs, [v.spec for v in constants])) != specs:
+            specs = settled
+        carry = [
+            self.move(var, spec, "the layers hand it on so", scan.line, scan.regions)
+            for var, spec in zip(carry, specs, strict=True)
+        ]
         for run in scan.runs:
-            code = self.block(run.block, specs, tuple(v.spec for v in constants))
+            code = self.block(run.block, tuple(specs), tuple(v.spec for v in constants))
             results = [
-                Var(self.fresh(inner.name), var.spec, var.sizes, var.dtype, "activation", scan.line)
-                for var, inner in zip(carry, code.carry, strict=True)
+                attrs.evolve(inner, name=self.fresh(inner.name), kind="activation", line=scan.line)
+                for inner in code.carry
             ]
             self.steps.append(
                 Loop(
@@ -278,9 +278,7 @@ class Propagation:
         for run in scan.runs:
             code = self.block(run.block, tuple(specs), tuple(constants))
             specs = [
-                attrs.evolve(spec, partial=kept, reduce=spec.reduce if kept else SUM)
-                for spec, out in zip(specs, code.results, strict=True)
-                for kept in [tuple(a for a in spec.partial if a in out.spec.partial)]
+                _settled(spec, out.spec) for spec, out in zip(specs, code.results, strict=True)
             ]
         return specs
 
@@ -331,6 +329,13 @@ class Propagation:
             tuple(cache),
             tuple((regions, budget.all_reduce) for regions, budget in self.graph.budgets.items()),
         )
+
+
+def _settled(spec: Spec, out: Spec) -> Spec:
+    """Return what a carry of type `spec` may owe where a block hands it on as `out`."""
+    kind = weakest(spec.reduce, out.reduce)
+    kept = tuple(axis for axis in spec.partial if axis in out.partial and kind)
+    return attrs.evolve(spec, partial=kept, reduce=kind if kept and kind else SUM)
 
 
 def refuse_varying(spec: Spec, line: Line) -> None:

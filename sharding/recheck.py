@@ -21,7 +21,7 @@ from .op import OPS, Op, Recorder
 from .plan import Plan
 from .pointwise import ADD, MUL, pointwise
 from .program import Apply, Code, Loop, Move, Step, Var
-from .reduction import SUM
+from .reduction import SUM, SUM1, passes
 from .rule import Rule, contraction
 from .spec import Dim, Spec
 from .storage import Member, Pack, nest
@@ -116,6 +116,8 @@ class Local(Recorder):
             if args[2] != ways:
                 raise VerificationError(f"{author_line()}: {args[2]} shards, not {ways}")
             return moved(self, "slice", args[1].axes, args[3])
+        if op.name == "own":
+            return moved(self, "own", args[1].axes, None)
         for whole in OPS.values():
             if whole.share == op.name:
                 return applied(self.check, whole, args[:-2], rule, args[-2:])
@@ -230,11 +232,11 @@ class Collectives:
         return Start(_axes(self.check.mesh, group))
 
     def all_reduce(self, x: Local, group: str, kind: str = SUM) -> Local:
-        if x.var.spec.partial and kind != x.var.spec.reduce:
-            raise VerificationError(f"{author_line()}: {x.var} is reduced by {kind}")
+        _paid_as(x, kind)
         return moved(x, "all_reduce", _axes(self.check.mesh, group), None)
 
-    def reduce_scatter(self, x: Local, group: str, dim: int) -> Local:
+    def reduce_scatter(self, x: Local, group: str, dim: int, kind: str = SUM) -> Local:
+        _paid_as(x, kind)
         return moved(x, "reduce_scatter", _axes(self.check.mesh, group), dim)
 
     def all_gather(self, x: Local, group: str, dim: int) -> Local:
@@ -358,10 +360,18 @@ def moved(
         dims[dim] = attrs.evolve(dims[dim], axes=(*dims[dim].axes, *axes))
     if source is not None:
         dims[source] = _less(dims[source], axes)
-    made = Spec(tuple(dims), partial, spec.reduce if partial else SUM)
+    if kind == "own":
+        made = Spec(tuple(dims), axes, SUM1)
+    else:
+        made = Spec(tuple(dims), partial, spec.reduce if partial else SUM)
     result = attrs.evolve(x.var, name=kind, spec=made, kind="activation", line=line)
     x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source, joins, routed))
     return Local(x.check, result)
+
+
+def _paid_as(x: Local, kind: str) -> None:
+    if x.var.spec.partial and not passes(x.var.spec.reduce, kind):
+        raise VerificationError(f"{author_line()}: {x.var} is reduced by {kind}")
 
 
 def _less(dim: Dim, axes: tuple[str, ...]) -> Dim:

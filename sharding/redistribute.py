@@ -6,7 +6,7 @@ import itertools
 import attrs
 
 from .infer import RuleViolationError
-from .reduction import LSE, SUM
+from .reduction import LSE, SUM, SUM1, SUMS
 from .spec import Spec
 
 
@@ -25,13 +25,16 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
     """Return the moves from `source` to `target`; none if they are equal.
 
     Slices come first and gathers last, so that less data is reduced; the axes owed then go in one
-    collective over the flattened group, which keeps Replicated values bitwise equal.  With
-    `exchange` a shard may move from one dim to another, by an all-to-all.
+    collective over the flattened group, which keeps Replicated values bitwise equal.  A Replicated
+    value becomes a sum that one rank alone owns without a word to others.  With `exchange` a shard
+    may move from one dim to another, by an all-to-all.
 
     Raises:
         RuleViolationError: the target owes a reduction that the source does not, or a shard would
             move from one dim to another.
     """
+    if source.dims == target.dims and not source.partial and target.reduce == SUM1:
+        return [Hop("own", target.partial, None, target)]
     if not set(target.partial) <= set(source.partial):
         raise RuleViolationError(
             f"'{source}' cannot become '{target}': nothing is owed over "
@@ -91,7 +94,7 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
     for axes, index in gathers:
         if index in entered:  # its new axes go below what is left, so the old ones leave first
             go("all_gather", axes, index)
-    scattered = set(owed) if source.reduce == SUM else set()
+    scattered = set(owed) if source.reduce in SUMS else set()
     for axes, index in slices:
         for paid, run in itertools.groupby(axes, scattered.__contains__):
             go("reduce_scatter" if paid else "slice", tuple(run), index)

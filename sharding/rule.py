@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Factor rules: how the dims of an op's operands and results correspond, written like an einsum."""
 
+from collections.abc import Collection
+
 import attrs
 
 from .error import AnnotationError
-from .reduction import SUM
+from .reduction import SUM, SUM1, SUMS, SUMSQ
 
 Factors = tuple[str, ...]
 
@@ -24,7 +26,10 @@ class Rule:
     whose second operand chooses, row by row, which shards of factor `offset` compute a row: the
     others add nothing to its result.  Over shards of a factor in `merges` an op with softmax
     weights gives its first result for each shard alone, beside the logarithm of its weights' sum:
-    it is Partial(lse) then, to be merged by those sums.
+    it is Partial(lse) then, to be merged by those sums.  In each group of `alone` the op computes
+    an element of its results from one element of the group, and gives 0 where that is 0: what one
+    rank alone adds to stays so (sum1), though the op be not linear.  An op that `copies` gives
+    elements of its linear operands as they are, so that even a sum of squares stays one.
     """
 
     inputs: tuple[Factors, ...]
@@ -39,6 +44,17 @@ class Rule:
     routes: bool = False
     merges: frozenset[str] = frozenset()
     reduce: str = SUM
+    alone: tuple[tuple[int, ...], ...] = ()
+    copies: bool = False
+
+    def kept(self, group: tuple[int, ...], kinds: Collection[str]) -> str | None:
+        """Return what the results owe where the operands of `group` owe `kinds`, if they may."""
+        alone = group in self.alone or (self.copies and group in self.linear)
+        if set(kinds) == {SUM1} and alone:
+            return SUM1
+        if group not in self.linear or not SUMS.issuperset(kinds):
+            return None
+        return SUMSQ if set(kinds) == {SUMSQ} and self.copies else SUM
 
     def __str__(self) -> str:
         sides = (self.inputs, self.outputs)
@@ -59,12 +75,16 @@ class Rule:
             at = factors.index("...") if "..." in factors else len(factors)
             return (*factors[:at], *(dots if at < len(factors) else ()), *factors[at + 1 :])
 
-        shardable = self.shardable - {"..."} | (set(dots) if "..." in self.shardable else set())
+        shardable, sums = (
+            each - {"..."} | (set(dots) if "..." in each else set())
+            for each in (self.shardable, self.sums)
+        )
         return attrs.evolve(
             self,
             inputs=tuple(map(expand, self.inputs)),
             outputs=tuple(map(expand, self.outputs)),
             shardable=shardable,
+            sums=sums,
         )
 
 
@@ -81,6 +101,8 @@ def rule(
     routes: bool = False,
     merges: str = "",
     reduce: str = SUM,
+    alone: tuple[tuple[int, ...], ...] = (),
+    copies: bool = False,
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
     left, arrow, right = text.partition("->")
@@ -102,6 +124,8 @@ def rule(
         routes,
         frozenset(merges.split()),
         reduce,
+        alone,
+        copies,
     )
 
 

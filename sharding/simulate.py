@@ -13,7 +13,7 @@ from .merge import merged
 from .mesh import Mesh
 from .op import Op, Recorder
 from .plan import Plan
-from .reduction import SUM, reduced
+from .reduction import SUM, SUM1, reduced
 from .rule import Rule
 from .tree import is_module, map_leaves
 
@@ -91,19 +91,19 @@ class LockStep:
 
     def all_reduce(self, x: Ranks, axis: str, kind: str = SUM) -> Ranks:
         """Return the sum over `axis`, or the reduction of another `kind`."""
-        return self._exchange("all_reduce", x, axis, lambda parts, place: reduced(parts, kind))
+        return self._exchange("all_reduce", x, axis, lambda parts, place: _whole(parts, kind))
 
     def all_gather(self, x: Ranks, axis: str, dim: int) -> Ranks:
         """Return the shards of `axis` concatenated along `dim`."""
         return self._exchange("all_gather", x, axis, lambda parts, place: torch.cat(parts, dim))
 
-    def reduce_scatter(self, x: Ranks, axis: str, dim: int) -> Ranks:
+    def reduce_scatter(self, x: Ranks, axis: str, dim: int, kind: str = SUM) -> Ranks:
         """Return this rank's shard along `dim` of the sum over `axis`."""
         return self._exchange(
             "reduce_scatter",
             x,
             axis,
-            lambda parts, place: _shard(reduced(parts, SUM), len(parts), dim, place),
+            lambda parts, place: _shard(_whole(parts, kind), len(parts), dim, place),
         )
 
     def all_to_all(self, x: Ranks, axis: str, source: int, dim: int) -> Ranks:
@@ -183,6 +183,12 @@ class LockStep:
             for place, rank in enumerate(group):
                 results[rank] = combine(parts, place)
         return Ranks(results)
+
+
+def _whole(parts: list[Tensor], kind: str) -> Tensor:
+    if kind == SUM1 and (sum((part != 0).int() for part in parts) > 1).any():  # type: ignore[union-attr]
+        raise VerificationError("two ranks add to one element of a sum1, which one rank owns alone")
+    return reduced(parts, kind)
 
 
 def _shard(x: Tensor, ways: int, dim: int, place: int) -> Tensor:

@@ -4,7 +4,7 @@
 name         a dimension                  name@tp+dp   sharded, major axis first
 ~name        ragged (padded) dimension    (a|b|c)@tp   direct sum, segments shard separately
 !tp  !max:tp Partial: a sum is owed, or    ?dp          Varying: differs, no global meaning
-             a max, an argmax, an lse
+             another kind (`reduction.py`)
 """
 
 import re

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .error import PlacementError
 from .mesh import Mesh
-from .program import Apply, Code, Loop, Program, Project, Var
+from .program import Apply, Code, Loop, Move, Program, Project, Var
 
 
 @attrs.frozen
@@ -108,7 +108,7 @@ def _packs(code: Code, mesh: Mesh) -> Iterator[Pack]:
         found = []
         if isinstance(step, Project):
             found.append(_projected(step, mesh))
-        elif isinstance(step, Apply):
+        elif isinstance(step, (Apply, Move)):
             found = [_plain(var, mesh) for var in step.operands if var.kind == "param"]
         for pack in found:
             known = made.setdefault(pack.name, pack)

@@ -57,7 +57,7 @@ def legal(rule: Rule, specs: Sequence[Spec], operands: Sequence[Var], mesh: Mesh
     try:
         found = infer(rule, seen, mesh)
         for operand, target in zip(seen, found.targets, strict=True):
-            if operand.stationary and operand.spec != target:
+            if operand.stationary and operand.spec.dims != target.dims:
                 return False
             hops(operand.spec, target)
     except RuleViolationError:

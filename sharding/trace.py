@@ -12,6 +12,7 @@ from .budget import Budget
 from .equation import Equation, Pin, Scan
 from .error import TraceError, explained
 from .fix import annotate
+from .host import check_hosts
 from .line import Line, author_line
 from .op import Op
 from .rule import Rule
@@ -139,6 +140,7 @@ class Graph:
         operands = found[:count]
         bound = (rule or op.rule).expanded(tuple(len(value.names) for value in operands))
         names, sizes = _bind(op, bound, operands, args, line)
+        check_hosts(op.name, op.hosts, args, names, sizes, line)
         labels = self.labels(op, operands, line)
         dtypes = op.dtype(operands[op.dtype_of].dtype)
         results = []

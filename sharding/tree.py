@@ -12,6 +12,7 @@ import attrs
 import torch
 
 from .error import AnnotationError
+from .host import HostInt
 from .spec import Placement, Spec
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def declare(
             shape = tuple(sizes[dim] for dim in kind.spec.names)
             return Declared(kind, shape, kind.dtype or dtype)
         if kind is int:
-            return None  # a host integer: kernels read it, functions may not
+            return HostInt(f"{cls.__name__}.{name}")
         if isinstance(kind, type) and attrs.has(kind):
             return declare(kind, sizes, dtype, present)
         if typing.get_origin(kind) is tuple:
@@ -106,7 +107,7 @@ def declare(
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, leaf) in field order; None and a host integer are empty trees."""
-    if tree is None or isinstance(tree, int):
+    if tree is None or isinstance(tree, (int, HostInt)):
         return
     if isinstance(tree, (tuple, list)):
         for index, item in enumerate(tree):
@@ -121,7 +122,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
     """Return `tree` with each leaf replaced by `function(path, leaf)`."""
-    if tree is None or isinstance(tree, int):
+    if tree is None or isinstance(tree, (int, HostInt)):
         return tree
     if isinstance(tree, (tuple, list)):
         items = (

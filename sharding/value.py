@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .alternative import alternatives
 from .error import TraceError, explained
+from .host import Extent
 from .line import Line, author_line
 from .op import Op, Recorder
 from .pointwise import ADD, MUL, pointwise
@@ -68,8 +69,9 @@ class Value(Recorder):
 
     @property
     def shape(self) -> Sizes:
-        """Return the global sizes; a size that is known at run time only is None."""
-        return self.sizes
+        """Return the global sizes as extents; one that is known at run time only is None."""
+        pairs = zip(self.sizes, self.names, strict=True)
+        return tuple(None if size is None else Extent(size, (name,)) for size, name in pairs)
 
     def __add__(self, other: Any) -> Any:
         return pointwise(ADD, self, other)

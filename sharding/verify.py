@@ -6,7 +6,8 @@ Soundness is per mesh axis.  On each axis an op's operands must be in one of the
     all Replicated                              -> results Replicated
     one factor Sharded on all that have it,     -> results Sharded on it; Partial where a
       the rest Replicated                          reduced factor is gone, as the rule says
-    one linear group Partial, rest Replicated   -> results Partial
+    one linear group Partial, rest Replicated   -> results Partial; sum1 passes groups that are
+                                                   alone, linear or not, and stays sum1
     a merged factor Sharded, rest Replicated    -> first result Partial(lse), others Sharded on it
     ranks serve different requests there, and   -> results Sharded on theirs
       all operands that count rows of requests
@@ -23,12 +24,12 @@ from .composite import alone, arguments
 from .error import VerificationError
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
-from .reduction import ARGMAX, LSE, MAX, SUM
+from .reduction import ARGMAX, LSE, MAX, SUM, SUM1, SUMS, passes
 from .rule import Rule, contraction
 from .spec import Spec
 
 REPLICATED, PARTIAL = "R", "P"
-_PAID = {"all_reduce": (SUM, MAX, ARGMAX), "merge": (LSE,)}  # by others, sums only
+_PAID = {"all_reduce": (*SUMS, MAX, ARGMAX), "merge": (LSE,)}  # by others, sums only
 
 
 def verify(program: Program) -> None:
@@ -75,7 +76,7 @@ class Verification:
             if var in self.routed:
                 self.fail(var, "a result lacks the rows that went to other ranks")
         for before, after in zip(code.carry, code.results, strict=False):
-            if code.carry and not _same_type(before, after):
+            if code.carry and not _may_be(after, before):
                 self.fail(after, f"the carry came in as {before} and leaves as {after}")
         if code.carry and len(code.carry) != len(code.results):
             raise VerificationError(f"{code.name} takes {len(code.carry)} carries, not as many out")
@@ -204,6 +205,7 @@ class Verification:
         partial = tuple(i for i, state in enumerate(states) if state == PARTIAL)
         spread = axis in self.mesh.requests and not rule.rows.isdisjoint(states)
         sharded = {state for state in states if state not in (REPLICATED, PARTIAL)}
+        kind: str | None = rule.reduce
         if spread:
             for factors, state in zip(rule.inputs, states, strict=True):
                 counts = rule.rows.intersection(factors)
@@ -216,8 +218,8 @@ class Verification:
                 next(iter(rule.rows.intersection(factors)), REPLICATED) for factors in rule.outputs
             ]
         elif partial:
-            reduces = {apply.operands[i].spec.reduce for i in partial}
-            if partial not in rule.linear or sharded or reduces != {SUM}:
+            kind = rule.kept(partial, [apply.operands[i].spec.reduce for i in partial])
+            if kind is None or sharded:
                 raise VerificationError(
                     f"{where}: on {axis} operands are {states}: a sum is owed where the op is "
                     f"not linear, or together with shards"
@@ -230,11 +232,10 @@ class Verification:
             expected = [_sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
         else:
             expected = [REPLICATED] * len(results)
-        kind = SUM if rule.sums.isdisjoint(states) else rule.reduce
         if not rule.merges.isdisjoint(states):
             kind = LSE
         for state, result in zip(results, apply.results, strict=True):
-            if state == PARTIAL and result.spec.reduce != kind:
+            if state == PARTIAL and not (kind and passes(kind, result.spec.reduce)):
                 raise VerificationError(f"{where}: on {axis} {result} owes another reduction")
         if results != expected:
             raise VerificationError(
@@ -247,7 +248,7 @@ class Verification:
         source, result = move.operand, move.result
         dims = list(source.spec.dims)
         partial = source.spec.partial
-        if source.kind in ("param", "cache"):
+        if source.kind == "cache" or (source.kind == "param" and move.kind != "own"):
             raise VerificationError(f"{where}: stored values are never moved")
         if any(at is not None and at >= len(dims) for at in (move.dim, move.source)):
             raise VerificationError(f"{where}: it has no dim {move.dim} or {move.source}")
@@ -270,7 +271,7 @@ class Verification:
         if move.kind == "all_reduce" and move.axes != self.mesh.ordered(set(move.axes)):
             raise VerificationError(f"{where}: a group is summed in mesh order, or bits differ")
         if move.kind in ("all_reduce", "reduce_scatter", "combine", "merge"):
-            if source.spec.reduce not in _PAID.get(move.kind, (SUM,)):
+            if source.spec.reduce not in _PAID.get(move.kind, SUMS):
                 raise VerificationError(f"{where}: a {source.spec.reduce} is owed")
             if not move.axes or not set(move.axes) <= set(partial):
                 raise VerificationError(f"{where}: nothing is owed there, it would be summed twice")
@@ -304,9 +305,17 @@ class Verification:
             if source.spec.reduce == ARGMAX and move.dim == len(dims) - 1:
                 raise VerificationError(f"{where}: a value and its index belong together")
             dims[move.dim] = attrs.evolve(dims[move.dim], axes=(*dims[move.dim].axes, *move.axes))
-        elif move.kind not in ("all_reduce", "merge") or move.dim is not None:
+        elif move.kind == "own":
+            axes = self.mesh.ordered(set(move.axes))
+            if not axes or axes != move.axes or set(axes) & set(source.spec.axes) or partial:
+                raise VerificationError(f"{where}: it is not Replicated over {axes}")
+            partial = axes
+        elif move.kind not in ("all_reduce", "merge"):
             raise VerificationError(f"{where}: unknown redistribution")
-        spec = Spec(tuple(dims), partial, source.spec.reduce if partial else SUM)
+        if move.kind in ("all_reduce", "merge", "own") and move.dim is not None:
+            raise VerificationError(f"{where}: it shards no dim")
+        kind = SUM1 if move.kind == "own" else source.spec.reduce
+        spec = Spec(tuple(dims), partial, kind if partial else SUM)
         if (spec, source.sizes, source.dtype) != (result.spec, result.sizes, result.dtype):
             raise VerificationError(f"{where} gives '{spec}', but it claims {result}")
 
@@ -315,17 +324,25 @@ class Verification:
         pairs: Iterable[tuple[Var, Var]] = (
             *zip(loop.carry, loop.block.carry, strict=True),
             *zip(loop.constants, loop.block.constants, strict=True),
-            *zip(loop.results, loop.block.results, strict=True),
+            *zip(loop.block.results, loop.results, strict=True),
         )
-        for outer, inner in pairs:
-            if not _same_type(outer, inner):
-                raise VerificationError(f"{where}: {outer} is passed for {inner}")
+        for given, taken in pairs:
+            if not _may_be(given, taken):
+                raise VerificationError(f"{where}: {given} is passed for {taken}")
         if not loop.start < loop.stop:
             raise VerificationError(f"{where}: no layers")
 
 
 def _same_type(left: Var, right: Var) -> bool:
     return (left.spec, left.sizes, left.dtype) == (right.spec, right.sizes, right.dtype)
+
+
+def _may_be(given: Var, taken: Var) -> bool:
+    """Return whether a value has a type, or a sum of a special kind passes for a plain one."""
+    spec = given.spec
+    if spec.partial and passes(spec.reduce, taken.spec.reduce):
+        spec = attrs.evolve(spec, reduce=taken.spec.reduce)
+    return (spec, given.sizes, given.dtype) == (taken.spec, taken.sizes, taken.dtype)
 
 
 def _state(factors: tuple[str, ...], spec: Spec, axis: str) -> str:

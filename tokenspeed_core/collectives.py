@@ -11,7 +11,7 @@ from torch import Tensor
 from .rank_groups import Group, RankGroups
 from .rank_sums import RankSums, exchanged, gathered, rank_sum
 from .sharding.merge import merged
-from .sharding.reduction import SUM, reduced
+from .sharding.reduction import SUM, SUMS, reduced
 
 
 @attrs.frozen(eq=False)
@@ -52,11 +52,11 @@ class Collectives:
 
     def all_reduce(self, x: Tensor, axis: str, kind: str = SUM) -> Tensor:
         """Sum the ranks' x in rank order, or reduce them by another `kind`."""
-        if kind == SUM:
+        if kind in SUMS:
             return self._sums[axis](x)
         return reduced(self._exchange(x, axis), kind)
 
-    def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor:
+    def reduce_scatter(self, x: Tensor, axis: str, dim: int, kind: str = SUM) -> Tensor:
         """Sum the ranks' x in rank order and keep this rank's even part of `dim`."""
         group = self._groups[axis]
         return rank_sum(exchanged(torch.stack(x.chunk(group.size, dim)), group))

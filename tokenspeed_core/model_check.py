@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks of a model definition: against transformers, on every small mesh, and by the dispatcher.
+"""Checks of a model definition: against transformers, on every small mesh, by the dispatcher.
 
 The model is the definition's config as it stands, with random weights: give a tiny one.
 """
@@ -7,19 +7,21 @@ The model is the definition's config as it stands, with random weights: give a t
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .finding import Finding
 from .model_definition import ModelDefinition
 from .models.family import compile_plan
-from .ops import Batch
+from .ops import Batch, declared_batch
 from .oracle import oracle_of
+from .second_opinion import second_opinion
 from .sharding import Layout, MeshError, Plan, ShardingError, leaves, map_leaves
 from .sharding.layout_text import parse_layout
 from .sharding.recheck import recheck
 from .sharding.simulate import Simulation
+from .sharding.tree import Declared
 
 BLOCK, BLOCKS, PROMPT, STEPS = 4, 9, 16, 8
 LAYOUTS = (
@@ -32,18 +34,6 @@ LAYOUTS = (
     "tp=(kv=2,rep=2); k:kv g:rep",
 )
 TOLERANCE = 1e-4
-
-
-@attrs.frozen
-class Finding:
-    """One thing that was checked: whether it holds, and the figure that says so."""
-
-    what: str
-    holds: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{'ok  ' if self.holds else 'FAIL'} {self.what:<44} {self.detail}"
 
 
 def check(definition: ModelDefinition) -> Iterator[Finding]:
@@ -72,6 +62,7 @@ def check(definition: ModelDefinition) -> Iterator[Finding]:
     what = f"logits of {PROMPT} + {STEPS} tokens equal transformers'"
     yield Finding(what, worst <= TOLERANCE, f"off by {worst:.1e}, of {expected.std():.1f}")
     yield _unchanged(watched)
+    yield from _opinion(definition, params, tokens)
     yield from _meshes(definition, params, tokens)
 
 
@@ -112,10 +103,7 @@ def _eager(
 ) -> tuple[Callable[[Batch], Tensor], Watch]:
     family, config = definition.family, definition.config
     tree = map_leaves(lambda path, _: params[path], family.params(config, torch.float32))
-    caches = map_leaves(
-        lambda _, leaf: torch.zeros([BLOCKS if size is None else size for size in leaf.sizes]),
-        family.caches(config, BLOCK, torch.float32),
-    )
+    caches = map_leaves(_empty, family.caches(config, BLOCK, torch.float32))
     watch = Watch({x.untyped_storage().data_ptr(): path for path, x in params.items()})
 
     def step(batch: Batch) -> Tensor:
@@ -125,6 +113,28 @@ def _eager(
         return logits  # type: ignore[no-any-return]
 
     return step, watch
+
+
+def _opinion(
+    definition: ModelDefinition, params: dict[str, Tensor], tokens: Tensor
+) -> Iterator[Finding]:
+    family, config = definition.family, definition.config
+    declared = (
+        family.params(config, torch.float32),
+        family.caches(config, BLOCK, torch.float32),
+        declared_batch(),
+    )
+    given = (
+        map_leaves(lambda path, _: params[path], declared[0]),
+        map_leaves(_empty, declared[1]),
+        _batch(tokens, 0, PROMPT, 1),
+    )
+    yield from second_opinion(family.forward, declared, given, config)
+
+
+def _empty(_: str, leaf: Declared) -> Tensor:
+    shape = [BLOCKS if size is None else size for size in leaf.sizes]
+    return torch.zeros(shape, dtype=leaf.dtype)
 
 
 def _unchanged(watch: Watch) -> Finding:

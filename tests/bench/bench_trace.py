@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Time to trace, place, verify and emit Llama 70B (80 layers) for 8 ranks, cold.
 
-`python tests/bench/bench_trace.py [--json] [--peer PYTHON_WITH_JAX]`
+`python tests/bench/bench_trace.py [--json] [--peer PYTHON_WITH_JAX]`; with 60 layers beside torch's
+make_fx, and beside JAX where an interpreter that has it is given.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import ast
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +39,7 @@ LAYOUTS = {
 }
 REPETITIONS = 21
 PEER = str(Path(__file__).with_name("bench_trace_peer.py"))
+MAKE_FX = str(Path(__file__).with_name("bench_trace_make_fx.py"))
 
 
 def compiled(layout: Layout, **changes: int) -> Plan:
@@ -121,10 +124,15 @@ def driver_row(name: str, plan: Plan) -> dict[str, object]:
 
 
 def rows(peer: str = "") -> list[dict[str, object]]:
-    found = []
+    found: list[dict[str, object]] = []
+    peers = {"make_fx on fake tensors, no placements": (sys.executable, MAKE_FX)}
     if peer:
-        times = sorted(timed(lambda: compiled(LAYOUTS["tensor parallel"], num_hidden_layers=60)))
-        done = subprocess.run([peer, PEER], capture_output=True, text=True, check=True)
+        peers["JAX explicit sharding, trace and lower"] = (peer, PEER)
+    else:
+        print("JAX: skipped, --peer names no interpreter that has it", file=sys.stderr)
+    times = sorted(timed(lambda: compiled(LAYOUTS["tensor parallel"], num_hidden_layers=60)))
+    for name, command in peers.items():
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         for form, ms in json.loads(done.stdout).items():
             found.append(
                 {
@@ -134,7 +142,7 @@ def rows(peer: str = "") -> list[dict[str, object]]:
                     "unit": "ms",
                     "ours": round(statistics.median(times), 3),
                     "peer": round(ms, 1),
-                    "peer_name": f"JAX explicit sharding, {form}, trace and lower",
+                    "peer_name": f"{name}, {form}",
                     "spread": round(times[-3] - times[2], 3),
                 }
             )

@@ -15,7 +15,7 @@ from tokenspeed_core.kernels.registry import NoKernelError, candidates, choose
 OPS = [
     "linear", "rms_norm", "add_rms_norm", "rope", "rope_pairs", "silu_mul", "embedding",
     "paged_attention", "experts", "clamped_experts", "expert_bias", "softmax_router",
-    "topk_softmax_router", "sigmoid_router", "stack_totals", "rms_norm_by_total",
+    "topk_softmax_router", "sigmoid_router", "squares", "stack_totals", "rms_norm_by_total",
 ]  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_add_rms_norm_is_add_then_norm() -> None:
 def test_a_norm_by_its_total_is_the_norm_of_all_heads() -> None:
     x, w = torch.randn(3, 2, 4).double(), torch.randn(2, 4).double()
     total = x.square().sum((1, 2))
+    torch.testing.assert_close(reference("squares")(x), total)
     totals = reference("stack_totals")(torch.randn(3).double(), total)
     got = reference("rms_norm_by_total")(x, totals, w, 1, 8, 1e-3)
     expected = reference("rms_norm")(x.flatten(1), w.flatten(), 1e-3)

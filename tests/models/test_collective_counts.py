@@ -17,7 +17,7 @@ from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.models.sampling import Choice
 from tokenspeed_core.sharding import Layout, Plan
 from tokenspeed_core.sharding.cost import moves, nbytes
-from tokenspeed_core.sharding.program import Move
+from tokenspeed_core.sharding.program import LOCAL, Move
 
 YARN = {
     "type": "yarn",
@@ -131,7 +131,7 @@ def plan_of(model: str, layout: str, tokens: int = 0) -> Plan:
 
 def collectives(plan: Plan) -> Iterator[tuple[Move, int]]:
     for move, times in moves(plan.program.driver):
-        if move.kind != "slice":
+        if move.kind not in LOCAL:
             yield move, times
 
 

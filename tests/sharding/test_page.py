@@ -19,7 +19,7 @@ from tokenspeed_core.sharding.layout_text import parse_layout, text_of
 from tokenspeed_core.sharding.link import LINKS, Links, parse_links
 from tokenspeed_core.sharding.memory import memory
 from tokenspeed_core.sharding.page import page
-from tokenspeed_core.sharding.program import Move
+from tokenspeed_core.sharding.program import LOCAL, Move
 from tokenspeed_core.sharding.provenance import values, why
 
 CONFIG = dict(
@@ -186,7 +186,7 @@ def test_the_table_lists_every_collective_once(plan: Plan) -> None:
         step
         for code in (*plan.program.blocks, plan.program.driver)
         for step in code.steps
-        if isinstance(step, Move) and step.kind != "slice"
+        if isinstance(step, Move) and step.kind not in LOCAL
     ]
     assert len(found) == len(moves)
     text = table(found)

@@ -14,7 +14,7 @@ from tiny import BLOCK, CASES, LAYOUTS, ROPE3, SIZES
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import AnnotationError, Layout, MeshError, Plan, explain
 from tokenspeed_core.sharding.cost import cost, moves
-from tokenspeed_core.sharding.program import Move
+from tokenspeed_core.sharding.program import LOCAL, Move
 
 FAMILY = family_of("LlamaForCausalLM")
 SMOLLM2 = dict(
@@ -219,9 +219,14 @@ def test_the_emitted_text_issues_the_verified_collectives(layout: str) -> None:
     }
     verified = {
         code.name: [
-            (step.kind, plan.mesh.group(step.axes), *(() if step.dim is None else (step.dim,)))
+            (
+                step.kind,
+                plan.mesh.group(step.axes),
+                *(() if step.dim is None else (step.dim,)),
+                *(() if step.operand.spec.reduce == "sum" else (step.operand.spec.reduce,)),
+            )
             for step in code.steps
-            if isinstance(step, Move) and step.kind != "slice"
+            if isinstance(step, Move) and step.kind not in LOCAL
         ]
         for code in (*plan.program.blocks, plan.program.driver)
     }

@@ -110,6 +110,7 @@ CASES = [
     Case("scale", ("n k",), static=(1.5,)),
     Case("rms_norm", ("n d", "d"), static=(1e-5,)),
     Case("add_rms_norm", ("n d", "n d", "d"), static=(1e-5,)),
+    Case("squares", ("n k g h",)),
     Case("stack_totals", ("n", "n")),
     Case("rms_norm_by_total", ("n k g h", "n z", "k g h"), run=norm_by_squares),
     Case("rope", ("n k h", "n h", "n h")),
@@ -277,7 +278,7 @@ def test_a_declared_rule_is_true(case: Case, ways: int) -> None:
 
 def test_every_placeable_op_has_a_case() -> None:
     # These stand in compiled programs only.
-    compiled = {"shard", "linear", "split", "silu_mul_packed", "paged_attention_share"}
+    compiled = {"shard", "own", "linear", "split", "silu_mul_packed", "paged_attention_share"}
     compiled |= {"norm_linear", "rope_attention", "linear_add", "norm_gate_up", "norm_moe_add"}
     compiled |= {"all_gather_linear", "all_reduce_add_rms_norm", "linear_reduce_scatter"}
     assert set(OPS) - compiled == {case.name for case in CASES}

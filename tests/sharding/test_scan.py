@@ -60,7 +60,7 @@ def model(biases: list[bool]) -> Model:
 
 def layer(p: Layer, x: Any, kv: Nothing, norm: Any) -> tuple[Any, Nothing]:
     y = einsum("n f, f d -> n d", einsum("n d, d f -> n f", rms_norm(x, norm, 1e-2), p.up), p.down)
-    return (y if p.bias is None else y + p.bias), kv
+    return (y if p.bias is None else rms_norm(y + p.bias, norm, 1e-2)), kv
 
 
 def batch() -> Batch:

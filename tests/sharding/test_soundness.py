@@ -24,7 +24,7 @@ from tokenspeed_core.sharding.line import Line
 from tokenspeed_core.sharding.merge import merged
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.program import Apply, Code, Var
-from tokenspeed_core.sharding.reduction import ARGMAX, LSE, MAX, SUM, reduced
+from tokenspeed_core.sharding.reduction import ARGMAX, LSE, MAX, SUM, SUM1, SUMSQ, reduced
 from tokenspeed_core.sharding.rule import Rule
 from tokenspeed_core.sharding.spec import Spec
 from tokenspeed_core.sharding.verify import Verification
@@ -52,7 +52,7 @@ STORED = {
     "gated_rms_norm": (2,),
 }
 State = str | int  # R, P or another that is owed, or the dim that is sharded
-OWED = {"P": SUM, "M": MAX, "A": ARGMAX, "L": LSE}
+OWED = {"P": SUM, "1": SUM1, "Q": SUMSQ, "M": MAX, "A": ARGMAX, "L": LSE}
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +89,8 @@ class Sample:
     def states(self, index: int, ways: int) -> list[State]:
         shape = self.whole[index].shape
         partial: list[State] = [] if index in self.case.ids else ["P"]
+        if any(index in group for group in (*self.rule.linear, *self.rule.alone)):
+            partial += ["1", "Q"]
         return ["R", *partial, *(dim for dim, size in enumerate(shape) if size % ways == 0)]
 
     def placements(self, ways: int) -> Iterator[tuple[State, ...]]:
@@ -116,8 +118,8 @@ class Sample:
             )
             if all(state in self.states(index, ways) for index, state in enumerate(states)):
                 yield states
-        for group in self.rule.linear:
-            yield tuple("P" if index in group else "R" for index in range(len(self.whole)))
+        for group, owed in itertools.product((*self.rule.linear, *self.rule.alone), "P1Q"):
+            yield tuple(owed if index in group else "R" for index in range(len(self.whole)))
 
     def spec(self, factors: Sequence[str], state: State) -> Spec:
         plain = parse_spec(" ".join(f"x{factor.strip('.')}" for factor in factors))
@@ -211,7 +213,10 @@ def state_of(spec: Spec) -> State:
 def parts(x: Tensor, state: State, ways: int) -> list[Tensor]:
     if state == "R":
         return [x] * ways
-    if state == "P":  # summands of both signs, none of them near a share of the whole
+    if state == "1":
+        owner = torch.randint(0, ways, x.shape)
+        return [x * (owner == rank) for rank in range(ways)]
+    if state in ("P", "Q"):  # summands of both signs, none of them near a share of the whole
         summands = [torch.randn_like(x) * (rank + 1) for rank in range(ways - 1)]
         return [*summands, x - sum(summands)]
     return list(x.chunk(ways, int(state)))
@@ -221,7 +226,9 @@ def joined(pieces: list[Tensor], state: State) -> Tensor | None:
     try:
         if state == "A" and pieces[0].shape[-1:] != (2,):
             return None
-        if state in ("P", "M", "A"):
+        if state == "1" and (sum((piece != 0).int() for piece in pieces) > 1).any():  # type: ignore[union-attr]
+            return None
+        if state in ("P", "1", "Q", "M", "A"):
             return reduced(pieces, OWED[str(state)])
         if state == "L":
             return merged(pieces) if pieces[0].is_floating_point() else None
@@ -302,7 +309,7 @@ def test_what_is_right_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
         sample = Sample.of(case)
         refused = []
         for states in sample.placements(2):
-            if any(states[index] == "P" for index in STORED.get(case.name, ())):
+            if any(states[index] in ("P", "1", "Q") for index in STORED.get(case.name, ())):
                 continue
             if sample.accepted(states, 2):
                 accepted += 1

@@ -6,8 +6,9 @@ import argparse
 HELP = "check a family's .py file against transformers and on simulated meshes"
 DESCRIPTION = (
     "Check that a model definition with a tiny config computes what transformers computes, with a "
-    "cache; that the dispatcher sees no write to a parameter; and that every small mesh, simulated "
-    "in this process, gives the numbers of one device. Exit 1 if anything does not hold."
+    "cache; that the dispatcher sees no write to a parameter; that functorch's trace is ours; and "
+    "that every small mesh, simulated in this process, gives the numbers of one device. Exit 1 if "
+    "anything does not hold."
 )
 
 
