@@ -17,6 +17,7 @@ from .mesh import Mesh, parse_mesh
 from .op import register_rule
 from .place import place
 from .plan import CacheShape, Plan, RankPlan, build
+from .region import local
 from .rule import rule
 from .scan import scan
 from .spec import Placed, Spec, parse_spec
@@ -45,6 +46,7 @@ __all__ = [
     "declare",
     "explain",
     "leaves",
+    "local",
     "map_leaves",
     "module",
     "nest",

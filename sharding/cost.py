@@ -82,4 +82,6 @@ def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
                 found.append(offset[2])
             if isinstance(step, Apply) and (axes := step.share()):
                 found.append(axes)
+            if isinstance(step, Apply) and step.op.region:
+                found += [axes] if (axes := step.op.region.told(program.mesh)) else []
     return tuple(dict.fromkeys(found))

@@ -25,10 +25,16 @@ def emit(program: Program, title: str, ops: str, checked: bool = False) -> str:
     functions = ["\n".join(writer.block()) for writer in writers]
     driver = Writer(program.driver, program.mesh, checked)
     functions.append("\n".join(driver.driver()))
-    used = sorted(set[str]().union(*(writer.used for writer in (*writers, driver))))
-    imports = [f"from {ops} import (", *(f"    {name}," for name in used), ")"]
-    short = f"from {ops} import {', '.join(used)}"
-    head = [f'"""{title}"""', "", *([short] if len(short) <= _WIDTH else imports)]
+    imported: dict[str, list[str]] = {ops: []}
+    modules = {name: module for each in (*writers, driver) for name, module in each.used.items()}
+    for name, module in sorted(modules.items()):
+        own = module and not module.startswith(f"{ops}.")  # a model's own op
+        imported.setdefault(module if own else ops, []).append(name)
+    head = [f'"""{title}"""', ""]
+    for module, names in sorted(imported.items()):
+        short = f"from {module} import {', '.join(names)}"
+        long = [f"from {module} import (", *(f"    {name}," for name in names), ")"]
+        head += [short] if len(short) <= _WIDTH else long
     return "\n".join(head) + "\n\n\n" + "\n\n\n".join(functions) + "\n"
 
 
@@ -37,7 +43,7 @@ class Writer:
 
     def __init__(self, code: Code, mesh: Mesh, checked: bool) -> None:
         self.code, self.mesh, self.checked = code, mesh, checked
-        self.used: set[str] = set()
+        self.used: dict[str, str] = {}  # each op's module, "" for one that only programs call
         self.calls = code.calls
         self.joined = {id(step): user for step, user in _joined(code)}
         self.bundles = _bundles(code)
@@ -153,7 +159,9 @@ class Writer:
         if axes := step.share():
             name = step.op.share
             args += [f'c.rank("{self.mesh.group(axes)}")', str(self.mesh.size(axes))]
-        self.used.add(name)
+        if step.op.region and (axes := step.op.region.told(self.mesh)):
+            args += [f'c.rank("{self.mesh.group(axes)}")', str(self.mesh.size(axes))]
+        self.used[name] = step.op.run.__module__
         return f"{name}({', '.join(args)})"
 
     def targets(self, step: Step) -> str:
@@ -173,13 +181,13 @@ class Writer:
     def composite(self, call: Composite) -> str:
         args = arguments(call)
         assert args is not None, f"{call.name} is not made of {call.parts}"
-        self.used.add(call.name)
+        self.used.setdefault(call.name, "")
         return f"{call.name}({', '.join(map(self.argument, args))})"
 
     def product(self, step: Project) -> str:
         if call := self.calls.get(id(step)):
             return self.composite(call)
-        self.used.add("linear")
+        self.used.setdefault("linear", "")
         return f'linear({self.argument(Columns(step.operands[0]))}, w["{step.pack}"])'
 
     def project(self, step: Project) -> Iterator[tuple[str, Step]]:
@@ -190,11 +198,11 @@ class Writer:
             joint = _joint(step.results)
             yield f"{joint} = {value}", step
             if isinstance(user, Apply):
-                self.used.add(user.op.packed)
+                self.used.setdefault(user.op.packed, "")
                 yield f"{self.targets(user)} = {user.op.packed}({joint})", user
             return
         if len(shapes) > 1:
-            self.used.add("split")
+            self.used.setdefault("split", "")
             value = f"split({value}, {', '.join(map(repr, shapes))})"
         elif len(shapes[0]) > 1:
             value = f"{value}.unflatten(1, {shapes[0]!r})"
@@ -219,11 +227,11 @@ class Writer:
             self.trips.update((move.result, trip) for move in bundle)
             return f'{made}, {trip} = c.dispatch({operands}, "{group}", {step.routed[0]})'
         if step.kind == "slice":
-            self.used.add("shard")
+            self.used.setdefault("shard", "")
             ways = self.mesh.size(step.axes)
             return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
         if step.kind == "own":
-            self.used.add("own")
+            self.used.setdefault("own", "")
             return f'{made} = own({operand}, c.rank("{group}"))'
         rest = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
         if step.kind in ("all_reduce", "reduce_scatter") and step.operand.spec.reduce != SUM:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Host integers with types: sizes that know their dims, and counts of a step that only ops read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .error import TraceError, explained
@@ -50,13 +50,13 @@ class HostInt:
         )
 
     __bool__ = __int__ = __index__ = __float__ = __neg__ = _read
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _read
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _read
     __truediv__ = __floordiv__ = __mod__ = __rtruediv__ = __rfloordiv__ = __rmod__ = _read
     __hash__ = object.__hash__
 
 
-ROLES = {
+ROLES: Mapping[str, tuple[str, Callable[[int, int], bool]]] = {
     "extent": ("is the size of", lambda value, size: value == size),
     "index": ("points into", lambda value, size: 0 <= value < size),
     "count": ("counts among", lambda value, size: 0 < value <= size),

@@ -53,6 +53,12 @@ def infer(
     Raises:
         RuleViolationError: placements of two operands collide and neither may move.
     """
+    for operand in operands:
+        if operand.spec.varying:
+            raise RuleViolationError(
+                f"'{operand.spec}' has no global meaning: only a local region that declares it "
+                f"may read it"
+            )
     names = {
         factor: dim.name
         for factors, operand in zip(rule.inputs, operands, strict=True)

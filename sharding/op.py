@@ -29,7 +29,8 @@ class Op:
     returns the sum too; `share` the function that computes this one's share of a rank, told its
     place and the number of ranks (`Rule.merges`); `definition` what a composite is in other ops;
     `collective` marks one with collectives among them, whose caller is its first argument; `hosts`
-    says of which factor an int among the arguments is, by position (`host.py`).
+    says of which factor an int among the arguments is, by position (`host.py`); `region` has the
+    declared types of per-rank code (`region.py`), whose rule then only names its dims.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Op:
     definition: Callable[..., Any] | None = None
     collective: bool = False
     hosts: Mapping[int, str] = attrs.field(factory=dict)
+    region: Any = None
 
 
 class Recorder:

@@ -16,6 +16,7 @@ from .op import OPS
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .redistribute import hops
 from .reduction import SUM, passes, weakest
+from .region import placed
 from .spec import Spec
 from .suggest import fixes
 from .trace import Graph, Traced
@@ -57,7 +58,8 @@ class Propagation:
         self.env: dict[Value, Var] = {}
         self.steps: list[Step] = []
         self.moved: dict[tuple[Var, Spec], Var] = {}
-        self.names = dict.fromkeys((*OPS, *_RESERVED), 1)
+        called = {each.op.name for each in graph.equations if isinstance(each, Equation)}
+        self.names = dict.fromkeys((*OPS, *_RESERVED, *called), 1)
         self.made: dict[tuple[int, tuple[Spec, ...]], Code] = {}
         self.entered: dict[str, list[Var]] = {}
         self.uses: dict[Value, list[Equation | Pin | Scan]] = {}
@@ -114,8 +116,12 @@ class Propagation:
         self.inputs([v for v in (*equation.operands, *equation.metadata) if v.kind in STATIONARY])
         operands = [self.env[value] for value in equation.operands]
         seen = [Operand(var.spec, var.kind in ("param", "cache")) for var in operands]
+        region, mesh = equation.op.region, self.layout.mesh
         try:
-            found = infer(equation.rule, seen, self.layout.mesh, self.wanted(equation))
+            if region:
+                found = placed(region, [var.spec for var in operands], equation.rule, mesh)
+            else:
+                found = infer(equation.rule, seen, mesh, self.wanted(equation))
             moved = [
                 self.move(
                     var,
@@ -137,8 +143,10 @@ class Propagation:
                 )
             ) from None
         results = []
-        for factors, value in zip(equation.rule.outputs, equation.results, strict=True):
-            spec = found.result(factors, value.names)
+        declared = region.results(mesh, [v.names for v in equation.results]) if region else ()
+        for index, value in enumerate(equation.results):
+            spec = found.result(equation.rule.outputs[index], value.names)
+            spec = declared[index] if region else spec
             name = self.fresh(value.name) if value.kind == "activation" else value.name
             var = Var(name, spec, value.sizes, value.dtype, value.kind, equation.line)
             self.env[value] = var

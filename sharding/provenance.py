@@ -87,6 +87,8 @@ class Chain:
             case Loop():
                 return f"{step.block.name} hands its carry on in the type that came in"
         apply = _apply(var, step)
+        if apply.op.region:
+            return f"{apply.op.name}: a local region declares it so at {apply.op.region.line}"
         parts = []
         for axis in var.spec.axes:
             brought = [each.name for each in apply.operands if axis in each.spec.axes]

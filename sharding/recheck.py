@@ -11,21 +11,20 @@ import math
 from typing import Any
 
 import attrs
-import torch
 
 from .error import VerificationError
 from .infer import Operand, RuleViolationError, infer
 from .line import author_line
-from .mesh import Mesh
 from .op import OPS, Op, Recorder
 from .plan import Plan
 from .pointwise import ADD, MUL, pointwise
-from .program import Apply, Code, Loop, Move, Step, Var
-from .reduction import SUM, SUM1, passes
+from .program import Apply, Code, Loop, Step, Var
+from .region import placed
 from .rule import Rule, contraction
 from .spec import Dim, Spec
 from .storage import Member, Pack, nest
 from .tree import leaves, map_leaves
+from .typed_collectives import Collectives, Start, moved
 from .verify import Verification
 
 
@@ -203,81 +202,6 @@ class Weights:
         return made[0] if alone else Rows(x.check, tuple(made))
 
 
-@attrs.frozen
-class Start:
-    """A rank's place along axes, times the size of a shard: where its shard begins."""
-
-    axes: tuple[str, ...]
-    size: int | None = 1
-
-    def __mul__(self, size: int | None) -> "Start":
-        return attrs.evolve(self, size=size)
-
-
-@attrs.frozen
-class Trip:
-    """The way of dispatched rows, ids and weights, by which the rows' results come back."""
-
-    rows: tuple[Var, ...]
-    routed: tuple[int, int]
-
-
-class Collectives:
-    """The `c` of the text: each call is a move that the verifier checks."""
-
-    def __init__(self, check: Check) -> None:
-        self.check = check
-
-    def rank(self, group: str) -> Start:
-        return Start(_axes(self.check.mesh, group))
-
-    def all_reduce(self, x: Local, group: str, kind: str = SUM) -> Local:
-        _paid_as(x, kind)
-        return moved(x, "all_reduce", _axes(self.check.mesh, group), None)
-
-    def reduce_scatter(self, x: Local, group: str, dim: int, kind: str = SUM) -> Local:
-        _paid_as(x, kind)
-        return moved(x, "reduce_scatter", _axes(self.check.mesh, group), dim)
-
-    def all_gather(self, x: Local, group: str, dim: int) -> Local:
-        return moved(x, "all_gather", _axes(self.check.mesh, group), dim)
-
-    def all_gathers(self, every: tuple[Local, ...], group: str, dim: int) -> tuple[Local, ...]:
-        return tuple(self.all_gather(x, group, dim) for x in every)
-
-    def all_to_all(self, x: Local, group: str, source: int, dim: int) -> Local:
-        return moved(x, "all_to_all", _axes(self.check.mesh, group), dim, source)
-
-    def merge(self, x: Local, group: str, dtype: str) -> Local:
-        if getattr(torch, dtype, None) != x.var.dtype:
-            raise VerificationError(
-                f"{author_line()}: {x.var} merges to {x.var.dtype}, not {dtype}"
-            )
-        return moved(x, "merge", _axes(self.check.mesh, group), None)
-
-    def dispatch(
-        self, x: Local, ids: Local, weights: Local, group: str, share: int
-    ) -> tuple[Any, ...]:
-        if ids.var.dtype.is_floating_point:
-            raise VerificationError(f"{author_line()}: {ids.var} of {ids.var.dtype} are no ids")
-        routed = (share, ids.var.sizes[-1] or 0)
-        axes = _axes(self.check.mesh, group)
-        sent = [
-            moved(each, "dispatch", axes, 0, routed=routed, joins=index > 0)
-            for index, each in enumerate((x, ids, weights))
-        ]
-        return (*sent, Trip(tuple(each.var for each in sent), routed))
-
-    def combine(self, y: Local, trip: Trip, group: str) -> Local:
-        sent = self.check.verifier.routed.get(y.var, ())
-        if tuple(move.result for move in sent) != trip.rows:
-            raise VerificationError(f"{author_line()}: {y.var} did not come by this way")
-        return moved(y, "combine", _axes(self.check.mesh, group), 0, routed=trip.routed)
-
-    def __getattr__(self, name: str) -> Any:
-        raise VerificationError(f"{author_line()}: there is no collective c.{name}")
-
-
 def applied(
     check: Check,
     op: Op,
@@ -299,8 +223,12 @@ def applied(
         if len(factors) != len(var.spec.dims) or len(operands) < count:
             raise VerificationError(f"{line}: {op.name} takes '{' '.join(factors)}', got {var}")
     specs = [var.spec for var in operands]
+    region = op.region
     try:
-        inferred = infer(bound, [Operand(spec, False) for spec in specs], check.mesh)
+        if region:
+            inferred = placed(region, specs, bound, check.mesh)
+        else:
+            inferred = infer(bound, [Operand(spec, False) for spec in specs], check.mesh)
     except RuleViolationError as error:
         raise VerificationError(f"{line}: {op.name}: {error}") from None
     for var, target in zip(operands, inferred.targets, strict=True):
@@ -317,7 +245,13 @@ def applied(
         spec = inferred.result(factors, [names[factor] for factor in factors])
         dtype = kinds[len(results)] if isinstance(kinds, tuple) else kinds
         size = tuple(sizes[factor] for factor in factors)
+        if region:
+            named = [[names[factor] for factor in each] for each in bound.outputs]
+            spec = region.results(check.mesh, named)[index]
         results.append(Var(op.name, spec, size, dtype, "activation", line))
+    merged: tuple[str, ...] = ()
+    if region and (merged := region.told(check.mesh)):
+        args, share = args[:-2], args[-2:]
     plain = tuple(arg.var if isinstance(arg, Local) else arg for arg in args)
     metadata = tuple(leaf.var for leaf in found[count:])
     step = Apply(op, bound, plain, operands, metadata, tuple(results), line, ())
@@ -328,7 +262,7 @@ def applied(
             raise VerificationError(
                 f"{line}: {op.name} is not told that its shard starts at {start}"
             )
-    merged = step.share()
+    merged = merged if region else step.share()
     if share != ((Start(merged), check.mesh.size(merged)) if merged else ()):
         over = "+".join(merged) or "nothing"
         raise VerificationError(f"{line}: {op.name} is cut over {over}, it is told {share}")
@@ -337,45 +271,6 @@ def applied(
     if op.result:
         return op.result(args, flat)
     return flat[0] if len(flat) == 1 else flat
-
-
-def moved(
-    x: Local,
-    kind: str,
-    axes: tuple[str, ...],
-    dim: int | None,
-    source: int | None = None,
-    routed: tuple[int, int] | None = None,
-    joins: bool = False,
-) -> Local:
-    """Return `x` after a redistribution over `axes`."""
-    line, spec = author_line(), x.var.spec
-    dims = list(spec.dims)
-    partial = spec.partial
-    if kind in ("all_reduce", "reduce_scatter", "combine", "merge"):
-        partial = tuple(axis for axis in partial if axis not in axes)
-    if kind in ("all_gather", "dispatch") and dim is not None:
-        dims[dim] = _less(dims[dim], axes)
-    if kind in ("reduce_scatter", "combine", "slice", "all_to_all") and dim is not None:
-        dims[dim] = attrs.evolve(dims[dim], axes=(*dims[dim].axes, *axes))
-    if source is not None:
-        dims[source] = _less(dims[source], axes)
-    if kind == "own":
-        made = Spec(tuple(dims), axes, SUM1)
-    else:
-        made = Spec(tuple(dims), partial, spec.reduce if partial else SUM)
-    result = attrs.evolve(x.var, name=kind, spec=made, kind="activation", line=line)
-    x.check.step(Move(kind, axes, dim, x.var, result, "", line, (), source, joins, routed))
-    return Local(x.check, result)
-
-
-def _paid_as(x: Local, kind: str) -> None:
-    if x.var.spec.partial and not passes(x.var.spec.reduce, kind):
-        raise VerificationError(f"{author_line()}: {x.var} is reduced by {kind}")
-
-
-def _less(dim: Dim, axes: tuple[str, ...]) -> Dim:
-    return attrs.evolve(dim, axes=tuple(axis for axis in dim.axes if axis not in axes))
 
 
 def _factors(
@@ -396,7 +291,3 @@ def _factors(
 def _stored(member: Member, pack: Pack) -> Var:
     dims = tuple(Dim(n, a) for n, a in zip(member.names, member.axes, strict=True))
     return Var(member.path, Spec(dims), member.sizes, pack.dtype, "param", author_line())
-
-
-def _axes(mesh: Mesh, group: str) -> tuple[str, ...]:
-    return mesh.expand(tuple(group.split("+")))

@@ -35,6 +35,8 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
     """
     if source.dims == target.dims and not source.partial and target.reduce == SUM1:
         return [Hop("own", target.partial, None, target)]
+    if source.varying != target.varying:
+        raise RuleViolationError(f"'{source}' differs between ranks and is not moved")
     if not set(target.partial) <= set(source.partial):
         raise RuleViolationError(
             f"'{source}' cannot become '{target}': nothing is owed over "

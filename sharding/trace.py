@@ -276,11 +276,14 @@ class Traced:
     caches: Any
 
     @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return the graph of the program and that of each distinct layer."""
+        scans = [each for each in self.graph.equations if isinstance(each, Scan)]
+        blocks = [run.block.graph for scan in scans for run in scan.runs]
+        return (self.graph, *dict.fromkeys(blocks))
+
+    @property
     def aliases(self) -> frozenset[str]:
         """Return the names of the boundary types that a layout may override."""
-        graphs = [self.graph]
-        for equation in self.graph.equations:
-            if isinstance(equation, Scan):
-                graphs.extend(run.block.graph for run in equation.runs)
-        pins = [e for graph in graphs for e in graph.equations if isinstance(e, Pin)]
+        pins = [e for graph in self.graphs for e in graph.equations if isinstance(e, Pin)]
         return frozenset(pin.alias for pin in pins if pin.alias)

@@ -25,6 +25,7 @@ from .error import VerificationError
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
 from .reduction import ARGMAX, LSE, MAX, SUM, SUM1, SUMS, passes
+from .region import Region
 from .rule import Rule, contraction
 from .spec import Spec
 
@@ -76,6 +77,8 @@ class Verification:
             if var in self.routed:
                 self.fail(var, "a result lacks the rows that went to other ranks")
         for before, after in zip(code.carry, code.results, strict=False):
+            if after.spec.varying or before.spec.varying:
+                self.fail(after, "Varying between layers")
             if code.carry and not _may_be(after, before):
                 self.fail(after, f"the carry came in as {before} and leaves as {after}")
         if code.carry and len(code.carry) != len(code.results):
@@ -117,6 +120,10 @@ class Verification:
             self.move(step)
         if isinstance(step, Loop):
             self.loop(step)
+        region = isinstance(step, Apply) and step.op.region
+        for var in (*step.operands, *step.results):
+            if var.spec.varying and not region:
+                self.fail(var, "Varying outside a region that declares it")
         for var in step.results:
             self.define(var, where)
         self.last = step
@@ -158,8 +165,6 @@ class Verification:
         unknown = set(axes) - {factor for factor, _ in self.mesh.factors}
         if unknown:
             self.fail(var, f"{unknown.pop()!r} is not a factor of mesh {self.mesh}")
-        if var.spec.varying:
-            self.fail(var, "Varying outside a region that declares it")
         for dim, size in zip(var.spec.dims, var.sizes, strict=True):
             if size is not None and size % self.mesh.size(dim.axes):
                 self.fail(var, f"{dim} does not divide its size {size}")
@@ -174,6 +179,8 @@ class Verification:
         rule = _own_rule(apply)
         if rule != apply.rule:
             raise VerificationError(f"{where} carries the rule {apply.rule}, its own is {rule}")
+        if region := apply.op.region:
+            self.region(apply, region, where)
         everything = (
             *zip(rule.inputs, apply.operands, strict=True),
             *zip(rule.outputs, apply.results, strict=True),
@@ -186,8 +193,10 @@ class Verification:
             for factor, dim, size in zip(factors, var.spec.dims, var.sizes, strict=True):
                 if sizes.setdefault(factor, size) != size and None not in (size, sizes[factor]):
                     raise VerificationError(f"{where}: factor {factor} has two sizes, see {var}")
-                if axes.setdefault(factor, dim.axes) != dim.axes:
+                if axes.setdefault(factor, dim.axes) != dim.axes and not region:
                     raise VerificationError(f"{where}: factor {factor} is placed twice, see {var}")
+        if region:
+            return set()
         spread = {axis for axis, _ in self.mesh.factors if self.axis(apply, rule, axis, where)}
         for operand, result in apply.op.donates:
             given, taken = apply.operands[operand], apply.results[result]
@@ -195,6 +204,15 @@ class Verification:
                 raise VerificationError(f"{where}: {given} is donated to {taken}")
             self.dead.add(given)
         return spread
+
+    def region(self, apply: Apply, region: Region, where: str) -> None:
+        """Check a region against the types that it declares; that they are true, others try."""
+        taken = region.targets(self.mesh, [var.spec for var in apply.operands])
+        made = region.results(self.mesh, [var.spec.names for var in apply.results])
+        everything = zip((*apply.operands, *apply.results), (*taken, *made), strict=True)
+        for var, spec in everything:
+            if var.spec != spec:
+                raise VerificationError(f"{where} declares '{spec}', but meets {var}")
 
     def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> bool:
         """Check one op on one mesh axis against the table above; True: by its last line."""

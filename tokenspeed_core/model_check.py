@@ -17,11 +17,24 @@ from .models.family import compile_plan
 from .ops import Batch, declared_batch
 from .oracle import oracle_of
 from .second_opinion import second_opinion
-from .sharding import Layout, MeshError, Plan, ShardingError, leaves, map_leaves
+from .sharding import (
+    Layout,
+    MeshError,
+    Plan,
+    ShardingError,
+    VerificationError,
+    leaves,
+    map_leaves,
+    trace,
+)
+from .sharding.equation import Equation
 from .sharding.layout_text import parse_layout
 from .sharding.recheck import recheck
+from .sharding.region import prove
 from .sharding.simulate import Simulation
+from .sharding.trace import Traced
 from .sharding.tree import Declared
+from .sharding.value import Value
 
 BLOCK, BLOCKS, PROMPT, STEPS = 4, 9, 16, 8
 LAYOUTS = (
@@ -130,6 +143,26 @@ def _opinion(
         _batch(tokens, 0, PROMPT, 1),
     )
     yield from second_opinion(family.forward, declared, given, config)
+    yield from _regions(trace(family.forward, *declared, config))
+
+
+def _regions(traced: Traced) -> Iterator[Finding]:
+    """Yield whether each region of per-rank code is what it declares, on two ranks and on three."""
+    found = {
+        each.op: each
+        for graph in traced.graphs
+        for each in graph.equations
+        if isinstance(each, Equation) and each.op.region
+    }
+    for op, each in found.items():
+        detail, holds = "on 2 and 3 ranks an axis", True
+        static = [arg for arg in each.args if not isinstance(arg, Value)]
+        try:
+            if not all(prove(op, [v.dtype for v in each.operands], static, n) for n in (2, 3)):
+                detail = "Varying: held by the meshes below only"
+        except VerificationError as error:
+            detail, holds = str(error), False
+        yield Finding(f"local region {op.name} is what it declares", holds, detail)
 
 
 def _empty(_: str, leaf: Declared) -> Tensor:

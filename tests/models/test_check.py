@@ -7,16 +7,26 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from torch import Tensor
 
 from tests.engine.local_engine import LocalEngine, Request
 from tokenspeed_core.__main__ import main
 from tokenspeed_core.config import EngineConfig
-from tokenspeed_core.model_check import Finding, check
+from tokenspeed_core.finding import Finding
+from tokenspeed_core.model_check import _regions, check
 from tokenspeed_core.model_definition import ModelDefinition, define
 from tokenspeed_core.models import ConfigError, family_of
-from tokenspeed_core.ops import Batch
+from tokenspeed_core.ops import Batch, declared_batch, take_rows
 from tokenspeed_core.oracle import OracleError
 from tokenspeed_core.rank import load_rank
+from tokenspeed_core.sharding import Placed, declare, local, module, trace
+
+
+@module
+class Weights:
+    table: Placed[Tensor, "d d2"]
+    w: Placed[Tensor, "d2@tp"]
+
 
 CONFIG = dict(
     model_type="qwen3_moe",
@@ -70,6 +80,26 @@ def test_a_write_to_a_parameter_fails() -> None:
     wrong = attrs.evolve(FAMILY, forward=forward)
     (finding,) = failures(ModelDefinition(wrong, CONFIG))
     assert "writes norm" in finding.detail
+
+
+@local("n d, d@tp -> n d@tp")
+def shifted(x: Tensor, w: Tensor) -> Tensor:
+    """A region that claims a shard of what it takes whole, and gives all of it."""
+    return x + w.mean()
+
+
+def test_a_region_that_is_not_what_it_declares_fails() -> None:
+    declared = (
+        declare(Weights, {"d": 8, "d2": 8}, torch.float32),
+        (),
+        declared_batch(),
+    )
+    traced = trace(
+        lambda p, caches, batch: (shifted(take_rows(p.table, batch.tokens), p.w), caches), *declared
+    )
+    (finding,) = _regions(traced)
+    assert not finding.holds
+    assert finding.what == "local region shifted is what it declares"
 
 
 def test_a_config_that_transformers_does_not_know_is_refused() -> None:
