@@ -86,7 +86,8 @@ def local(
                 f"{name!r}: ...}}"
             )
     region = Region(inputs, outputs, over, line)
-    rule = Rule(*(tuple(spec.names for spec in side) for side in (inputs, outputs)), frozenset())
+    names = [tuple(spec.names for spec in side) for side in (inputs, outputs)]
+    rule = Rule(names[0], names[1], frozenset())
 
     def mark(run: Callable[P, R]) -> Callable[P, R]:
         defaults = [p.default for p in inspect.signature(run).parameters.values()][-2:]

@@ -172,7 +172,7 @@ def _next_key(calls: Calls) -> int:
 @cache
 def _library() -> Any:
     """Return the namespace of the opaque op, which runs an op of ours on copies of its caches."""
-    library = torch.library.Library("tokenspeed_opinion", "DEF")
+    library: Any = torch.library.Library("tokenspeed_opinion", "DEF")  # type: ignore[no-untyped-call]
     library.define("call(int key, Tensor[] given) -> Tensor[]")
 
     def run(key: int, given: list[Tensor]) -> list[Tensor]:

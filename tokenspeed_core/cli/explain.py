@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--why", metavar="VALUE", help="where a value's placement comes from")
     show.add_argument("--diff", metavar="LAYOUT", help='what changes under "tp=8; Hidden=n@tp d"')
     show.add_argument("--memory", action="store_true", help="bytes that a rank holds")
+    show.add_argument(
+        "--minimal",
+        action="store_true",
+        help="try all placements of each layer: whether any needs cheaper collectives",
+    )
     show.add_argument("--html", metavar="FILE", help="write the program as a page")
     show.add_argument(
         "--composites",
@@ -67,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..block_groups import block_groups
     from ..model_definition import define
     from ..models.family import compile_plan
-    from ..sharding import Layout, Plan, explain
+    from ..ops import declared_batch
+    from ..sharding import Layout, Plan, explain, trace
     from ..sharding.collective_table import collectives, table
     from ..sharding.composite import FORMS
     from ..sharding.difference import difference
@@ -75,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..sharding.layout_text import parse_layout
     from ..sharding.link import parse_links
     from ..sharding.memory import memory
+    from ..sharding.minimal import certificates
     from ..sharding.page import page
     from ..sharding.provenance import why
 
@@ -100,6 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
         text = page(plans, tokens=tokens, links=links, blocks=blocks)
         Path(arguments.html).write_text(text, encoding="utf-8")
         print(f"wrote {arguments.html}")
+    elif arguments.minimal:
+        family, config = definition.family, definition.config
+        declared = family.params(config, torch.bfloat16)
+        caches = family.caches(config, arguments.block_size, torch.bfloat16)
+        traced = trace(family.forward, declared, caches, declared_batch(), config)
+        for certificate in certificates(traced, layout_of(arguments), arguments.tokens, links):
+            print(certificate)
     elif arguments.why:
         print(why(plan.program, arguments.why))
     elif other is not None:
