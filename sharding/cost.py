@@ -3,12 +3,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 import attrs
 
 from .link import NVLINK, Link
 from .mesh import Mesh
-from .program import Apply, Code, Loop, Move, Program, Var
+from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
 
 # How often a ring carries (ways - 1) / ways of the payload.
 TRIPS = {
@@ -62,6 +63,29 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
     start = 0.0 if move.joins else link.alpha_us
     us = start + wire / (link.gb_per_s * 1e3) if trips else 0.0
     return Cost(whole if trips else 0, wire, us)
+
+
+def work(step: Step, mesh: Mesh, tokens: Mapping[str, int]) -> float:
+    """Return the microseconds that a step with parameters takes on an H100, as a lower bound.
+
+    The larger of its rank's weights over 3.03 TB/s and their products over 800 TFLOP/s, which
+    were measured there; experts are taken to be all read, each row by its active ones.
+    """
+    if not isinstance(step, (Apply, Project)):
+        return 0.0
+    stored = [var for var in step.operands if var.kind == "param"]
+    rows = math.prod(s or tokens.get("n", 1) for s in step.operands[0].local(mesh)[:1])
+    share = 1.0
+    for factors, var in zip(step.rule.inputs, step.operands, strict=True) if _routes(step) else ():
+        if step.rule.offset in factors:
+            share = (step.operands[1].sizes[1] or 1) / (var.sizes[0] or 1)
+    byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / 3.03e6
+    elements = sum(nbytes(var, tokens, mesh) // var.dtype.itemsize for var in stored)
+    return max(byte_us, 2 * rows * elements * share / 800e6)
+
+
+def _routes(step: Step) -> TypeGuard[Apply]:
+    return isinstance(step, Apply) and step.rule.routes
 
 
 def moves(code: Code) -> Iterator[tuple[Move, int]]:

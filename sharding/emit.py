@@ -3,11 +3,14 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import attrs
 
 from .composite import Columns, Joint, Over, Stored, arguments
 from .mesh import Mesh
+from .overlap import reads
 from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 from .reduction import SUM
 
@@ -48,6 +51,7 @@ class Writer:
         self.joined = {id(step): user for step, user in _joined(code)}
         self.bundles = _bundles(code)
         self.trips: dict[Var, str] = {}
+        self.pending: dict[Var, Move] = {}
 
     def block(self) -> Iterator[str]:
         inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
@@ -72,12 +76,23 @@ class Writer:
                 continue
             if (call := self.calls.get(id(step))) and step is not call.last:
                 continue
+            yield from self.waits(call.parts if call else (step,))
             for text, made_by in self.step(step):
                 yield from self.noted(text, made_by)
                 if self.checked and "\n" not in text:
                     yield from self.checks(made_by)
 
+    def waits(self, steps: Sequence[Step]) -> Iterator[str]:
+        """Wait for what these steps read and what was started before them."""
+        for var in dict.fromkeys(var for step in steps for var in reads(step)):
+            if move := self.pending.pop(var, None):
+                yield f"    {self.name(var)} = c.wait({self.name(var)})"
+                if self.checked:
+                    yield from self.checks(attrs.evolve(move, started=False))
+
     def checks(self, step: Step) -> Iterator[str]:
+        if isinstance(step, Move) and step.started:
+            return
         for var in (var for each in self.bundles.get(id(step), (step,)) for var in each.results):
             if not (var.kind == "cache" or id(step) in self.joined or var in self.trips):
                 yield f'    c.check({self.name(var)}, {var.spec.axes!r}, "{var}")'
@@ -90,7 +105,7 @@ class Writer:
         lines = [str(part.line) for part in call.parts] if call else [str(step.line)]
         note = f"# {types}  {', '.join(dict.fromkeys(lines))}"
         if isinstance(step, Move):
-            note += f"  {step.why}"
+            note += f"  {step.why}{', meanwhile' if step.started else ''}"
         line = f"    {text}"
         if "\n" not in text and len(line) + 2 + len(note) <= _WIDTH:
             yield f"{line}  {note}"
@@ -236,6 +251,9 @@ class Writer:
         rest = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
         if step.kind in ("all_reduce", "reduce_scatter") and step.operand.spec.reduce != SUM:
             rest += f', "{step.operand.spec.reduce}"'
+        if step.started:
+            self.pending[step.result] = step
+            return f'{made} = c.start("{step.kind}", {operand}, "{group}"{rest})'
         return f'{made} = c.{step.kind}({operand}, "{group}"{rest})'
 
     def loop(self, step: Loop) -> str:

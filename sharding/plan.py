@@ -25,6 +25,7 @@ from .fuse import fuse
 from .layout import Layout
 from .link import NVLINK, Link
 from .mesh import Mesh
+from .overlap import overlap
 from .pack import pack
 from .program import Program
 from .propagate import propagate
@@ -163,7 +164,8 @@ def build(
 ) -> Plan:
     """Compile a traced program for a layout; `ops` names the module of the emitted imports.
 
-    `tokens` of a step, all ranks together, decide how rows reach their experts; 0: by gathers.
+    `tokens` of a step, all ranks together, decide how rows reach their experts (0: by gathers), and
+    which collectives start early (0: none).
     `composites` are the ops that the target computes several steps with (`composite.py`).
 
     Raises:
@@ -173,6 +175,7 @@ def build(
     program = fuse(propagate(traced, layout), composites)
     program = pack(carry_sums(program, composites))
     program = compose(bundle(exchange(program, tokens, link)), composites)
+    program = overlap(program, tokens, link)
     verify(program)
     check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."

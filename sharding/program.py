@@ -91,6 +91,7 @@ class Project:
 
 
 LOCAL = ("slice", "own")  # kinds of `Move` that need no other rank
+STARTABLE = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
 
 
 @attrs.frozen(eq=False)
@@ -104,6 +105,9 @@ class Move:
     A dispatch is an all_gather that brings a rank only the rows that its experts compute, and a
     combine the reduce_scatter that brings the results back; `routed` is then how many experts a
     rank of the group has, and how many of all are active for a row.
+
+    One that is `started` goes on while the steps after it run, up to the first that reads its
+    result; where that stands the program waits for it.
     """
 
     kind: str
@@ -117,6 +121,7 @@ class Move:
     source: int | None = None
     joins: bool = False
     routed: tuple[int, int] | None = None
+    started: bool = False
 
     @property
     def operands(self) -> tuple[Var, ...]:

@@ -76,6 +76,15 @@ def _joined(results: Sequence[Any]) -> Any:
     return Ranks(results)
 
 
+@attrs.frozen(eq=False)
+class Pending:
+    """A collective that has begun: nothing may be computed with it."""
+
+    operand: Ranks
+    before: list[Tensor]
+    result: Ranks
+
+
 @attrs.define
 class LockStep:
     """Collectives of a simulated mesh: exact, sums in rank order, and a log of what was issued."""
@@ -119,6 +128,21 @@ class LockStep:
         return self._exchange(
             "merge", x, axis, lambda parts, place: merged(parts).to(getattr(torch, dtype))
         )
+
+    def start(self, kind: str, x: Ranks, *given: Any) -> "Pending":
+        """Begin a collective; its operand must stay as it is until the wait."""
+        return Pending(x, [part.clone() for part in x.parts], getattr(self, kind)(x, *given))
+
+    def wait(self, pending: "Pending") -> Ranks:
+        """Return a begun collective's result.
+
+        Raises:
+            VerificationError: its operand was written to meanwhile.
+        """
+        for before, part in zip(pending.before, pending.operand.parts, strict=True):
+            if not torch.equal(_bits(before), _bits(part)):
+                raise VerificationError("a collective's operand was written to while it went on")
+        return pending.result
 
     def all_gathers(self, values: tuple[Ranks, ...], axis: str, dim: int) -> tuple[Ranks, ...]:
         """Return each value gathered, as one collective."""

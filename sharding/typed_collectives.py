@@ -9,7 +9,7 @@ import torch
 from .error import VerificationError
 from .line import author_line
 from .mesh import Mesh
-from .program import Move, Var
+from .program import STARTABLE, Move, Var
 from .reduction import SUM, SUM1, passes
 from .spec import Dim, Spec
 
@@ -34,6 +34,13 @@ class Trip:
 
     rows: tuple[Var, ...]
     routed: tuple[int, int]
+
+
+@attrs.frozen
+class Pending:
+    """A collective that has begun: no op takes it, only a wait."""
+
+    result: "Local"
 
 
 class Collectives:
@@ -61,6 +68,16 @@ class Collectives:
 
     def all_to_all(self, x: "Local", group: str, source: int, dim: int) -> "Local":
         return moved(x, "all_to_all", _axes(self.check.mesh, group), dim, source)
+
+    def start(self, kind: str, x: "Local", *given: Any) -> "Pending":
+        if kind not in STARTABLE:
+            raise VerificationError(f"{author_line()}: {kind} cannot be started apart from its end")
+        return Pending(getattr(self, kind)(x, *given))
+
+    def wait(self, pending: "Pending") -> "Local":
+        if not isinstance(pending, Pending):
+            raise VerificationError(f"{author_line()}: there is nothing to wait for")
+        return pending.result
 
     def merge(self, x: "Local", group: str, dtype: str) -> "Local":
         if getattr(torch, dtype, None) != x.var.dtype:

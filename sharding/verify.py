@@ -20,16 +20,16 @@ from collections.abc import Iterable
 
 import attrs
 
+from .axis import PARTIAL, REPLICATED, own_rule, sharded_result, state_of
 from .composite import alone, arguments
 from .error import VerificationError
 from .mesh import Mesh
-from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
+from .program import STARTABLE, Apply, Code, Loop, Move, Program, Project, Step, Var
 from .reduction import ARGMAX, LSE, MAX, SUM, SUM1, SUMS, passes
 from .region import Region
-from .rule import Rule, contraction
+from .rule import Rule
 from .spec import Spec
 
-REPLICATED, PARTIAL = "R", "P"
 _PAID = {"all_reduce": (*SUMS, MAX, ARGMAX), "merge": (LSE,)}  # by others, sums only
 
 
@@ -135,7 +135,7 @@ class Verification:
             if (sent[0].axes, sent[0].dim, sent[0].routed) != (step.axes, step.dim, step.routed):
                 raise VerificationError(f"{where}: rows come back another way than they went")
             return
-        if not isinstance(step, Apply) or not _own_rule(step).routes:
+        if not isinstance(step, Apply) or not own_rule(step).routes:
             raise VerificationError(f"{where}: it reads rows of which others are elsewhere")
         sent = self.routed.get(step.operands[0], ())
         if tuple(move.result for move in sent) != step.operands[:3]:
@@ -176,7 +176,7 @@ class Verification:
     def apply(self, apply: Apply) -> set[str]:
         """Check one op; return the axes along which it runs on each rank's requests alone."""
         where = f"{apply.line}: {apply.op.name}"
-        rule = _own_rule(apply)
+        rule = own_rule(apply)
         if rule != apply.rule:
             raise VerificationError(f"{where} carries the rule {apply.rule}, its own is {rule}")
         if region := apply.op.region:
@@ -216,9 +216,11 @@ class Verification:
 
     def axis(self, apply: Apply, rule: Rule, axis: str, where: str) -> bool:
         """Check one op on one mesh axis against the table above; True: by its last line."""
-        states = [_state(f, v.spec, axis) for f, v in zip(rule.inputs, apply.operands, strict=True)]
+        states = [
+            state_of(f, v.spec, axis) for f, v in zip(rule.inputs, apply.operands, strict=True)
+        ]
         results = [
-            _state(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)
+            state_of(f, v.spec, axis) for f, v in zip(rule.outputs, apply.results, strict=True)
         ]
         partial = tuple(i for i, state in enumerate(states) if state == PARTIAL)
         spread = axis in self.mesh.requests and not rule.rows.isdisjoint(states)
@@ -247,7 +249,7 @@ class Verification:
             factor = sharded.pop()
             if sharded or factor not in rule.shardable | rule.merges:
                 raise VerificationError(f"{where}: on {axis} operands are {states}: not shardable")
-            expected = [_sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
+            expected = [sharded_result(rule, index, factor) for index in range(len(rule.outputs))]
         else:
             expected = [REPLICATED] * len(results)
         if not rule.merges.isdisjoint(states):
@@ -278,6 +280,9 @@ class Verification:
             and move.operand is not self.last.result
         ):
             raise VerificationError(f"{where}: it cannot join what stands before it")
+        alone = move.kind in STARTABLE and not move.joins
+        if move.started and (not alone or result in self.code.results):
+            raise VerificationError(f"{where}: it cannot be started apart from its end")
         if (move.kind in ("dispatch", "combine")) != (move.routed is not None):
             raise VerificationError(f"{where}: rows are routed by a dispatch and a combine only")
         if move.kind == "dispatch":
@@ -361,39 +366,3 @@ def _may_be(given: Var, taken: Var) -> bool:
     if spec.partial and passes(spec.reduce, taken.spec.reduce):
         spec = attrs.evolve(spec, reduce=taken.spec.reduce)
     return (spec, given.sizes, given.dtype) == (taken.spec, taken.sizes, taken.dtype)
-
-
-def _state(factors: tuple[str, ...], spec: Spec, axis: str) -> str:
-    """Return R, P, or the factor that is sharded over `axis`."""
-    if axis in spec.partial:
-        return PARTIAL
-    for factor, dim in zip(factors, spec.dims, strict=True):
-        if axis in dim.axes:
-            return factor
-    return REPLICATED
-
-
-def _sharded_result(rule: Rule, index: int, factor: str) -> str:
-    """Return the state of result `index` where the operands' `factor` is sharded."""
-    depends = rule.depends[index] if rule.depends else range(len(rule.inputs))
-    if factor in rule.outputs[index]:
-        return factor
-    if factor in rule.merges:
-        return PARTIAL if index == 0 else REPLICATED
-    if not any(factor in rule.inputs[operand] for operand in depends):
-        return REPLICATED
-    return PARTIAL if factor in rule.sums else "not defined"
-
-
-def _own_rule(apply: Apply) -> Rule:
-    """Return the rule of an op on operands of these ranks, from its registration alone."""
-    ranks = tuple(len(var.spec.dims) for var in apply.operands)
-    if apply.op.name == "einsum":
-        return contraction(str(apply.args[0]))
-    if apply.op.text and len(ranks) == 2:  # a pointwise operator: dims match from the last
-        every = tuple(f".{index}" for index in range(max(ranks)))
-        inputs = tuple(every[len(every) - rank :] for rank in ranks)
-        return attrs.evolve(
-            apply.op.rule, inputs=inputs, outputs=(every,), shardable=frozenset(every)
-        )
-    return apply.op.rule.expanded(ranks)

@@ -2,12 +2,14 @@
 """Collectives of an emitted program between real processes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .pending import Pending, begun
 from .rank_groups import Group, RankGroups
 from .rank_sums import RankSums, exchanged, gathered, rank_sum
 from .sharding.merge import merged
@@ -45,6 +47,17 @@ class Collectives:
         """This rank's coordinate along `axis`; 0 on an axis of size 1."""
         group = self._groups.get(axis)
         return group.rank if group else 0
+
+    def start(self, kind: str, x: Tensor, axis: str, *given: Any) -> Pending:
+        """Begin a collective of those that `begun` knows; `x` must stay as it is until `wait`.
+
+        Every rank starts the collectives of a group in one order.
+        """
+        return begun(kind, x, self._groups[axis], *given)
+
+    def wait(self, pending: Pending) -> Tensor:
+        """Return the result of a collective that was started."""
+        return pending.ended()
 
     def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor:
         """Concatenate the ranks' x along `dim`, in rank order."""

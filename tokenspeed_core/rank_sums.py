@@ -19,7 +19,7 @@ from .small_sums import SmallSums
 _log = logging.getLogger(__name__)
 
 # Its name from torch 2.13 on, and before.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 GATHER = "gather"  # every rank gets every part and sums all
 SCATTER = "scatter"  # every rank gets its part of all, sums it and gathers the sums
@@ -35,7 +35,7 @@ def gathered(x: Tensor, group: Group) -> Tensor:
     """Return the ranks' `x[...]` as `[ranks,...]`."""
     x = x.contiguous()
     parts = x.new_empty(group.size, *x.shape)
-    _all_gather(parts.view(-1), x.view(-1), group=group.process_group)
+    all_gather(parts.view(-1), x.view(-1), group=group.process_group)
     return parts
 
 

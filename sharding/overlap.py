@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""The overlapping rewrite: a collective starts where its operand is made and is waited for late.
+
+What stands between, which does not read its result, is computed meanwhile.  A collective is started
+apart only where that hides enough of it to be worth a second call, for steps of so many tokens;
+starts keep one order on all ranks, since all run one program.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import attrs
+
+from .cost import cost, work
+from .link import Link
+from .mesh import Mesh
+from .program import STARTABLE, Apply, Code, Loop, Move, Program, Step, Var
+
+WORTH_US = 2.0
+
+
+def overlap(program: Program, tokens: int, link: Link) -> Program:
+    """Return `program` with each collective started early that then hides; 0 tokens starts none."""
+    if not tokens:
+        return program
+    given = {"n": tokens, "m": tokens}
+    blocks = {id(code): _overlapped(code, {}, program.mesh, given, link) for code in program.blocks}
+    driver = _overlapped(program.driver, blocks, program.mesh, given, link)
+    return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
+
+
+def hidden(move: Move, code: Code, mesh: Mesh, given: Mapping[str, int], link: Link) -> float:
+    """Return the microseconds of a collective that the steps up to its first reader take too."""
+    at = code.steps.index(move)
+    between = code.steps[at + 1 : _first_reader(code.steps, at)]
+    return min(cost(move, mesh, given, link).us, sum(work(s, mesh, given) for s in between))
+
+
+def _overlapped(
+    code: Code, blocks: Mapping[int, Code], mesh: Mesh, given: Mapping[str, int], link: Link
+) -> Code:
+    steps: list[Step] = [
+        attrs.evolve(step, block=blocks[id(step.block)]) if isinstance(step, Loop) else step
+        for step in code.steps
+    ]
+    code = attrs.evolve(code, steps=tuple(steps))
+    bundled = {id(first) for first, second in pairwise(steps) if _joins(second)}
+    for move in code.steps:
+        if not isinstance(move, Move) or move.kind not in STARTABLE or _joins(move):
+            continue
+        if id(move) in code.calls or id(move) in bundled or move.result in code.results:
+            continue
+        steps = [step for step in code.steps if step is not move]
+        made = [at for at, step in enumerate(steps) if move.operand in step.results]
+        started = attrs.evolve(move, started=True)
+        earliest = made[0] + 1 if made else 0
+        while earliest < len(steps) and _joins(steps[earliest]):  # not into a bundle
+            earliest += 1
+        steps.insert(earliest, started)
+        tried = attrs.evolve(code, steps=tuple(steps))
+        if hidden(started, tried, mesh, given, link) >= WORTH_US:
+            code = tried
+    return code
+
+
+def _joins(step: Step) -> bool:
+    return isinstance(step, Move) and (step.joins or step.routed is not None)
+
+
+def _first_reader(steps: tuple[Step, ...], at: int) -> int:
+    result = steps[at].results[0]
+    return next((i for i in range(at + 1, len(steps)) if result in reads(steps[i])), len(steps))
+
+
+def reads(step: Step) -> tuple[Var, ...]:
+    """Return what a step reads, metadata too."""
+    return (*step.operands, *(step.metadata if isinstance(step, Apply) else ()))
