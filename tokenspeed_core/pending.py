@@ -32,7 +32,7 @@ class Pending:
 
 
 def begun(kind: str, x: Tensor, group: Group, *given: Any) -> Pending:
-    """Begin an all_gather(dim), all_reduce(kind), reduce_scatter(dim, kind), all_to_all(source, dim).
+    """Begin all_gather(dim), all_reduce(kind), reduce_scatter(dim, kind), all_to_all(source, dim).
 
     Results have the bits of the same collective in one piece.
     """

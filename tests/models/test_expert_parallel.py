@@ -14,6 +14,9 @@ from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.rank_groups import RankGroups
 from tokenspeed_core.sharding import Layout, Plan, leaves
+from tokenspeed_core.sharding.emit import emit
+from tokenspeed_core.sharding.link import NVLINK
+from tokenspeed_core.sharding.overlap import overlap
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
@@ -82,11 +85,19 @@ def test_every_lowering_equals_one_device(family: str, layout: str, tokens: int)
     recheck(plan, plan.source)
 
 
-def run_rank(rank: int, architecture: str, tokens: int, path: str) -> None:
+def early(plan: Plan) -> Plan:
+    """Return a plan with every collective started early that has anything to do meanwhile."""
+    program = overlap(plan.program, 1 << 24, NVLINK)
+    return attrs.evolve(plan, program=program, source=emit(program, plan.name, plan.ops))
+
+
+def run_rank(rank: int, architecture: str, tokens: int, overlapped: bool, path: str) -> None:
     torch.set_num_threads(1)
     config, params, ids = torch.load(f"{path}/model", weights_only=False)
     model = Tiny(None, family_of(architecture), config, params, ids)
     plan = plan_of(model, LAYOUTS["experts-over-all"], tokens)
+    plan = early(plan) if overlapped else plan
+    assert ("c.start(" in plan.source) == overlapped
     meet = f"file://{path}/meet"
     cpu = torch.device("cpu")
     c = Collectives.of(RankGroups.join(plan.groups, plan.mesh.num_ranks, rank, meet, cpu))
@@ -108,13 +119,21 @@ def run_rank(rank: int, architecture: str, tokens: int, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "tokens"), [("qwen3-moe", 0), ("qwen3-moe", MANY), ("deepseek-v3", MANY)]
+    ("family", "tokens", "overlapped"),
+    [
+        ("qwen3-moe", 0, False),
+        ("qwen3-moe", MANY, False),
+        ("deepseek-v3", MANY, False),
+        ("deepseek-v3", 0, True),
+    ],
 )
-def test_real_ranks_equal_one_device(family: str, tokens: int, tmp_path: Path) -> None:
+def test_real_ranks_equal_one_device(
+    family: str, tokens: int, overlapped: bool, tmp_path: Path
+) -> None:
     model = tiny(family)
     torch.save((model.config, model.params, model.tokens), tmp_path / "model")
     name = type(model.oracle).__name__
-    torch.multiprocessing.spawn(run_rank, (name, tokens, str(tmp_path)), nprocs=4)
+    torch.multiprocessing.spawn(run_rank, (name, tokens, overlapped, str(tmp_path)), nprocs=4)
     one = Simulation(plan_of(tiny(family), Layout()), tiny(family).params, NUM_BLOCKS)
     found = [torch.load(tmp_path / str(rank)) for rank in range(4)]
     pairs = apart(tiny(family), one.step, lambda *_: torch.empty(0))
