@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from .collective_table import cheaper, collectives, total
 from .cost import Cost, cost
 from .link import Links
+from .overlap import hidden
 from .plan import Plan
 from .program import Apply, Code, Loop, Move, Program, Project, Step
 from .size_text import size_text
@@ -70,6 +71,9 @@ def _step(
             price = cost(step, program.mesh, given, links.over(step.axes))
             yield f"  {results:<44} = {step.kind}({step.operand.name}) over {group}  {step.line}"
             yield f"      {priced(price)}; {step.why}"
+            if step.started:
+                us = hidden(step, code, program.mesh, given, links.over(step.axes))
+                yield f"      starts here and goes on meanwhile: {us:.1f} us of it are hidden"
             if other := cheaper(step, code, program, given, links):
                 yield f"      cheaper: {other}"
 

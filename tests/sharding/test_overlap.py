@@ -9,7 +9,7 @@ from tiny import BLOCK, conversation, tiny_of
 from tiny_families import FAMILIES
 
 from tokenspeed_core.models import compile_plan, family_of
-from tokenspeed_core.sharding import Layout, Plan, VerificationError, parse_mesh
+from tokenspeed_core.sharding import Layout, Plan, VerificationError, explain, parse_mesh
 from tokenspeed_core.sharding.emit import emit
 from tokenspeed_core.sharding.link import NVLINK
 from tokenspeed_core.sharding.overlap import hidden, overlap
@@ -56,6 +56,7 @@ def test_the_routed_sum_goes_on_while_shared_experts_are_computed() -> None:
     start, wait = text.index("= c.start("), text.index("= c.wait(")
     assert "silu_mul_packed" in text[start:wait], "the shared expert is in between"
     assert hidden(move, code, plan.mesh, {"n": 64, "m": 64}, NVLINK) > 10
+    assert "starts here and goes on meanwhile" in explain(plan, tokens=64)
     plain = compile_plan(
         family, family.config(DEEPSEEK_V3), layout, dtype=torch.bfloat16, block_size=16
     )

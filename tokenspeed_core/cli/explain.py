@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="as for a target whose kernels compute several ops in one call",
     )
+    show.add_argument(
+        "--for-step",
+        action="store_true",
+        help="as compiled for steps of --tokens: how rows reach experts, what starts early",
+    )
     step = parser.add_argument_group("step")
     step.add_argument("--tokens", type=int, default=1, metavar="N", help="tokens in the step")
     step.add_argument("--rows", type=int, metavar="N", help="rows of logits, as many as tokens")
@@ -95,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=torch.bfloat16,
             block_size=arguments.block_size,
             composites=FORMS if arguments.composites else (),
+            tokens=arguments.tokens if arguments.for_step else 0,
         )
 
     links = parse_links(arguments.link)
