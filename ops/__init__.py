@@ -37,6 +37,7 @@ from .embedding import embedding, take_rows, zeros_like
 from .experts import clamped_experts, expert_bias, experts
 from .latent_attention import LayerLatent, latent_attention
 from .norm import add_rms_norm, rms_norm, rms_norm_by_total, squares, stack_totals
+from .parts import parts
 from .rope import rope, rope_angles, rope_pairs
 from .router import sigmoid_router, softmax_router, topk_softmax_router
 from .sampling import (
@@ -102,6 +103,7 @@ __all__ = [
     "own",
     "paged_attention",
     "paged_attention_share",
+    "parts",
     "pick",
     "reported",
     "rms_norm",

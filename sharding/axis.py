@@ -4,7 +4,7 @@
 import attrs
 
 from .program import Apply
-from .rule import Rule, contraction
+from .rule import Rule, contraction, parting
 from .spec import Spec
 
 REPLICATED, PARTIAL = "R", "P"
@@ -25,6 +25,8 @@ def sharded_result(rule: Rule, index: int, factor: str) -> str:
     depends = rule.depends[index] if rule.depends else range(len(rule.inputs))
     if factor in rule.outputs[index]:
         return factor
+    if rule.parts and factor == rule.inputs[0][-1]:
+        return rule.parts[index]
     if factor in rule.merges:
         return PARTIAL if index == 0 else REPLICATED
     if not any(factor in rule.inputs[operand] for operand in depends):
@@ -37,6 +39,8 @@ def own_rule(apply: Apply) -> Rule:
     ranks = tuple(len(var.spec.dims) for var in apply.operands)
     if apply.op.name == "einsum":
         return contraction(str(apply.args[0]))
+    if apply.op.name == "parts":
+        return parting(apply.operands[0].spec.dims[-1].segments).expanded(ranks)
     if apply.op.text and len(ranks) == 2:  # a pointwise operator: dims match from the last
         every = tuple(f".{index}" for index in range(max(ranks)))
         inputs = tuple(every[len(every) - rank :] for rank in ranks)

@@ -10,6 +10,7 @@ import attrs
 
 from .error import AnnotationError, MeshError, explained
 from .fix import Fix
+from .host import Joined
 from .layout import Layout
 from .line import Line
 from .tree import Declared
@@ -40,8 +41,10 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
         spec = layout.stationary(leaf.spec)
         for dim, size in zip(spec.dims, leaf.sizes, strict=True):
             if dim.axes and size is not None:
-                over.setdefault(dim.axes, {})[dim.name] = size
-                lines.setdefault(dim.name, leaf.placement.line)
+                parts = size.parts if isinstance(size, Joined) else (size,)
+                for name, part in zip(dim.segments or (dim.name,), parts, strict=True):
+                    over.setdefault(dim.axes, {})[name] = part
+                    lines.setdefault(name, leaf.placement.line)
     for axes, sizes in over.items():
         axis, ways = layout.mesh.group(axes), layout.mesh.size(axes)
         for name, size in sizes.items():
@@ -56,7 +59,7 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                             place=((name, ""),),
                         )
                     ]
-                    if all(other % ways == 0 for other in rest)
+                    if name in dims and all(other % ways == 0 for other in rest)
                     else []
                 )
                 raise MeshError(

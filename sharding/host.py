@@ -28,6 +28,17 @@ class Extent(int):
     __rmul__ = __mul__
 
 
+class Joined(int):
+    """The size of a direct sum, and those of its parts."""
+
+    parts: tuple[int, ...]
+
+    def __new__(cls, parts: tuple[int, ...]) -> "Joined":
+        made = super().__new__(cls, sum(parts))
+        made.parts = parts
+        return made
+
+
 class HostInt:
     """A count of a step, such as its rows: known only when the step runs, and only to kernels.
 

@@ -121,6 +121,8 @@ def infer(
         )
         for index, (factors, operand) in enumerate(zip(rule.inputs, operands, strict=True))
     )
+    if rule.parts:
+        axes.update(dict.fromkeys(rule.parts, axes.pop(rule.inputs[0][-1], ())))
     contracted: set[str] = set()
     results = {factor for factors in rule.outputs for factor in factors}
     for factor, used in axes.items():

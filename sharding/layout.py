@@ -9,7 +9,7 @@ import attrs
 
 from .error import AnnotationError
 from .mesh import Mesh, parse_mesh
-from .spec import Dim, Spec, parse_spec
+from .spec import Dim, Spec, direct_sums, parse_spec
 
 
 def _mesh(value: str | Mesh) -> Mesh:
@@ -17,7 +17,7 @@ def _mesh(value: str | Mesh) -> Mesh:
 
 
 def _frozen(value: Mapping[str, str]) -> Mapping[str, str]:
-    return MappingProxyType(dict(value))
+    return MappingProxyType({direct_sums(name): text for name, text in value.items()})
 
 
 @attrs.frozen

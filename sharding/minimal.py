@@ -198,6 +198,7 @@ class _Search:
                 )
                 kind = self.kind(value, owed, way) if owed else SUM
                 wanted.append((value, Spec(dims, owed, kind)))
+            axes |= dict.fromkeys(rule.parts, axes.get(rule.inputs[0][-1], ()))
             groups = {group for group in choice.values() if isinstance(group, tuple)}
             kept = [rule.kept(g, [wanted[i][1].reduce for i in g]) for g in groups]
             after = None if None in kept else self.taken(way, wanted)
@@ -260,7 +261,7 @@ class _Search:
             reduced = [
                 axis
                 for factor, used in axes.items()
-                if factor not in factors and factor in read
+                if factor not in factors and factor in read and not rule.parts
                 for axis in used
             ]
             if any(choice[axis] not in rule.sums for axis in reduced):

@@ -72,7 +72,7 @@ class Check:
     def weights(self) -> dict[str, Any]:
         packs: dict[str, Any] = {}
         for pack in self.plan.storage:
-            members = [self.given(_stored(member, pack)) for member in pack.members]
+            members = [self.given(_stored(member, pack)) for member in pack.params]
             plain = "(" not in pack.members[0].pattern
             packs[pack.name] = members[0] if plain else Weights(pack, tuple(members))
         return nest(packs)
@@ -188,7 +188,7 @@ class Weights:
     def applied(self, x: Local, given: Recorder) -> Any:
         """Return the contractions of `x` with each parameter."""
         made = []
-        for member, weight in zip(self.pack.members, self.members, strict=True):
+        for member, weight in zip(self.pack.params, self.members, strict=True):
             out, shared = member.pattern.partition("->")[2].strip(" ()").split(") (")
             left = (x.names[0], *shared.split())
             if x.names != left or (len(left) > 2) != isinstance(given, Columns):

@@ -37,6 +37,12 @@ def hops(source: Spec, target: Spec, exchange: bool = False) -> list[Hop]:
         return [Hop("own", target.partial, None, target)]
     if source.varying != target.varying:
         raise RuleViolationError(f"'{source}' differs between ranks and is not moved")
+    for before, after in zip(source.dims, target.dims, strict=True):
+        if before.segments and before.axes != after.axes:
+            raise RuleViolationError(
+                f"'{source}' cannot become '{target}': a direct sum is sharded part by "
+                f"part, so its shards are not side by side; take its `parts` first"
+            )
     if not set(target.partial) <= set(source.partial):
         raise RuleViolationError(
             f"'{source}' cannot become '{target}': nothing is owed over "

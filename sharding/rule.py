@@ -7,6 +7,7 @@ import attrs
 
 from .error import AnnotationError
 from .reduction import SUM, SUM1, SUMS, SUMSQ
+from .spec import direct_sums
 
 Factors = tuple[str, ...]
 
@@ -29,7 +30,9 @@ class Rule:
     it is Partial(lse) then, to be merged by those sums.  In each group of `alone` the op computes
     an element of its results from one element of the group, and gives 0 where that is 0: what one
     rank alone adds to stays so (sum1), though the op be not linear.  An op that `copies` gives
-    elements of its linear operands as they are, so that even a sum of squares stays one.
+    elements of its linear operands as they are, so that even a sum of squares stays one.  `parts`
+    are the factors, one a result, that the last factor of the only operand, their direct sum, is
+    taken apart into.
     """
 
     inputs: tuple[Factors, ...]
@@ -46,6 +49,7 @@ class Rule:
     reduce: str = SUM
     alone: tuple[tuple[int, ...], ...] = ()
     copies: bool = False
+    parts: tuple[str, ...] = ()
 
     def kept(self, group: tuple[int, ...], kinds: Collection[str]) -> str | None:
         """Return what the results owe where the operands of `group` owe `kinds`, if they may."""
@@ -105,7 +109,7 @@ def rule(
     copies: bool = False,
 ) -> Rule:
     """Read a rule such as `"n, v d -> n d"`; `shard`, `sums`, `rows` are lists of factors."""
-    left, arrow, right = text.partition("->")
+    left, arrow, right = direct_sums(text).partition("->")
     if not arrow:
         raise AnnotationError(f"rule {text!r} has no '->'")
     inputs, outputs = (
@@ -141,4 +145,18 @@ def contraction(text: str) -> Rule:
         shardable=frozenset(every),
         sums=frozenset(every - kept),
         linear=tuple((index,) for index in range(len(plain.inputs))),
+    )
+
+
+def parting(segments: tuple[str, ...]) -> Rule:
+    """Return the rule that takes the last dim apart, `"... g__u -> ... g, ... u"`."""
+    outputs = tuple(("...", each) for each in segments)
+    joint = "__".join(segments)
+    return Rule(
+        (("...", joint),),
+        outputs,
+        frozenset(("...", joint)),
+        linear=((0,),),
+        copies=True,
+        parts=segments,
     )

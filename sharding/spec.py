@@ -25,17 +25,33 @@ _PARTIAL = re.compile(rf"!(?:({'|'.join(KINDS)}):)?({_AXES})")
 _VARYING = re.compile(rf"\?({_AXES})")
 
 
+_JOINT = "__"
+_SUM = re.compile(rf"\(({_NAME}(?:\|{_NAME})+)\)")
+
+
+def direct_sums(text: str) -> str:
+    """Return `text` with each `(g|u)` as the name of that dim, `g__u`."""
+    return _SUM.sub(lambda found: found[1].replace("|", _JOINT), text)
+
+
 @attrs.frozen
 class Dim:
-    """One named dimension: the mesh axes it is sharded over, major first, and how it is built."""
+    """One named dimension: the mesh axes it is sharded over, major first.
+
+    A direct sum `(g|u)` has the name `g__u`, an identifier: it is so called in patterns, too.
+    """
 
     name: str
     axes: tuple[str, ...] = ()
     ragged: bool = False
-    segments: tuple[str, ...] = ()
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Return the parts of a direct sum, in order; each rank has a shard of every one."""
+        return tuple(self.name.split(_JOINT)) if _JOINT in self.name else ()
 
     def __str__(self) -> str:
-        name = f"({self.name})" if self.segments else self.name
+        name = f"({'|'.join(self.segments)})" if self.segments else self.name
         axes = f"@{'+'.join(self.axes)}" if self.axes else ""
         return f"{'~' if self.ragged else ''}{name}{axes}"
 
@@ -95,8 +111,12 @@ def parse_spec(text: str) -> Spec:
             varying = (*varying, *found[1].split("+"))
         elif found := _DIM.fullmatch(word):
             axes = tuple(found[4].split("+")) if found[4] else ()
-            segments = tuple(found[3].split("|")) if found[3] else ()
-            dims.append(Dim(found[2] or found[3], axes, bool(found[1]), segments))
+            if found[2] and _JOINT in found[2]:
+                raise AnnotationError(
+                    f"dim {found[2]!r} in placement {text!r}: two underscores are kept for direct "
+                    f"sums; write ({found[2].replace(_JOINT, '|')}) if it is one"
+                )
+            dims.append(Dim(found[2] or direct_sums(f"({found[3]})"), axes, bool(found[1])))
         else:
             raise AnnotationError(
                 f"{word!r} in placement {text!r} is not a dimension (name, name@axis+axis, ~name, "

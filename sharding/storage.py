@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .error import PlacementError
+from .host import Joined
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Var
 
@@ -20,7 +21,8 @@ class Member:
     """A parameter's part of a pack.
 
     `names`, `sizes` and `axes` describe the whole parameter; `pattern` is the einops pattern from
-    its local slice to the rows `start` to `stop` of the pack.
+    its local slice to the rows `start` to `stop` of the pack.  A parameter over a direct sum has a
+    member for each part of it: `within` is the dim, where the part begins in it, and its size.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Member:
     pattern: str
     start: int
     stop: int
+    within: tuple[int, int, int] | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -41,9 +44,12 @@ class Member:
     def slices(self, mesh: Mesh, rank: int) -> tuple[slice, ...]:
         """Return the slice of each dim of the whole parameter that `rank` keeps."""
         found = []
-        for size, axes in zip(self.sizes, self.axes, strict=True):
+        for index, (size, axes) in enumerate(zip(self.sizes, self.axes, strict=True)):
+            begin = 0
+            if self.within and self.within[0] == index:
+                _, begin, size = self.within
             width = size // mesh.size(axes)
-            start = mesh.index(rank, axes) * width
+            start = begin + mesh.index(rank, axes) * width
             found.append(slice(start, start + width))
         return tuple(found)
 
@@ -60,6 +66,11 @@ class Pack:
     shape: tuple[int, ...]
     dtype: torch.dtype
     members: tuple[Member, ...]
+
+    @property
+    def params(self) -> tuple[Member, ...]:
+        """Return the first member of each parameter."""
+        return tuple({member.path: member for member in reversed(self.members)}.values())[::-1]
 
 
 def storage(program: Program) -> tuple[Pack, ...]:
@@ -147,7 +158,7 @@ def _projected(project: Project, mesh: Mesh) -> Pack:
         for factor in left[1:]:
             columns *= local[factor] or 1
         pattern = f"{' '.join(right)} -> ({' '.join(out[1:])}) ({' '.join(left[1:])})"
-        members.append(_member(weight, pattern, start, start + rows))
+        members += _members(weight, pattern, start, rows)
         start += rows
     dtype = project.applies[0].operands[1].dtype
     return Pack(project.pack, (start, columns), dtype, tuple(members))
@@ -156,16 +167,39 @@ def _projected(project: Project, mesh: Mesh) -> Pack:
 def _plain(var: Var, mesh: Mesh) -> Pack:
     names = " ".join(var.spec.names)
     shape = tuple(size or 1 for size in var.local(mesh))
-    return Pack(var.name, shape, var.dtype, (_member(var, f"{names} -> {names}", 0, shape[0]),))
+    return Pack(
+        var.name, shape, var.dtype, tuple(_members(var, f"{names} -> {names}", 0, shape[0]))
+    )
 
 
-def _member(var: Var, pattern: str, start: int, stop: int) -> Member:
-    return Member(
+def _members(var: Var, pattern: str, start: int, rows: int) -> Iterator[Member]:
+    """Yield a parameter's part of a pack, or those of its direct sum's parts, one below the other.
+
+    Raises:
+        PlacementError: the direct sum is not what the rows of the pack are first divided by.
+    """
+    joint = next((at for at, dim in enumerate(var.spec.dims) if dim.segments), None)
+    size = None if joint is None else var.sizes[joint]
+    parts: tuple[int, ...] = size.parts if isinstance(size, Joined) else ()
+    if joint is not None and _flat(pattern)[0] != var.spec.dims[joint].name:
+        raise PlacementError(
+            f"{var.line}: {var.name} is stored as '{pattern}': the direct sum "
+            f"{var.spec.dims[joint]} must stand first among a product's dims after the rows, or in "
+            f"a parameter that is no matrix; it cannot be summed over"
+        )
+    member = Member(
         var.name,
         var.spec.names,
-        tuple(size or 1 for size in var.sizes),
+        tuple(int(size or 1) for size in var.sizes),
         tuple(dim.axes for dim in var.spec.dims),
         pattern,
         start,
-        stop,
+        start + rows,
     )
+    if joint is None:
+        yield member
+    begin = 0
+    for part in parts:
+        stop = start + rows * part // sum(parts)
+        yield attrs.evolve(member, start=start, stop=stop, within=(joint, begin, part))
+        start, begin = stop, begin + part

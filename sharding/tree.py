@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from .error import AnnotationError
-from .host import HostInt
+from .host import HostInt, Joined
 from .spec import Placement, Spec
 
 T = TypeVar("T")
@@ -66,19 +66,14 @@ def declare(
         if isinstance(kind, Placement):
             if kind.optional and name not in present:
                 return None
-            joint = [dim for dim in kind.spec.dims if dim.segments]
-            if joint:
-                raise AnnotationError(
-                    f"{kind.line}: {cls.__name__}.{name} is stored with direct-sum dim {joint[0]}; "
-                    f"declare one parameter a segment, they are packed side by side"
-                )
-            missing = [dim for dim in kind.spec.names if dim not in sizes]
+            parts = {dim.name: dim.segments or (dim.name,) for dim in kind.spec.dims}
+            missing = [each for names in parts.values() for each in names if each not in sizes]
             if missing:
                 raise AnnotationError(
                     f"{kind.line}: no size for dim {missing[0]!r} of {cls.__name__}.{name}; "
                     f"sizes are given for {', '.join(sorted(sizes))}"
                 )
-            shape = tuple(sizes[dim] for dim in kind.spec.names)
+            shape = tuple(_size(names, sizes) for names in parts.values())
             return Declared(kind, shape, kind.dtype or dtype)
         if kind is int:
             return HostInt(f"{cls.__name__}.{name}")
@@ -103,6 +98,13 @@ def declare(
             for name, kind in fields.items()
         }
     )
+
+
+def _size(names: tuple[str, ...], sizes: Mapping[str, int | None]) -> int | None:
+    """Return the size of a dim, or of the direct sum of several."""
+    if len(names) == 1:
+        return sizes[names[0]]
+    return Joined(tuple(sizes[name] or 0 for name in names))
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -272,6 +272,8 @@ class Verification:
             raise VerificationError(f"{where}: stored values are never moved")
         if any(at is not None and at >= len(dims) for at in (move.dim, move.source)):
             raise VerificationError(f"{where}: it has no dim {move.dim} or {move.source}")
+        if any(at is not None and dims[at].segments for at in (move.dim, move.source)):
+            raise VerificationError(f"{where}: shards of a direct sum are not side by side")
         if move.joins and not (
             isinstance(self.last, Move)
             and (self.last.kind, self.last.axes, self.last.dim) == (move.kind, move.axes, move.dim)

@@ -21,8 +21,8 @@ def specs(draw: st.DrawFn) -> Spec:
         segments = draw(st.sampled_from([(), ("a", "b"), ("a", "b", "c")]))
         if any(dim.segments for dim in dims):
             segments = ()
-        label = "|".join(segments) if segments else name
-        dims.append(Dim(label, tuple(used), draw(st.booleans()), segments))
+        label = "__".join(segments) if segments else name
+        dims.append(Dim(label, tuple(used), draw(st.booleans())))
     count = draw(st.integers(0, len(axes)))
     partial, varying = tuple(axes[:count]), tuple(axes[count:])
     reduce = draw(st.sampled_from(["sum", "max"])) if partial else "sum"
@@ -38,7 +38,7 @@ def test_grammar_covers_every_form() -> None:
     spec = parse_spec("~n@dp+tp (q|k|v)@kv d !max:ep ?pp")
     assert spec.dims == (
         Dim("n", ("dp", "tp"), ragged=True),
-        Dim("q|k|v", ("kv",), segments=("q", "k", "v")),
+        Dim("q__k__v", ("kv",)),
         Dim("d"),
     )
     assert (spec.partial, spec.reduce, spec.varying) == (("ep",), "max", ("pp",))

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Direct sums: one dim made of several, `(g|u)`, of which each rank has a shard of every part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from test_sum_kinds import batch
+from torch import Tensor
+
+from tokenspeed_core.ops import declared_batch, einsum, embedding, parts, rms_norm, silu_mul
+from tokenspeed_core.sharding import (
+    AnnotationError,
+    Layout,
+    MeshError,
+    Placed,
+    PlacementError,
+    Plan,
+    TraceError,
+    VerificationError,
+    build,
+    declare,
+    leaves,
+    map_leaves,
+    module,
+    parse_spec,
+    trace,
+)
+from tokenspeed_core.sharding.program import Apply, Move
+from tokenspeed_core.sharding.recheck import recheck
+from tokenspeed_core.sharding.simulate import Simulation
+from tokenspeed_core.sharding.verify import verify
+
+SIZES = {"v": 8, "d": 8, "g": 12, "u": 12, "q": 16, "k": 4}
+MESHES = ["tp=1", "tp=2", "tp=4", "tp=(a=2,b=2)", "dp=2 tp=2"]
+
+
+@module
+class Params:
+    table: Placed[Tensor, "v@tp d"]
+    norm: Placed[Tensor, "d"]
+    gate_up: Placed[Tensor, "d (g|u)@tp"]
+    bias: Placed[Tensor, "(g|u)@tp"]
+    down: Placed[Tensor, "g@tp d"]
+    uneven: Placed[Tensor, "(q|k)@tp d"]
+
+
+def halves(p: Params, batch: Any) -> Tensor:
+    x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+    q, k = parts(einsum("n d, (q|k) d -> n (q|k)", x, p.uneven), 16, 4)
+    return einsum("n q, n k -> n q k", q, k)
+
+
+def gated(p: Params, batch: Any) -> Tensor:
+    x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+    gate, _ = parts(einsum("n d, d (g|u) -> n (g|u)", x, p.gate_up) + p.bias, 12, 12)
+    return einsum("n g, g d -> n d", silu_mul(gate, gate), p.down)
+
+
+def compiled(function: Callable[..., Any], layout: Layout, **sizes: int) -> tuple[Plan, float]:
+    """Compile, simulate, re-check; return the plan and its distance from the eager result."""
+
+    def forward(p: Any, caches: Any, batch: Any) -> Any:
+        return function(p, batch), caches
+
+    declared = declare(Params, {**SIZES, **sizes}, torch.float64)
+    plan = build(
+        trace(forward, declared, (), declared_batch()),
+        layout,
+        name="sums",
+        ops="tokenspeed_core.ops",
+        params=declared,
+        caches=(),
+        constants={},
+    )
+    recheck(plan, plan.source)
+    torch.manual_seed(1)
+    values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
+    eager, _ = forward(map_leaves(lambda path, _: values[path], declared), (), batch())
+    got = Simulation(plan, values, blocks=1).step(batch())
+    return plan, float((got - eager).abs().max())
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_direct_sum_is_sharded_part_by_part(mesh: str) -> None:
+    plan, error = compiled(gated, Layout(mesh))
+    assert error < 1e-12
+    if mesh == "tp=2":
+        packs = {pack.name: pack for pack in plan.storage}
+        assert packs["gate_up"].shape == (12, 8)
+        members = packs["gate_up"].members
+        assert [(m.path, m.start, m.stop) for m in members] == [
+            ("gate_up", 0, 6),
+            ("gate_up", 6, 12),
+        ]
+        assert members[1].slices(plan.mesh, 1) == (slice(0, 8), slice(18, 24))
+        assert "n (g|u)@tp" in plan.source
+        kinds = [step.kind for step in plan.program.driver.steps if isinstance(step, Move)]
+        assert kinds == ["all_reduce", "all_reduce"]
+
+
+def test_parts_of_other_sizes_keep_their_own_shards() -> None:
+    """16 and 4 over two ranks: 8 and 2 each, not 10 and 10; one may not share a product's axis."""
+    with pytest.raises(PlacementError, match="another on"):
+        compiled(halves, Layout("tp=2"))
+    plan, error = compiled(halves, Layout("tp=2", place={"(q|k)": ""}))
+    assert error < 1e-12
+    assert plan.mesh.num_ranks == 2
+
+
+def test_a_part_that_does_not_divide_is_named() -> None:
+    with pytest.raises(MeshError, match="'k' has size 3, which tp=2 does not divide"):
+        compiled(gated, Layout("tp=2"), k=3)
+
+
+def test_a_shard_of_a_direct_sum_is_not_gathered() -> None:
+    def summed(p: Params, batch: Any) -> Tensor:
+        x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+        return einsum("n d, d (g|u) -> n (g|u)", x, p.gate_up)
+
+    with pytest.raises(Exception, match="take its `parts` first"):
+        compiled(summed, Layout("tp=2"))
+    plan, _ = compiled(gated, Layout("tp=2"))
+    code = plan.program.driver
+    at = next(i for i, s in enumerate(code.steps) if isinstance(s, Apply) and s.op.name == "parts")
+    (both,) = code.steps[at].operands
+    whole = attrs.evolve(both, name="whole", spec=parse_spec("n (g|u)"))
+    move = Move("all_gather", ("tp",), 1, both, whole, "", both.line, ())
+    steps = (*code.steps[:at], move, *code.steps[at:])
+    with pytest.raises(VerificationError, match="not side by side"):
+        verify(attrs.evolve(plan.program, driver=attrs.evolve(code, steps=steps)))
+
+
+@pytest.mark.parametrize("sizes", [(12, 6, 6), (24,), (6, 18), (16, 8)])
+def test_parts_of_wrong_sizes_are_refused(sizes: tuple[int, ...]) -> None:
+    def wrong(p: Params, batch: Any) -> Any:
+        x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+        return parts(einsum("n d, d (g|u) -> n (g|u)", x, p.gate_up), *sizes)[0]
+
+    with pytest.raises(TraceError, match=r"parts of sizes .* of dim \(g\|u\) of size 24"):
+        compiled(wrong, Layout("tp=2"))
+
+
+@pytest.mark.parametrize("ways", [2, 3])
+@pytest.mark.parametrize("state", ["R", "P", "1", "rows", "parts"])
+def test_the_rule_is_true(ways: int, state: str) -> None:
+    """By brute force: whatever a rank holds of the sum, it holds of each part."""
+    torch.manual_seed(2)
+    x = torch.randn(6, 18, dtype=torch.float64)
+    whole = parts(x, 12, 6)
+    owner = torch.randint(0, ways, x.shape)
+    noise = [torch.randn_like(x) for _ in range(ways - 1)]
+    local = {
+        "R": [x] * ways,
+        "P": [*noise, x - sum(noise)],
+        "1": [x * (owner == rank) for rank in range(ways)],
+        "rows": list(x.chunk(ways)),
+        "parts": [torch.cat([p.chunk(ways, 1)[rank] for p in whole], 1) for rank in range(ways)],
+    }[state]
+    made = [parts(each, 12, 6) for each in local]
+    for index, expected in enumerate(whole):
+        pieces = [each[index] for each in made]
+        got = {
+            "R": lambda pieces=pieces: pieces[0],
+            "P": lambda pieces=pieces: sum(pieces),
+            "1": lambda pieces=pieces: sum(pieces),
+            "rows": lambda pieces=pieces: torch.cat(pieces),
+            "parts": lambda pieces=pieces: torch.cat(pieces, 1),
+        }[state]()
+        torch.testing.assert_close(got, expected)
+
+
+def test_two_underscores_are_kept_for_direct_sums() -> None:
+    assert str(parse_spec("n (g|u)@tp")) == "n (g|u)@tp"
+    with pytest.raises(AnnotationError, match=r"write \(g\|u\)"):
+        parse_spec("n g__u")
