@@ -28,7 +28,7 @@ def parts(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
         return made
     segments = Dim(names[-1]).segments
     known = x.sizes[-1] if isinstance(x, Value) else None
-    if len(segments) != len(sizes) or (known is not None and tuple(known.parts) != sizes):  # type: ignore[attr-defined]
+    if len(segments) != len(sizes) or (known is not None and tuple(known.parts) != sizes):
         raise TraceError(
             explained(
                 author_line(),

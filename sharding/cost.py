@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TypeGuard
 
 import attrs
 
@@ -75,17 +74,21 @@ def work(step: Step, mesh: Mesh, tokens: Mapping[str, int]) -> float:
         return 0.0
     stored = [var for var in step.operands if var.kind == "param"]
     rows = math.prod(s or tokens.get("n", 1) for s in step.operands[0].local(mesh)[:1])
-    share = 1.0
-    for factors, var in zip(step.rule.inputs, step.operands, strict=True) if _routes(step) else ():
-        if step.rule.offset in factors:
-            share = (step.operands[1].sizes[1] or 1) / (var.sizes[0] or 1)
+    share = _share(step) if isinstance(step, Apply) and step.rule.routes else 1.0
     byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / 3.03e6
     elements = sum(nbytes(var, tokens, mesh) // var.dtype.itemsize for var in stored)
     return max(byte_us, 2 * rows * elements * share / 800e6)
 
 
-def _routes(step: Step) -> TypeGuard[Apply]:
-    return isinstance(step, Apply) and step.rule.routes
+def _share(step: Apply) -> float:
+    """Return which part of the experts computes a row."""
+    active = step.operands[1].sizes[1] or 1
+    (experts,) = {
+        var.sizes[factors.index(step.rule.offset)] or 1
+        for factors, var in zip(step.rule.inputs, step.operands, strict=True)
+        if step.rule.offset is not None and step.rule.offset in factors
+    }
+    return active / experts
 
 
 def moves(code: Code) -> Iterator[tuple[Move, int]]:

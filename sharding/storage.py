@@ -145,7 +145,7 @@ def _flat(pattern: str) -> list[str]:
 
 
 def _projected(project: Project, mesh: Mesh) -> Pack:
-    members = []
+    members: list[Member] = []
     start = 0
     columns = 0
     for apply in project.applies:
@@ -198,6 +198,7 @@ def _members(var: Var, pattern: str, start: int, rows: int) -> Iterator[Member]:
     )
     if joint is None:
         yield member
+        return
     begin = 0
     for part in parts:
         stop = start + rows * part // sum(parts)
