@@ -20,6 +20,7 @@ class FinishReason(enum.IntEnum):
     ABORT = 3  # the frontend asked
     WORKER_LOST = 4  # the workers died under it; the client may retry
     NUMERIC = 5  # NaN or infinity in the logits of this request alone
+    NO_TOKEN = 6  # its grammar and its bans together leave no token
 
 
 class GroupKind(enum.IntEnum):

@@ -163,6 +163,10 @@ class TokenDeltas(_Message, frozen=True, tag=20):
     report_volatile: bytes = b""  # u8: 1 if the session diverges there again and again
     report_queued_us: bytes = b""  # i32: from the request's arrival until it first had a slot
     report_first_step: bytes = b""  # i64: the first step that could have a row of it
+    # What workers tell of requests past the scheduler: an encoded details.Details a row.
+    detail_ids: bytes = b""  # u64 column
+    detail_bytes: bytes = b""  # i32 column
+    details: bytes = b""  # u8 column, rows back to back
 
 
 class Rejected(_Message, frozen=True, tag=21):
@@ -283,9 +287,13 @@ class StepResult(_Message, frozen=True, tag=40):
     epoch: int
     step: int
     digest: bytes  # 16 bytes, the plan's running digest
-    tokens: bytes  # i32: one per sampling row in row order; -1 if the row's logits were not finite
+    tokens: bytes  # i32: one per sampling row in row order; -1 if the row's logits were not finite,
+    #                -2 if they were and its request allows none of the tokens
     logprobs: bytes  # f32 beside tokens, empty if no row asked
     counts: bytes = b""  # i32: tokens of each sampling row; empty: one each
+    detail_slots: bytes = b""  # i32: slots of rows that tell something of their request ...
+    detail_bytes: bytes = b""  # i32: ... in so many bytes
+    details: bytes = b""  # u8: encoded details.Details back to back, which frontends read
 
 
 class StepAck(_Message, frozen=True, tag=41):

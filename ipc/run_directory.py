@@ -79,6 +79,11 @@ class RunDirectory:
         """Where the ranks of a worker group find each other (torch.distributed init method)."""
         return f"file://{self.path / 'ranks'}"
 
+    @property
+    def grammars(self) -> Path:
+        """Where frontends keep compiled grammars for the workers."""
+        return self.path / "grammars"
+
     def remove(self) -> None:
         """Delete the directory; silent if it is gone already."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -18,3 +18,7 @@ class Shaping(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bad_words: list[bytes] = []  # i32 columns: sequences whose last token may not follow the others
     prompt_ids: bytes = b""  # i32 column: the distinct tokens of the prompt, for `repetition`
     outputs: bytes = b""  # i32 column: the end of the prompt that was generated before a loss
+    top: int = 0  # tell so many of the likeliest tokens beside each sampled one
+    prompt: bytes = b""  # i32 column: the prompt, if log-probabilities of its tokens are asked ...
+    prompt_top: int = 0  # ... and so many of the likeliest beside each
+    grammar: str = ""  # of the answer: its place among the compiled ones of the run directory

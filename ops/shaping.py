@@ -45,3 +45,16 @@ def without_end(logits: Tensor, tail: Tensor, sequence: Tensor) -> Tensor:
     before, last = sequence[:-1], sequence[-1:]
     ends = (tail[len(tail) - len(before) :] == before).all()
     return logits.index_put((last,), torch.where(ends, -torch.inf, logits[last]))
+
+
+def allowed_only(logits: Tensor, words: Tensor) -> Tensor:
+    """Return `logits[v]`, -inf for tokens whose bit is 0 or missing in `words` int32.
+
+    Token i has bit i % 32 of word i // 32.
+    """
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
+    bits = ((words[:, None] >> shifts) & 1).bool().flatten()
+    allowed = bits.new_zeros(len(logits))
+    count = min(len(logits), len(bits))
+    allowed[:count] = bits[:count]
+    return logits.masked_fill(~allowed, -torch.inf)

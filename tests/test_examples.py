@@ -19,6 +19,7 @@ EXPECTED = {
     "07_session": "CacheReport(host=0, new=",
     "08_simulate": "12 sessions, reuse, pool 100k, host 400k: missed new",
     "09_kv_events": "and so it is: ",
+    "10_structured_output": '"on_the_sea"',
 }
 
 

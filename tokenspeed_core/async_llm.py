@@ -2,7 +2,9 @@
 """The asynchronous client with text: the ZeroMQ SDK plus tokenizer, chat template, detokenizer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,8 +15,11 @@ from .chat_template import Message
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
+from .grammar.compiler import Compiler
+from .grammar.grammar import Grammar
 from .ipc.messages import Sampling, SessionAction
-from .sampling_params import SamplingError, SamplingParams
+from .ipc.run_directory import RunDirectory
+from .sampling_params import MAX_SCORED_PROMPT, SamplingError, SamplingParams
 from .sdk import RESUME_S, Client, RequestStream
 from .session import Session
 from .shaping import shaping
@@ -68,6 +73,12 @@ class AsyncLLM:
             assert self.client.welcome is not None
             codec = attrs.evolve(codec, sorts_tools=self.config.sort_tools)
             self.codec = codec.within(self.client.welcome.max_model_len)
+            self.grammars = Compiler(
+                RunDirectory(Path(run_dir)).grammars,
+                self.config.grammar_backend,
+                self.config.grammar_deadline_s,
+                self.config.grammar_memory,
+            )
         except BaseException:
             await self.close()
             raise
@@ -85,6 +96,8 @@ class AsyncLLM:
         """Abort what is in flight, disconnect, and stop the engine if it was started here."""
         if hasattr(self, "client"):
             await self.client.close()
+        if hasattr(self, "grammars"):
+            await self.grammars.close()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop, 0.0)
             self._engine = None
@@ -100,6 +113,7 @@ class AsyncLLM:
 
         Raises:
             PromptError: the prompt is empty, too long or holds unknown ids.
+            GrammarError, GrammarBusyError, CompilerLostError: see `grammar.compiler`.
             EngineLostError, RejectedError, RequestFailedError: see `tokenspeed_core.sdk`.
         """
         return joined([delta async for delta in self.stream(prompt, params, session, urgency)])
@@ -139,18 +153,35 @@ class AsyncLLM:
         """
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
-        request = self.submit(ids, params, session, urgency)
         table = table or self.codec.table
-        text = CompletionText(table, params.stop, len(ids), logprobs=params.logprobs)
-        try:
-            async for delta in request:
-                with self.codec.stages.stage("detokenise"):
-                    piece = text.push(delta)
-                yield piece
-                if piece.finish_reason is not None:
-                    break
-        finally:
-            request.abort(text.kept)
+        async with self._compiled(params.grammar, table) as grammar:
+            request = self.submit(ids, params, session, urgency, grammar)
+            text = CompletionText(table, params.stop, len(ids), logprobs=params.logprobs)
+            scored = params.prompt_logprobs is not None  # told with the first delta
+            try:
+                async for delta in request:
+                    with self.codec.stages.stage("detokenise"):
+                        piece = text.push(delta)
+                    if scored:
+                        piece = attrs.evolve(piece, prompt_scores=request.prompt_scores())
+                        scored = False
+                    yield piece
+                    if piece.finish_reason is not None:
+                        break
+            finally:
+                request.abort(text.kept)
+
+    @contextlib.asynccontextmanager
+    async def _compiled(self, grammar: Grammar | None, table: TokenText) -> AsyncIterator[str]:
+        """Yield the name of a grammar compiled for tokens that `table` spells, "" for none."""
+        if grammar is None:
+            yield ""
+            return
+        limits = self.client.welcome
+        assert limits is not None, "not connected"
+        ends = self.codec.tokenizer.eos_ids
+        async with self.grammars.using(grammar, table, limits.vocab_size, ends) as name:
+            yield name
 
     def submit(
         self,
@@ -158,8 +189,11 @@ class AsyncLLM:
         params: SamplingParams,
         session: Session | None = None,
         urgency: Urgency | None = None,
+        grammar: str = "",
     ) -> RequestStream:
         """Send a request of token ids and return its stream of token deltas.
+
+        `grammar` names what was compiled of the parameters' grammar.
 
         Raises:
             PromptError, SamplingError: see `generate`.
@@ -168,12 +202,16 @@ class AsyncLLM:
         limits = self.client.welcome
         assert limits is not None, "not connected"
         self._check(ids, params, limits.max_model_len, limits.vocab_size)
+        if params.prompt_logprobs is not None:
+            # What is cached is not computed, and so cannot be told of.
+            session = Session(salt=secrets.token_hex(16))
         rest = limits.max_model_len - len(ids)
         max_tokens = params.max_tokens
         if max_tokens is None:  # ask for no more than the cache can ever hold
             room = (limits.num_blocks - 1) * limits.block_size - len(ids)
             max_tokens = max(1, min(rest, room))
-        eos = () if params.ignore_eos else sorted(self.codec.tokenizer.eos_ids)
+        is_endless = params.ignore_eos and not grammar
+        eos = () if is_endless else sorted(self.codec.tokenizer.eos_ids)
         ends = (*eos, *params.stop_token_ids)
         return self.client.submit(
             ids,
@@ -184,7 +222,7 @@ class AsyncLLM:
                 float(params.top_p),
                 params.drawn_seed(),
                 params.logprobs,
-                shaping(params, ids, ends, self.codec.tokenizer),
+                shaping(params, ids, ends, self.codec.tokenizer, grammar),
             ),
             stop_ids=ends,
             session=session,
@@ -217,6 +255,11 @@ class AsyncLLM:
         if biased >= vocab_size:
             raise SamplingError(
                 "logit_bias", f"holds {biased}, outside the vocabulary of {vocab_size}"
+            )
+        if params.prompt_logprobs is not None and len(ids) > MAX_SCORED_PROMPT:
+            raise SamplingError(
+                "prompt_logprobs",
+                f"is given for {len(ids)} tokens; at most {MAX_SCORED_PROMPT} can be scored",
             )
         if params.max_tokens is not None and params.min_tokens > params.max_tokens:
             raise SamplingError("min_tokens", f"is {params.min_tokens}, over max_tokens")

@@ -9,6 +9,7 @@ from .cache_report import CacheReport
 from .course import Course
 from .detokenizer import Detokenizer, StopStrings, TokenText
 from .ipc.messages import FinishReason
+from .scores import PromptScore, Tops
 from .sdk import Delta
 
 _REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort"}
@@ -40,6 +41,9 @@ class TextDelta:
     stop_reason: str | int | None  # the stop string or stop id that ended the request
     usage: Usage  # so far
     course: Course | None = None
+    tops: list[Tops] = attrs.field(factory=list)  # beside token_ids; empty unless asked for
+    # Of the prompt's tokens but the first, with the first delta; empty unless asked for.
+    prompt_scores: list[PromptScore] = attrs.field(factory=list)
 
 
 @attrs.frozen
@@ -52,6 +56,8 @@ class Completion:
     finish_reason: str
     stop_reason: str | int | None
     usage: Usage
+    tops: list[Tops] = attrs.field(factory=list)
+    prompt_scores: list[PromptScore] = attrs.field(factory=list)
 
 
 def joined(deltas: list[TextDelta]) -> Completion:
@@ -65,6 +71,8 @@ def joined(deltas: list[TextDelta]) -> Completion:
         last.finish_reason,
         last.stop_reason,
         last.usage,
+        [tops for delta in deltas for tops in delta.tops],
+        deltas[0].prompt_scores,
     )
 
 
@@ -72,6 +80,7 @@ def joined(deltas: list[TextDelta]) -> Completion:
 class _Pending:
     id: int
     logprob: float | None
+    tops: Tops | None
     start: int  # characters of the text before this token's
 
 
@@ -103,7 +112,8 @@ class CompletionText:
         for index, id in enumerate(delta.tokens):
             self.kept += 1
             logprob = delta.logprobs[index] if self._wants_logprobs else None
-            self._pending.append(_Pending(id, logprob, self._decoded))
+            tops = delta.tops[index] if delta.tops else None
+            self._pending.append(_Pending(id, logprob, tops, self._decoded))
             if index == last and delta.finish_reason is FinishReason.STOP:
                 stop_reason = id  # the id that ended the request has no text of its own
                 break
@@ -126,7 +136,7 @@ class CompletionText:
         self, text: str, reason: str | None, stop_reason: str | int | None, delta: Delta
     ) -> TextDelta:
         self._emitted += len(text)
-        ids, logprobs = [], []
+        ids, logprobs, all_tops = [], [], []
         is_cut = self._stops.matched is not None
         while self._pending and (
             self._pending[0].start < self._emitted or (reason is not None and not is_cut)
@@ -135,5 +145,7 @@ class CompletionText:
             ids.append(token.id)
             if token.logprob is not None:
                 logprobs.append(token.logprob)
+            if token.tops is not None:
+                all_tops.append(token.tops)
         usage = Usage(self._prompt_tokens, self.kept, delta.cached_tokens, delta.report)
-        return TextDelta(text, ids, logprobs, reason, stop_reason, usage, delta.course)
+        return TextDelta(text, ids, logprobs, reason, stop_reason, usage, delta.course, all_tops)

@@ -63,6 +63,23 @@ class EngineConfig:
     drain_s: float = option(
         30.0, "server", "how long running requests may finish on SIGTERM", low=0, metavar="SECONDS"
     )
+    grammar_backend: str = option(
+        "auto",
+        "server",
+        "what constrains answers; auto: the first installed that enforces all of a schema",
+        choices=("auto", "xgrammar", "llguidance"),
+    )
+    grammar_deadline_s: float = option(
+        5.0, "server", "how long a grammar may take to compile", low=0.01, metavar="SECONDS"
+    )
+    grammar_memory: int = option(
+        1 << 30,
+        "server",
+        "memory that a grammar may take to compile",
+        low=1,
+        metavar="SIZE",
+        converter=size_in_bytes,
+    )
     log_level: str = option(
         "info",
         "server",

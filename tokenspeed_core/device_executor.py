@@ -9,6 +9,7 @@ from torch import Tensor
 from .block_table import Int32
 from .decode_graph import DecodeGraph, DecodeGraphs
 from .device_tables import DeviceTables
+from .grammar.library import Library
 from .graphs import Graphs
 from .ipc.messages import StepPlan
 from .models.sampling import Choice, choose
@@ -33,12 +34,13 @@ class DeviceExecutor:
         tables: DeviceTables,
         graphs: Graphs | None,
         transfers: Transfers | None = None,
+        library: Library | None = None,
     ) -> None:
         self._runner = runner
         self._tables = tables
         self._graphs = graphs
         self._transfers = transfers
-        self._slots: Slots = runner.new_slots()
+        self._slots: Slots = runner.new_slots(library)
         # What these rows share; it holds while their slots keep their requests.
         self._sharers: Int32 | None = None
         self._shared: SharedPrefix | None = None
@@ -64,7 +66,7 @@ class DeviceExecutor:
                 if Choice.of(step.sampling) == Choice() and not step.shapers:
                     return Sampled.download(graph.greedy()[: len(step.rows)], None)
                 return self._sample(step, logits[: len(step.rows)])
-        if self._graphs is not None and not step.loads:
+        if self._graphs is not None and not step.loads and not step.shapers.prompts:
             extend = self._graphs.extend.of(step)
             if extend is not None:
                 self._runner.copy_blocks(step.copies)
@@ -89,16 +91,19 @@ class DeviceExecutor:
             batch.tokens.index_copy_(0, index[0], self._tables.last_token[index[1]])
         return attrs.evolve(step, batch=batch)
 
-    def _sample(self, step: Step, logits: Tensor) -> Sampled:
+    def _sample(self, step: Step, every: Tensor) -> Sampled:
+        logits = every[: len(step.sampling_slots)]
         how = Choice.of(step.sampling)
         rows = moved(step.sampling, self._tables.device)
         shaped = step.shapers.shaped(logits, step.sampling.temperature)
         found = choose(shaped, rows, how, logits.shape[-1])
-        tokens = found[:, 0].int()
-        step.shapers.take(tokens)
+        tokens = step.shapers.take(found[:, 0].int(), logits)
         if len(step.sampling_slots):
             self._tables.record(uploaded(step.sampling_slots, self._tables.device), tokens)
-        if not how.reported:
-            return Sampled.download(tokens, None)
-        logprobs = found[:, 1].masked_fill(~rows.logprobs, torch.nan).float()
-        return Sampled.download(tokens, step.shapers.own_logprobs(logits, tokens, logprobs))
+        logprobs = None
+        if how.reported:
+            logprobs = found[:, 1].masked_fill(~rows.logprobs, torch.nan).float()
+            logprobs = step.shapers.own_logprobs(logits, tokens, logprobs)
+        sampled = Sampled.download(tokens, logprobs, step.shapers.told(every))
+        step.shapers.follow(sampled)
+        return sampled

@@ -35,3 +35,7 @@ class RequestFailedError(RuntimeError):
 
 class StalledReaderError(RuntimeError):
     """A request was aborted because nobody read the tokens that it produced."""
+
+
+class NoTokenError(RequestFailedError):
+    """A request's own grammar and bans left no token that could come next."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from .device_executor import DeviceExecutor
 from .executor import Executor, HostExecutor
+from .grammar.library import Library
 from .graphs import Graphs
 from .runner import Runner
 from .start_clock import timed
@@ -13,7 +14,9 @@ from .transfers import Transfers
 NewExecutor = Callable[[Transfers | None], Executor]
 
 
-def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
+def execution(
+    runner: Runner, chunk: int, graphs: bool = True, library: Library | None = None
+) -> NewExecutor:
     """Return what makes the executor of an epoch; here a GPU's graphs are captured.
 
     `chunk` is the most tokens of a step; `graphs` says whether decode steps of a GPU replay
@@ -21,12 +24,12 @@ def execution(runner: Runner, chunk: int, graphs: bool = True) -> NewExecutor:
     the ranks of their experts: the host waits for how many there are.
     """
     if runner.device.type == "cpu":
-        return lambda transfers: HostExecutor(runner, transfers)
+        return lambda transfers: HostExecutor(runner, transfers, library)
     tables = runner.new_tables()
     if len(runner.groups) > 1:
-        return lambda transfers: DeviceExecutor(runner, tables, None, transfers)
+        return lambda transfers: DeviceExecutor(runner, tables, None, transfers, library)
     if "c.dispatch(" in runner.plan.source:
         graphs = False
     with timed("captured graphs"):
         captured = Graphs.capture(runner, tables, chunk) if graphs else None
-    return lambda transfers: DeviceExecutor(runner, tables, captured, transfers)
+    return lambda transfers: DeviceExecutor(runner, tables, captured, transfers, library)

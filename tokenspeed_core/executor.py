@@ -3,8 +3,7 @@
 
 from typing import Protocol
 
-import torch
-
+from .grammar.library import Library
 from .ipc.messages import StepPlan
 from .runner import Runner
 from .sampled import Sampled
@@ -26,17 +25,19 @@ class Executor(Protocol):
 class HostExecutor:
     """Runs a step to its end before `launch` returns."""
 
-    def __init__(self, runner: Runner, transfers: Transfers | None = None) -> None:
+    def __init__(
+        self, runner: Runner, transfers: Transfers | None = None, library: Library | None = None
+    ) -> None:
         self._runner = runner
         self._transfers = transfers
-        self._slots = runner.new_slots()
+        self._slots = runner.new_slots(library)
 
     def launch(self, plan: StepPlan) -> Sampled:
         """Run a step."""
         step = self._slots.prepare(plan)
         if self._transfers is not None:
             self._transfers.start(plan)
-        tokens, logprobs = self._runner.run(step, self._transfers)
-        self._slots.record(step, tokens)
-        asked = bool(step.sampling.logprobs.any())
-        return Sampled(torch.from_numpy(tokens), torch.from_numpy(logprobs), asked)
+        sampled = self._runner.run(step, self._transfers)
+        self._slots.record(step, sampled.tokens)
+        step.shapers.follow(sampled)
+        return sampled

@@ -10,7 +10,9 @@ import attrs
 
 from .cache_report import CacheReport
 from .course import Course
+from .ipc.details import Details
 from .ipc.messages import FinishReason, Submit
+from .scores import PromptScore, Tops, prompt_scores, tops_of
 
 
 @attrs.frozen
@@ -23,6 +25,7 @@ class Delta:
     cached_tokens: int  # prompt tokens served from the prefix cache
     report: CacheReport | None = None  # from the first token on: why the others were not
     course: Course | None = None
+    tops: list[Tops] = attrs.field(factory=list)  # beside tokens; empty unless asked for
 
 
 class RequestStream:
@@ -44,6 +47,8 @@ class RequestStream:
         self._take_back = take_back
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._tops: list[Tops] = []
+        self._scores: dict[int, PromptScore] = {}  # of the prompt's tokens, by position
         self._cached = 0
         self._report: CacheReport | None = None
         self._finish = FinishReason.NONE
@@ -69,9 +74,15 @@ class RequestStream:
             self._is_over = True
             raise self._error
         delta = Delta(
-            self._tokens, self._logprobs, self._finish, self._cached, self._report, self.course
+            self._tokens,
+            self._logprobs,
+            self._finish,
+            self._cached,
+            self._report,
+            self.course,
+            self._tops,
         )
-        self._tokens, self._logprobs = [], []
+        self._tokens, self._logprobs, self._tops = [], [], []
         self._is_over = self._finish is not FinishReason.NONE
         return delta
 
@@ -125,6 +136,20 @@ class RequestStream:
         """Tell when it had a slot; called by the client that owns the socket."""
         if self.course.queued_s is None:
             self.course = attrs.evolve(self.course, queued_s=queued_s, first_step=first_step)
+
+    def tell(self, details: Details) -> None:
+        """Add what a worker told of a step's row; called by the client that owns the socket."""
+        if details.top_ids:
+            self._tops.append(tops_of(details))
+        # A prompt that is computed again is told of again.
+        self._scores.update(prompt_scores(details))
+
+    def prompt_scores(self) -> list[PromptScore]:
+        """Return the scores of the prompt's tokens but the first, if they were asked for.
+
+        They are all there with the first token of the answer.
+        """
+        return [self._scores[position] for position in sorted(self._scores)]
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error; called by the client that owns the socket."""

@@ -8,18 +8,19 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .block_groups import BlockGroups, allocate_caches
 from .collectives import Collectives
 from .device_tables import DeviceTables
+from .grammar.library import Library
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .models.sampling import Choice, sample, sampled_batch
 from .ops import Batch
 from .ops.attention import LayerKV
 from .rank_groups import RankGroups
+from .sampled import Sampled
 from .sharding import RankPlan, leaves
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
@@ -115,9 +116,9 @@ class Runner:
         """Equal on all ranks, or they do not run one program."""
         return bytes.fromhex(self.plan.hash)
 
-    def new_slots(self) -> Slots:
-        """Return empty slot tables of this runner's size."""
-        return Slots(self.num_slots, self.max_blocks, self.num_blocks, self.groups)
+    def new_slots(self, library: Library | None = None) -> Slots:
+        """Return empty slot tables of this runner's size; grammars come from a library."""
+        return Slots(self.num_slots, self.max_blocks, self.num_blocks, self.groups, library)
 
     def new_tables(self) -> DeviceTables:
         """Return empty tables on the runner's device, of the shape of its slots."""
@@ -187,22 +188,23 @@ class Runner:
         return result
 
     @torch.inference_mode()
-    def run(
-        self, step: Step, transfers: Transfers | None = None
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Run a step; return the tokens and log-probabilities [m] of its sampling rows."""
-        if step.num_tokens == 0:  # a step that only moves blocks
-            return np.empty(0, np.int32), np.empty(0, np.float32)
+    def run(self, step: Step, transfers: Transfers | None = None) -> Sampled:
+        """Run a step; return what its sampling rows sampled."""
         rows = step.sampling
+        asked = bool(rows.logprobs.any())
+        if step.num_tokens == 0:  # a step that only moves blocks
+            return Sampled(torch.empty(0, dtype=torch.int32), torch.empty(0), asked)
         if self._chosen is None or step.shapers:
-            logits = self.logits(step, transfers)
+            every = self.logits(step, transfers)
+            logits = every[: len(step.sampling_slots)]
             tokens, logprobs = sample(step.shapers.shaped(logits, rows.temperature), rows)
-            step.shapers.take(tokens)
-            return tokens.numpy(), step.shapers.own_logprobs(logits, tokens, logprobs).numpy()
+            tokens = step.shapers.take(tokens, logits)
+            logprobs = step.shapers.own_logprobs(logits, tokens, logprobs)
+            return Sampled(tokens, logprobs, asked, step.shapers.told(every))
         forward = self._chosen(Choice.of(rows))
         pairs = self._run(forward, step, sampled_batch(step.batch, rows), transfers)
         logprobs = pairs[:, 1].masked_fill(~rows.logprobs, torch.nan)
-        return pairs[:, 0].int().numpy(), logprobs.float().numpy()
+        return Sampled(pairs[:, 0].int(), logprobs.float(), asked)
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Copies) -> None:

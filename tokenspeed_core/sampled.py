@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The tokens of a step, perhaps still on their way to the host."""
 
+from collections.abc import Sequence
+
 import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .told import Told
 
 
 @attrs.frozen(eq=False)
@@ -15,20 +19,22 @@ class Sampled:
     _tokens: Tensor
     _logprobs: Tensor
     has_logprobs: bool  # a row asked for them
+    told: Sequence[Told] = ()
     _event: torch.cuda.Event | None = None
 
     @classmethod
-    def download(cls, tokens: Tensor, logprobs: Tensor | None) -> "Sampled":
+    def download(
+        cls, tokens: Tensor, logprobs: Tensor | None, told: Sequence[Told] = ()
+    ) -> "Sampled":
         """Start the copy to the host of what a stream will have sampled."""
         asked = logprobs if logprobs is not None else tokens.new_empty(0, dtype=torch.float32)
         if tokens.device.type == "cpu":
-            return cls(tokens.clone(), asked, logprobs is not None)
-        host = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (tokens, asked)]
-        for target, source in zip(host, (tokens, asked), strict=True):
-            target.copy_(source, non_blocking=True)
+            return cls(tokens.clone(), asked, logprobs is not None, told)
+        host = [_downloaded(x) for x in (tokens, asked)]
+        told = [each.moved(_downloaded) for each in told]
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        return cls(host[0], host[1], logprobs is not None, event)
+        return cls(host[0], host[1], logprobs is not None, told, event)
 
     @property
     def is_here(self) -> bool:
@@ -49,3 +55,8 @@ class Sampled:
     def logprobs(self) -> NDArray[np.float32]:
         """The log-probabilities [m], after `wait`; empty if no row asked."""
         return self._logprobs.numpy()
+
+
+def _downloaded(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

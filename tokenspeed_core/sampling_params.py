@@ -8,11 +8,15 @@ from typing import Any
 
 import attrs
 
+from .grammar.grammar import Grammar
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 128
+MAX_TOP_LOGPROBS = 20
+MAX_SCORED_PROMPT = 4096  # tokens of a prompt whose log-probabilities are told
 _MAX_I32 = 2**31 - 1
 
 
@@ -137,6 +141,11 @@ class SamplingParams:
     bad_words: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_bad_words)
     ignore_eos: bool = attrs.field(default=False, validator=_flag)
     logprobs: bool = attrs.field(default=False, validator=_flag)  # of each sampled token
+    top_logprobs: int = attrs.field(default=0, validator=_integer(0, MAX_TOP_LOGPROBS))  # beside it
+    prompt_logprobs: int | None = attrs.field(  # of the prompt's tokens; so many beside each
+        default=None, validator=attrs.validators.optional(_integer(0, MAX_TOP_LOGPROBS))
+    )
+    grammar: Grammar | None = None  # the form of the answer
 
     def __attrs_post_init__(self) -> None:
         if self.top_p == 0:

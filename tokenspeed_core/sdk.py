@@ -11,6 +11,7 @@ import msgspec
 
 from .cache_report import cache_reports
 from .engine_errors import EngineLostError as EngineLostError
+from .engine_errors import NoTokenError as NoTokenError
 from .engine_errors import RefusedError as RefusedError
 from .engine_errors import RejectedError as RejectedError
 from .engine_errors import RequestFailedError as RequestFailedError
@@ -38,11 +39,13 @@ from .ipc.run_directory import RunDirectory
 from .request_stream import Delta as Delta
 from .request_stream import RequestStream as RequestStream
 from .resumption import Resumption, continued
+from .scores import told
 from .session import Hint, Session
 from .urgency import Urgency
 
 MAX_UNREAD_TOKENS = 4096
 RESUME_S = 120.0
+_NO_TOKEN = "the request's grammar and bans leave no token that could come next"
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
 
 
@@ -328,6 +331,9 @@ class Client:
         ):
             if (admitted := self._requests.get(request_id)) is not None:
                 admitted.admitted(queued_us / 1e6, first_step)
+        for request_id, details in told(deltas):
+            if (stream := self._requests.get(request_id)) is not None:
+                stream.tell(details)
         tokens = read_column("i", deltas.tokens)
         logprobs = read_column("f", deltas.logprobs)
         start = 0
@@ -352,6 +358,9 @@ class Client:
         if delta.finish_reason is FinishReason.NUMERIC:
             nan = "the model produced NaN or infinity for this request"
             self._fail(stream.request_id, RequestFailedError(nan))
+            return
+        if delta.finish_reason is FinishReason.NO_TOKEN:
+            self._fail(stream.request_id, NoTokenError(_NO_TOKEN))
             return
         stream.take(delta, step)
         if delta.finish_reason is not FinishReason.NONE:

@@ -2,6 +2,7 @@
 """The shaping of slots' logits, with what it must know of the tokens before."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import attrs
 import msgspec
@@ -10,21 +11,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .constraint import Constraint, without
+from .grammar.library import Library
 from .ipc.shaping import Shaping
-from .ops.shaping import above, penalised, without_end
+from .ops.shaping import above, allowed_only, penalised, without_end
+from .sampled import Sampled
+from .told import Told
+from .upload import uploaded
+
+NONE_ALLOWED = -2  # in place of a token
 
 _decoder = msgspec.msgpack.Decoder(Shaping)
 
 
 class Shaper:
-    """Shapes one slot's logits; nothing is read back from the device."""
+    """Shapes one slot's logits; nothing is read back from the device but a grammar's tokens."""
 
-    def __init__(self, shaping: bytes, outputs: NDArray[np.int32]) -> None:
+    def __init__(
+        self, shaping: bytes, outputs: NDArray[np.int32], library: Library | None = None
+    ) -> None:
         self._rules = _decoder.decode(shaping)
         before = np.frombuffer(self._rules.outputs, np.int32)
         self._outputs = np.concatenate((before, outputs))
         self._num_outputs = len(self._outputs)
         self._state: _State | None = None
+        self._constraint: Constraint | None = None
+        if self._rules.grammar:
+            assert library is not None, "a grammar, and nothing to open it with"
+            self._constraint = Constraint(self._rules.grammar, self._outputs.tolist(), library)
 
     def shaped(self, logits: Tensor, temperature: float) -> Tensor:
         """Return the shaped `logits[v]`."""
@@ -36,7 +50,9 @@ class Shaper:
             logits = logits + state.bias
         for sequence in state.bad_words:
             logits = without_end(logits, state.tail, sequence)
-        if self._num_outputs < rules.min_tokens and len(state.ends):
+        if self._constraint is not None:
+            logits = allowed_only(logits, self._words(self._constraint, logits.device))
+        elif self._num_outputs < rules.min_tokens and len(state.ends):
             logits = logits.index_fill(0, state.ends, -torch.inf)
         if rules.presence or rules.frequency or rules.repetition != 1:
             logits = penalised(
@@ -51,8 +67,38 @@ class Shaper:
             logits = above(logits, rules.min_p, temperature)
         return logits
 
+    def _words(self, constraint: Constraint, device: torch.device) -> Tensor:
+        words = constraint.allowed()
+        if self._num_outputs < self._rules.min_tokens:
+            # An answer whose grammar ends before has to end.
+            words = without(words, np.frombuffer(self._rules.ends, np.int32))
+        return uploaded(words, device)
+
+    @property
+    def top(self) -> int:
+        """How many of the likeliest tokens are told beside each sampled one."""
+        return self._rules.top
+
+    def prompt_rows(self, context: int, length: int) -> int:
+        """Return how many of `length` tokens behind `context` stand before one of the prompt.
+
+        0 unless its log-probabilities are asked.
+        """
+        return max(0, min(length, len(self._rules.prompt) // 4 - 1 - context))
+
+    def told_of_prompt(self, slot: int, context: int, logits: Tensor) -> Told:
+        """Return what `logits[p,v]` of the tokens behind `context` say of those that follow."""
+        prompt = np.frombuffer(self._rules.prompt, np.int32).astype(np.int64)
+        tokens = uploaded(prompt[context + 1 : context + 1 + len(logits)], logits.device)
+        return Told.of_prompt(slot, context + 1, logits, tokens, self._rules.prompt_top)
+
+    def follow(self, sampled: Sampled, row: int) -> None:
+        """Let a grammar go on with the token of a step's row, beside what follows."""
+        if self._constraint is not None:
+            self._constraint.follow(sampled, row)
+
     def take(self, token: Tensor) -> None:
-        """Remember the token `[1]` that was sampled; -1 for none."""
+        """Remember the token `[1]` that was sampled; negative for none."""
         assert self._state is not None, "shaped comes first"
         self._num_outputs += 1
         self._state.take(token.long())
@@ -97,14 +143,38 @@ class _State:
             self.tail = torch.cat((self.tail[1:], token))
 
 
+class PromptRows(NamedTuple):
+    """Tokens of a prompt in a step, whose logits say how likely the next ones were."""
+
+    slot: int
+    shaper: Shaper
+    context: int  # tokens before the first
+    length: int
+
+
 @attrs.frozen
 class Shapers:
     """The rows of a step that are shaped, by their place among those that sample."""
 
     rows: Sequence[tuple[int, Shaper]] = ()
+    prompts: Sequence[PromptRows] = ()
+    slots: Sequence[int] = ()  # of the rows that sample
 
     def __bool__(self) -> bool:
-        return bool(self.rows)
+        return bool(self.rows or self.prompts)
+
+    def told(self, logits: Tensor) -> list[Told]:
+        """Return what was asked to be told of `logits[m+p,v]`: sampling rows, then prompts'."""
+        told = [
+            Told.of_row(self.slots[row], logits[row], shaper.top)
+            for row, shaper in self.rows
+            if shaper.top
+        ]
+        at = len(self.slots)
+        for slot, shaper, context, length in self.prompts:
+            told.append(shaper.told_of_prompt(slot, context, logits[at : at + length]))
+            at += length
+        return told
 
     def shaped(self, logits: Tensor, temperature: Tensor) -> Tensor:
         """Return float32 `logits[m,v]` with the rows shaped; `temperature[m]` is on the host."""
@@ -115,10 +185,21 @@ class Shapers:
             result[row] = shaper.shaped(logits[row], float(temperature[row]))
         return result
 
-    def take(self, tokens: Tensor) -> None:
-        """Remember the sampled `tokens[m]`."""
+    def take(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        """Remember and return the sampled `tokens[m]` int32.
+
+        Where the model's own `logits[m,v]` are finite and yet no token was left, -1 becomes -2.
+        """
         for row, shaper in self.rows:
             shaper.take(tokens[row : row + 1])
+            was_left_none = (tokens[row] < 0) & logits[row].amax().isfinite()
+            tokens[row] = torch.where(was_left_none, NONE_ALLOWED, tokens[row])
+        return tokens
+
+    def follow(self, sampled: Sampled) -> None:
+        """Let grammars go on with the tokens that were sampled, beside what follows."""
+        for row, shaper in self.rows:
+            shaper.follow(sampled, row)
 
     def own_logprobs(self, logits: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
         """Return `logprobs[m]` with those of shaped rows as of the model's `logits[m,v]`."""

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from .block_groups import BlockGroups
 from .block_table import BlockTable, Int32
+from .grammar.library import Library
 from .ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, GroupKind, StepPlan
 from .ops.batch import Batch
 from .ops.sampling import SamplingRows
 from .plan_error import PlanError
-from .shaper import NO_SHAPERS, Shaper, Shapers
+from .shaper import NO_SHAPERS, PromptRows, Shaper, Shapers
 
 # What the table of each group got: flat places, and block ids.
 Blocks = tuple[tuple[Int32, Int32], ...]
@@ -62,7 +63,12 @@ class Slots:
     """
 
     def __init__(
-        self, num_slots: int, max_blocks: int, num_parents: int, groups: BlockGroups
+        self,
+        num_slots: int,
+        max_blocks: int,
+        num_parents: int,
+        groups: BlockGroups,
+        library: Library | None = None,
     ) -> None:
         self._num_slots = num_slots
         self._tables = [BlockTable(each, num_slots, max_blocks, num_parents) for each in groups]
@@ -81,6 +87,7 @@ class Slots:
         self._logprobs = np.zeros(num_slots, np.bool_)
         self._waits: dict[int, list[int]] = {}  # tickets, until a row of the slot runs
         self._shapers: dict[int, Shaper] = {}
+        self._library = library
 
     def prepare(self, plan: StepPlan) -> Step:
         """Apply the plan's deltas and return the step it describes.
@@ -159,6 +166,7 @@ class Slots:
             self._shapers[int(slots[index])] = Shaper(
                 plan.added_shaping[end - int(sizes[index]) : end],
                 outputs[stop - int(counts[index]) : stop],
+                self._library,
             )
 
     def _append_blocks(self, plan: StepPlan) -> Blocks:
@@ -199,6 +207,10 @@ class Slots:
         token_slots = np.repeat(rows, counts)
         samples = np.flatnonzero(flags & ROW_SAMPLES)
         sampling_slots = rows[samples]
+        logit_rows = starts[1:][samples].astype(np.int64) - 1
+        shapers = self._shaped(sampling_slots, rows, context, np.where(carried, counts, 0))
+        if shapers.prompts:
+            logit_rows = np.concatenate((logit_rows, _places(shapers, rows, starts)))
         max_context = int(lens.max(initial=0))
         width = max(1, -(-max_context // self._block_size))
         batch = Batch(
@@ -208,7 +220,7 @@ class Slots:
             query_starts=torch.from_numpy(starts),
             context_lens=torch.from_numpy(lens),
             block_tables=torch.from_numpy(self._full.rows(rows, width)),
-            logit_rows=torch.from_numpy(starts[1:][samples].astype(np.int64) - 1),
+            logit_rows=torch.from_numpy(logit_rows),
             state_blocks=torch.from_numpy(
                 self._state.live(rows) if self._state else rows.astype(np.int64)
             ),
@@ -243,14 +255,25 @@ class Slots:
             fed=(starts[:-1][~carried], rows[~carried]),
             blocks=appended,
             loads=tuple(dict.fromkeys(loads)),
-            shapers=self._shaped(sampling_slots),
+            shapers=shapers,
         )
 
-    def _shaped(self, slots: Int32) -> Shapers:
+    def _shaped(self, sampling: Int32, rows: Int32, context: Int32, carried: Int32) -> Shapers:
+        """Return the shapers of sampling slots, and of rows that carry tokens of a prompt."""
         if not self._shapers:
             return NO_SHAPERS
-        found = ((row, self._shapers.get(slot)) for row, slot in enumerate(slots.tolist()))
-        return Shapers([(row, shaper) for row, shaper in found if shaper is not None])
+        slots = sampling.tolist()
+        found = ((row, self._shapers.get(slot)) for row, slot in enumerate(slots))
+        shaped = [(row, shaper) for row, shaper in found if shaper is not None]
+        prompts = [
+            PromptRows(slot, shaper, before, count)
+            for slot, before, length in zip(
+                rows.tolist(), context.tolist(), carried.tolist(), strict=True
+            )
+            if (shaper := self._shapers.get(slot)) is not None
+            and (count := shaper.prompt_rows(before, length))
+        ]
+        return Shapers(shaped, prompts, slots) if shaped or prompts else NO_SHAPERS
 
     def _windowed(
         self, rows: Int32, token_slots: Int32, positions: Int32, width: int
@@ -277,3 +300,10 @@ class Slots:
 
 def _int32(column: bytes) -> Int32:
     return np.frombuffer(column, np.int32)
+
+
+def _places(shapers: Shapers, rows: Int32, starts: Int32) -> NDArray[np.int64]:
+    """Return the places in the step of prompts' tokens whose logits are wanted."""
+    first = dict(zip(rows.tolist(), starts.tolist(), strict=False))
+    spans = [first[each.slot] + np.arange(each.length) for each in shapers.prompts]
+    return np.concatenate(spans).astype(np.int64)

@@ -26,6 +26,7 @@ from .config import read_config
 from .device_gaps import DeviceGaps, summary
 from .execution import NewExecutor, execution
 from .executor import Executor
+from .grammar.library import Library
 from .ipc.codec import Decoder, WireError, encode, int32_column
 from .ipc.messages import (
     MAX_ERROR_CHARS,
@@ -227,7 +228,18 @@ class Worker:
             column = sampled.tokens.tobytes()
             if self._rank == 0:
                 asked = sampled.logprobs.tobytes() if sampled.has_logprobs else b""
-                socket.send(encode(StepResult(self._epoch, step, digest, column, asked)))
+                details = [each.encoded() for each in sampled.told]
+                result = StepResult(
+                    self._epoch,
+                    step,
+                    digest,
+                    column,
+                    asked,
+                    detail_slots=int32_column([each.slot for each in sampled.told]),
+                    detail_bytes=int32_column(map(len, details)),
+                    details=b"".join(details),
+                )
+                socket.send(encode(result))
             self._report_transfers(socket)
             token_hash = siphash128(digest, column)
             socket.send(encode(StepAck(self._epoch, step, digest, token_hash)))
@@ -267,7 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         runner = load_rank(engine, options.rank, run.rendezvous, progress)
-        new_executor = execution(runner, engine.step_tokens, engine.cuda_graphs)
+        library = Library(run.grammars)
+        new_executor = execution(runner, engine.step_tokens, engine.cuda_graphs, library)
     except (ValueError, OSError) as error:
         # What a user can mend: one line, no traceback.
         _tell(Failed(str(error)))
@@ -279,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     time_gaps = engine.time_gaps and runner.device.type == "cuda"
     worker = Worker(run, options.rank, engine.num_ranks, runner, new_executor, time_gaps)
     reason = worker.serve()
+    library.close()
     _log.info("rank %d ends: %s", options.rank, reason)
     return 0
 

@@ -151,11 +151,10 @@ class LocalEngine:
     def _execute(self, step: Step) -> tuple[bytes, bytes]:
         if step.num_tokens == 0:
             return b"", b""
-        logits = self._logits(step)
+        logits = self._logits(step)[: len(step.sampling_slots)]
         shaped = step.shapers.shaped(logits, step.sampling.temperature)
         sampled, values = sample(shaped, step.sampling)
-        step.shapers.take(sampled)
-        tokens = sampled.numpy()
+        tokens = step.shapers.take(sampled, logits).numpy()
         logprobs = step.shapers.own_logprobs(logits, sampled, values).numpy()
         self._slots.record(step, tokens)
         asked = bool(step.sampling.logprobs.any())

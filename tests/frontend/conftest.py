@@ -56,7 +56,16 @@ class HttpServer:
 async def listening(
     scheduler: ScriptedScheduler, codec: TextCodec, api_key: str = ""
 ) -> AsyncIterator[HttpServer]:
-    async with AsyncLLM("smollm2", run_dir=scheduler.run.path, codec=codec, resume_s=0) as llm:
+    async with served(scheduler.run.path, codec, api_key) as (url, service):
+        yield HttpServer(url, service, scheduler)
+
+
+@contextlib.asynccontextmanager
+async def served(
+    run_dir: Path, codec: TextCodec, api_key: str = ""
+) -> AsyncIterator[tuple[str, Service]]:
+    """Serve HTTP in front of the scheduler of a run directory."""
+    async with AsyncLLM("smollm2", run_dir=run_dir, codec=codec, resume_s=0) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(
@@ -67,7 +76,7 @@ async def listening(
         try:
             while not server.started:
                 await asyncio.sleep(0.01)
-            yield HttpServer(f"http://127.0.0.1:{listener.getsockname()[1]}", service, scheduler)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", service
         finally:
             server.should_exit = server.force_exit = True
             await serving

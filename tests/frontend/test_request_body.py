@@ -166,6 +166,7 @@ EFFECTS: dict[str, Any] = {
     "stop_token_ids": [5],
     "ignore_eos": True,
     "logprobs": 0,
+    "prompt_logprobs": 2,
     "session_id": "x",
     "cache_salt": "x",
     "retain_ms": 5,
@@ -178,6 +179,8 @@ SHOWN = {
     "model", "stream", "stream_options", "n", "return_token_ids", "messages", "prompt", "echo",
     "tools", "tool_choice", "parallel_tool_calls", "include_reasoning", "reasoning_effort",
     "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "thinking_budget", "top_logprobs",
 }  # fmt: skip
 
 

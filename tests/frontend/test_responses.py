@@ -81,9 +81,9 @@ async def test_the_input_is_rendered(http: HttpServer) -> None:
         ("input", 7),
         ("previous_response_id", "resp_1"),
         ("background", True),
-        ("text", {"format": {"type": "json_object"}}),
+        ("text", {"format": {"type": "xml"}}),
         ("tools", [{"type": "web_search"}]),
-        ("tool_choice", "required"),
+        ("tool_choice", "sometimes"),
         ("store", True),
     ],
 )

@@ -30,6 +30,7 @@ from tokenspeed_core.ipc.run_directory import RunDirectory, RunDirectoryError
 from tokenspeed_core.sdk import (
     Client,
     EngineLostError,
+    NoTokenError,
     RefusedError,
     RejectedError,
     RequestFailedError,
@@ -169,6 +170,7 @@ async def test_a_rejection_carries_its_code(
     [
         (FinishReason.WORKER_LOST, EngineLostError),
         (FinishReason.NUMERIC, RequestFailedError),
+        (FinishReason.NO_TOKEN, NoTokenError),
     ],
 )
 async def test_failures_inside_the_engine_are_errors(

@@ -68,6 +68,9 @@ SAMPLES: dict[str, msgspec.Struct] = {
         bytes([1]),
         int32_column([1500]),
         int64_column([65_530]),
+        uint64_column([2**63, 1]),
+        int32_column([3, 0]),
+        b"top",
     ),
     "profile": wire.Profile("/run/profile"),
     "rejected": wire.Rejected(9, wire.RefusalCode.TOO_LONG, "x" * 300),
@@ -93,7 +96,8 @@ SAMPLES: dict[str, msgspec.Struct] = {
         row_flags=bytes([wire.ROW_SAMPLES] * 256),
     ),
     "step_result": wire.StepResult(
-        1, 2, DIGEST, int32_column([5, -1]), float32_column([-0.125, 0.0]), int32_column([1, 1])
+        1, 2, DIGEST, int32_column([5, -1]), float32_column([-0.125, 0.0]), int32_column([1, 1]),
+        int32_column([7, 9]), int32_column([0, 3]), b"top",
     ),
     "step_ack": wire.StepAck(1, 2, DIGEST, DIGEST[::-1]),
     "worker_failed": wire.WorkerFailed(1, 2, 3, "out of memory"),

@@ -110,6 +110,7 @@ class SimulatedWorker:
         self.acceptance: tuple[int, ...] = ()  # of each row's drafts, over and over
         self.verified_rows = 0
         self.nan_when: tuple[int, ...] = ()  # histories ending so have logits that are not finite
+        self.no_token = -1  # what it reports then
 
     def apply(self, frame: bytes, digest: bytes) -> Report:
         """Apply one plan and return what a worker reports."""
@@ -304,7 +305,7 @@ class SimulatedWorker:
                 place.last_token = sample(history, place.seed, self.vocab_size)
                 ending = tuple(history[-len(self.nan_when) :])
                 broken = bool(self.nan_when) and ending == self.nan_when
-                tokens.append(-1 if broken else place.last_token)
+                tokens.append(self.no_token if broken else place.last_token)
                 logprobs.append(-1.0 / (1 + len(history)))
             asked = asked or place.logprobs
         return tokens, logprobs, counts, asked

@@ -161,13 +161,17 @@ def test_steps_keep_to_the_budget_and_decode_goes_on_during_prefill() -> None:
     assert replica.worker.largest_step == 1 + 12  # a chunk ends with a block
 
 
-def test_logits_that_are_not_finite_end_that_request_alone() -> None:
+@pytest.mark.parametrize(
+    ("reported", "reason"), [(-1, FinishReason.NUMERIC), (-2, FinishReason.NO_TOKEN)]
+)
+def test_a_row_without_a_token_ends_that_request_alone(reported: int, reason: FinishReason) -> None:
     replica = Replica()
+    replica.worker.no_token = reported
     replica.worker.nan_when = tuple(prompt(9)[-2:])
     bad = replica.submit(prompt(9))
     good = replica.submit([*prompt(9)[:-1], 3, 4, 5])
     replica.run()
-    assert replica.reasons == {bad: FinishReason.NUMERIC, good: FinishReason.LENGTH}
+    assert replica.reasons == {bad: reason, good: FinishReason.LENGTH}
     assert replica.outputs[bad] == []
     replica.worker.nan_when = ()
     again = replica.submit(prompt(9))
@@ -292,7 +296,7 @@ def test_a_result_that_breaks_the_contract_changes_nothing() -> None:
     replica = Replica()
     replica.submit(prompt(5))
     assert replica.plan()
-    for step, tokens in [(2, [1]), (1, []), (1, [1, 2]), (1, [50]), (1, [-2])]:
+    for step, tokens in [(2, [1]), (1, []), (1, [1, 2]), (1, [50]), (1, [-3])]:
         with pytest.raises(SchedulerError):
             replica.core.advance(step, int32_column(tokens))
     replica.run()

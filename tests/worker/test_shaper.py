@@ -83,7 +83,7 @@ def test_each_token_is_shaped_by_those_before(
         torch.testing.assert_close(shaped[1], want)
         assert torch.equal(again.shaped(logits, temperature), shaped)
         for each in (shapers, again):
-            each.take(torch.tensor([0, token, 0], dtype=torch.int32))
+            each.take(torch.tensor([0, token, 0], dtype=torch.int32), logits)
         history.append(token)
 
 

@@ -41,6 +41,23 @@ class State:
 
 
 @attrs.frozen
+class CallForm:
+    """How calls are written where they have to be: with each text as the family was taught it.
+
+    opening (begin NAME middle ARGUMENTS end (between begin ...)*) closing
+    """
+
+    begin: str
+    middle: str
+    end: str
+    between: str = ""
+    opening: str = ""
+    closing: str = ""
+    parameter: tuple[str, str, str] | None = None  # before a key, behind it, behind its value
+    is_single: bool = False  # an answer ends with its first call
+
+
+@attrs.frozen
 class Dialect:
     """The states of an answer's text.
 
@@ -57,6 +74,9 @@ class Dialect:
     trims_values: bool = False  # a newline on both sides of a value is not part of it
     known_names_only: bool = False  # without a mark of its own a call must name a tool there is
     takes_calls: bool = True
+    calls: CallForm | None = None
+    reasoning: tuple[str, str] = ("", "")  # what stands before and behind it
+    answer: str = ""  # what stands before the content
 
     @property
     def marks(self) -> frozenset[str]:

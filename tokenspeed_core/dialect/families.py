@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from .dialect import CONTENT, Dialect, Kind, State
+from .dialect import CONTENT, CallForm, Dialect, Kind, State
 
 _THINK = ("<think>", "</think>")
 
@@ -28,16 +28,20 @@ def _dialect(name: str, openers: Mapping[str, str], /, **states: State) -> Diale
             **states,
         },
         thinking=_THINK[0],
+        reasoning=_THINK,
     )
 
 
 PLAIN = _dialect("plain", {}).without_calls()
 
-HERMES = _dialect(
-    "hermes",
-    {"<tool_call>": "call"},
-    call=State(Kind.CALL, then="after"),
-    after=State(Kind.GAP, {"</tool_call>": CONTENT, "<tool_call>": "call"}),
+HERMES = attrs.evolve(
+    _dialect(
+        "hermes",
+        {"<tool_call>": "call"},
+        call=State(Kind.CALL, then="after"),
+        after=State(Kind.GAP, {"</tool_call>": CONTENT, "<tool_call>": "call"}),
+    ),
+    calls=CallForm('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", between="\n"),
 )
 
 # A call begins at <function=; models are known to forget the <tool_call> around it.
@@ -55,17 +59,35 @@ QWEN_CODER = attrs.evolve(
         ),
     ),
     trims_values=True,
+    calls=CallForm(
+        "<tool_call>\n<function=",
+        ">\n",
+        "</function>\n</tool_call>",
+        between="\n",
+        parameter=("<parameter=", ">\n", "\n</parameter>\n"),
+    ),
 )
 
-MINIMAX_M2 = _dialect(
-    "minimax-m2",
-    {"<minimax:tool_call>": "between"},
-    between=State(Kind.GAP, {'<invoke name="': "name", "</minimax:tool_call>": CONTENT}),
-    name=State(Kind.NAME, {'">': "body"}),
-    body=State(Kind.BODY, {'<parameter name="': "key", "</invoke>": "between"}),
-    key=State(Kind.KEY, {'">': "value"}),
-    value=State(
-        Kind.VALUE, {"</parameter>": "body", '<parameter name="': "key", "</invoke>": "between"}
+MINIMAX_M2 = attrs.evolve(
+    _dialect(
+        "minimax-m2",
+        {"<minimax:tool_call>": "between"},
+        between=State(Kind.GAP, {'<invoke name="': "name", "</minimax:tool_call>": CONTENT}),
+        name=State(Kind.NAME, {'">': "body"}),
+        body=State(Kind.BODY, {'<parameter name="': "key", "</invoke>": "between"}),
+        key=State(Kind.KEY, {'">': "value"}),
+        value=State(
+            Kind.VALUE,
+            {"</parameter>": "body", '<parameter name="': "key", "</invoke>": "between"},
+        ),
+    ),
+    calls=CallForm(
+        '<invoke name="',
+        '">\n',
+        "</invoke>\n",
+        opening="<minimax:tool_call>\n",
+        closing="</minimax:tool_call>",
+        parameter=('<parameter name="', '">', "</parameter>\n"),
     ),
 )
 
@@ -73,20 +95,22 @@ _CALLS, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>
 _CALL, _SEPARATOR, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 
 
-def _deepseek(name: str, begin: str, middle: str, end: str) -> Dialect:
-    return _dialect(
+def _deepseek(name: str, begin: str, middle: str, end: str, between: str) -> Dialect:
+    dialect = _dialect(
         name,
         {_CALLS: "between", begin: "name"},
         between=State(Kind.GAP, {begin: "name", _CALLS_END: CONTENT}),
         name=State(Kind.NAME, {middle: "arguments"}),
         arguments=State(Kind.ARGUMENTS, {end: "between"}),
     )
+    calls = CallForm(begin, middle, end, between, opening=_CALLS, closing=_CALLS_END)
+    return attrs.evolve(dialect, calls=calls)
 
 
 DEEPSEEK_V3 = _deepseek(
-    "deepseek-v3", f"{_CALL}function{_SEPARATOR}", "\n```json\n", f"\n```{_CALL_END}"
+    "deepseek-v3", f"{_CALL}function{_SEPARATOR}", "\n```json\n", f"\n```{_CALL_END}", "\n"
 )
-DEEPSEEK_V31 = _deepseek("deepseek-v3.1", _CALL, _SEPARATOR, _CALL_END)
+DEEPSEEK_V31 = _deepseek("deepseek-v3.1", _CALL, _SEPARATOR, _CALL_END, "")
 
 LLAMA3 = attrs.evolve(
     _dialect(
@@ -98,6 +122,8 @@ LLAMA3 = attrs.evolve(
     ),
     start="lead",
     known_names_only=True,
+    calls=CallForm('{"name": "', '", "parameters": ', "}", between="; "),
+    reasoning=("", ""),
 )
 
 _NEXT = {"<|end|>": "header", "<|start|>": "header", "<|call|>": "header", "<|return|>": "header"}
@@ -118,6 +144,15 @@ HARMONY = Dialect(
     ),
     channels={"analysis": "reasoning", "commentary": CONTENT, "final": CONTENT},
     hidden=("<|channel|>", "<|constrain|>"),
+    # <|call|> is one of the tokens that end an answer.
+    calls=CallForm(
+        "<|channel|>commentary to=functions.",
+        " <|constrain|>json<|message|>",
+        "",
+        is_single=True,
+    ),
+    reasoning=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    answer="<|channel|>final<|message|>",
 )
 
 # In this order: the first whose evidence is all there.

@@ -34,7 +34,7 @@ class Parameters:
 
     def begin(self, key: str) -> str:
         """Begin a parameter."""
-        self._types = _types(_property(self._schema, key))
+        self._types = types(_property(self._schema, key))
         self._value, self._held, self._is_first = [], "", True
         self._count += 1
         before = "{" if self._count == 1 else ", "
@@ -101,7 +101,7 @@ def _property(schema: Mapping[str, Any], key: str) -> Any:
     return properties.get(key) if isinstance(properties, Mapping) else None
 
 
-def _types(schema: Any) -> set[str]:
+def types(schema: Any) -> set[str]:
     """Return the JSON types that a schema names; none where it leaves them open."""
     if not isinstance(schema, Mapping):
         return set()
@@ -114,5 +114,5 @@ def _types(schema: Any) -> set[str]:
     for union in ("anyOf", "oneOf"):
         alternatives = schema.get(union)
         for each in alternatives if isinstance(alternatives, list) else ():
-            found |= _types(each)
+            found |= types(each)
     return found

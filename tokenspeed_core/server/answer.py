@@ -10,13 +10,21 @@ import msgspec
 from .. import completion
 
 
+class TopLogprob(msgspec.Struct, frozen=True):
+    """A token that could have come, with its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
 class TokenLogprob(msgspec.Struct, frozen=True):
     """One sampled token with its log-probability."""
 
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any] = []
+    top_logprobs: list[TopLogprob] = []
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
@@ -29,9 +37,9 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     """Log-probabilities of a plain completion, in parallel lists."""
 
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     text_offset: list[int]
-    top_logprobs: list[Any] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
 
 
 class MissedTokens(msgspec.Struct, frozen=True):
@@ -141,6 +149,7 @@ class CompletionChoice(_Choice, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -153,6 +162,7 @@ class Answer(msgspec.Struct, frozen=True):
     choices: list[ChatChoice] | list[ChatChunkChoice] | list[CompletionChoice]
     usage: Usage | None = None
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 def new_id(kind: str) -> str:

@@ -15,15 +15,15 @@ from .answer import (
     ChatLogprobs,
     ChatMessage,
     FunctionCall,
-    TokenLogprob,
     ToolCall,
     new_id,
 )
-from .conversation import Conversation
+from .conversation import Conversation, checked_budget
 from .endpoint import Endpoint, Job
 from .envelope import Envelope
 from .failure import ApiError
-from .request_body import ChatFields
+from .logprobs import chat_logprobs, prompt_logprobs
+from .request_body import ChatFields, check_scored
 from .tools import Tools
 from .writer import DONE, Writer
 
@@ -38,15 +38,19 @@ class ChatEndpoint(Endpoint[ChatFields]):
         """Return the rendered conversation and the writer of its answer."""
         if not fields.messages:
             raise ApiError(400, "messages is empty; send at least one", param="messages")
-        tools = Tools.of(fields.tools, fields.tool_choice)
+        tools = Tools.of(fields.tools, fields.tool_choice, one_call=not fields.parallel_tool_calls)
         fields.check_choices()
+        check_scored(fields)
         how = Rendering(
             tools.shown,
             fields.template_variables(),
             fields.add_generation_prompt,
             fields.continue_final_message,
         )
-        chat = await Conversation.of(self.service.llm.codec, fields.messages, how, tools)
+        codec = self.service.llm.codec
+        thinking_tokens = checked_budget(fields.thinking_budget, codec)
+        asked = fields.asked_format()
+        chat = await Conversation.of(codec, fields.messages, how, tools, asked, thinking_tokens)
         envelope = Envelope.of(
             "chatcmpl", "chat.completion", "chat.completion.chunk", self.service.model_name
         )
@@ -54,8 +58,8 @@ class ChatEndpoint(Endpoint[ChatFields]):
         if fields.return_token_ids:
             envelope.prompt_ids = chat.ids
         envelope.has_usage, envelope.has_running_usage = fields.usage_asked()
-        writer = ChatWriter(fields, envelope, chat.reader, self.service.llm.codec.table)
-        return Job([chat.ids], writer, fields.n, chat.table)
+        writer = ChatWriter(fields, envelope, chat.reader, codec.table, chat.ids)
+        return Job([chat.ids], writer, fields.n, chat.table, chat.grammar)
 
 
 class ChatWriter(Writer):
@@ -67,7 +71,9 @@ class ChatWriter(Writer):
         envelope: Envelope,
         new_reader: Callable[[], DialectReader],
         table: TokenText,
+        prompt: Sequence[int],
     ) -> None:
+        self._prompt = prompt
         self._fields = fields
         self._envelope = envelope
         self._new_reader = new_reader
@@ -87,6 +93,9 @@ class ChatWriter(Writer):
     def whole(self, completions: Sequence[Completion]) -> bytes:
         """Return a `chat.completion`."""
         choices = [self._choice(index, each) for index, each in enumerate(completions)]
+        if self._fields.prompt_logprobs is not None:
+            scores = completions[0].prompt_scores
+            self._envelope.prompt_logprobs = prompt_logprobs(self._prompt, scores, self._table)
         return self._envelope.whole(choices, [each.usage for each in completions])
 
     def _choice(self, index: int, completion: Completion) -> ChatChoice:
@@ -161,14 +170,7 @@ class ChatWriter(Writer):
         return {"token_ids": tokens.token_ids} if self._fields.return_token_ids else {}
 
     def _logprobs(self, tokens: Completion | TextDelta) -> ChatLogprobs | None:
-        if not self._fields.wants_logprobs:
-            return None
-        return ChatLogprobs(
-            [
-                TokenLogprob(self._table.text(id), value, list(self._table.raw(id)))
-                for id, value in zip(tokens.token_ids, tokens.logprobs, strict=True)
-            ]
-        )
+        return chat_logprobs(tokens, self._table) if self._fields.wants_logprobs else None
 
 
 def _piece(event: Event) -> ChatMessage:

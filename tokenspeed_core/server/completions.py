@@ -4,13 +4,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from ..completion import Completion, TextDelta
+from ..grammar.grammar import Grammar
 from ..text_codec import TextCodec
 from .answer import CompletionChoice, CompletionLogprobs
 from .endpoint import Endpoint, Job
 from .envelope import Envelope
 from .failure import ApiError
-from .request_body import CompletionFields
+from .logprobs import completion_logprobs, prompt_logprobs
+from .request_body import CompletionFields, check_scored
 from .writer import DONE, Writer
 
 
@@ -22,21 +26,7 @@ class CompletionEndpoint(Endpoint[CompletionFields]):
 
     async def job(self, fields: CompletionFields) -> Job:
         """Return the prompts' token ids and the writer of their answers."""
-        if fields.logprobs:
-            raise ApiError(
-                400,
-                f"logprobs={fields.logprobs} asks for alternatives, which are not built; "
-                f"0 reports the sampled token",
-                param="logprobs",
-                code="unsupported_parameter",
-            )
-        if fields.echo and fields.wants_logprobs:
-            raise ApiError(
-                400,
-                "echo with logprobs asks for those of the prompt, which are not built",
-                param="echo",
-                code="unsupported_parameter",
-            )
+        check_scored(fields)
         prompts = _prompts(fields.prompt)
         fields.check_choices(len(prompts))
         codec = self.service.llm.codec
@@ -46,7 +36,10 @@ class CompletionEndpoint(Endpoint[CompletionFields]):
         )
         envelope.group = fields.n
         envelope.has_usage, envelope.has_running_usage = fields.usage_asked()
-        return Job(ids, CompletionWriter(fields, envelope, prompts, ids, codec), fields.n)
+        asked = fields.asked_format()
+        grammar = Grammar.of(*asked) if asked is not None else None
+        writer = CompletionWriter(fields, envelope, prompts, ids, codec)
+        return Job(ids, writer, fields.n, grammar=grammar)
 
 
 def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
@@ -95,8 +88,9 @@ class CompletionWriter(Writer):
                     index=index,
                     text=echo + each.text,
                     finish_reason=each.finish_reason,
-                    logprobs=self._logprobs(each, len(echo)),
+                    logprobs=self._logprobs(index, each, len(echo), is_first=True),
                     stop_reason=each.stop_reason,
+                    prompt_logprobs=self._prompt_logprobs(index, each),
                     **self._token_ids(index, each, is_first=True),
                 )
             )
@@ -115,7 +109,7 @@ class CompletionWriter(Writer):
                 index=choice,
                 text=text,
                 finish_reason=delta.finish_reason,
-                logprobs=self._logprobs(delta, offset),
+                logprobs=self._logprobs(choice, delta, offset, is_first=is_first),
                 stop_reason=delta.stop_reason,
                 **self._token_ids(choice, delta, is_first=is_first),
             )
@@ -143,12 +137,19 @@ class CompletionWriter(Writer):
             given["prompt_token_ids"] = self._ids[choice // self._fields.n]
         return given
 
-    def _logprobs(self, tokens: Completion | TextDelta, offset: int) -> CompletionLogprobs | None:
+    def _prompt_logprobs(
+        self, choice: int, completion: Completion
+    ) -> list[Any] | msgspec.UnsetType:
+        if self._fields.prompt_logprobs is None:
+            return msgspec.UNSET
+        prompt = self._ids[choice // self._fields.n]
+        return prompt_logprobs(prompt, completion.prompt_scores, self._codec.table)
+
+    def _logprobs(
+        self, choice: int, tokens: Completion | TextDelta, offset: int, *, is_first: bool
+    ) -> CompletionLogprobs | None:
         if not self._fields.wants_logprobs:
             return None
-        texts = [self._codec.table.text(id) for id in tokens.token_ids]
-        offsets = []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        return CompletionLogprobs(texts, list(tokens.logprobs), offsets)
+        is_echo = self._fields.echo and is_first
+        prompt = self._ids[choice // self._fields.n] if is_echo else []
+        return completion_logprobs(tokens, self._codec.table, 0 if is_echo else offset, prompt)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A rendered conversation and the reading of its answer."""
+"""A rendered conversation, the form of its answer and the reading of that."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,9 +8,16 @@ import attrs
 
 from ..chat_template import Message, Rendering
 from ..detokenizer import TokenText
+from ..dialect.dialect import Dialect
+from ..dialect.form import Wanted, answer_form
 from ..dialect.reader import DialectReader
+from ..grammar.grammar import Grammar
 from ..text_codec import TextCodec
+from .answer_format import Asked
+from .failure import ApiError
 from .tools import Tools
+
+MAX_THINKING = 2**31 - 1
 
 
 @attrs.frozen
@@ -20,16 +27,24 @@ class Conversation:
     ids: list[int]
     table: TokenText
     reader: Callable[[], DialectReader]
+    grammar: Grammar | None
 
     @classmethod
     async def of(
-        cls, codec: TextCodec, messages: Sequence[Message], how: Rendering, tools: Tools
+        cls,
+        codec: TextCodec,
+        messages: Sequence[Message],
+        how: Rendering,
+        tools: Tools,
+        asked: Asked | None = None,
+        thinking_tokens: int | None = None,
     ) -> "Conversation":
         """Render the messages.
 
         Raises:
             ChatTemplateError, PromptError: see `TextCodec.chat`.
             ApiError: tools are given, and how this model calls them is not known.
+            GrammarError: what is asked of the answer is too long.
         """
         dialect = codec.dialect
         if tools.shown:
@@ -38,4 +53,32 @@ class Conversation:
             dialect = dialect.without_calls()
         prompt = await codec.chat(messages, how)
         reader = partial(DialectReader, dialect, tools.schemas, thinks=prompt.thinks)
-        return cls(prompt.ids, codec.spelling(dialect), reader)
+        content, field = asked or (None, tools.field or "thinking_budget")
+        wanted = Wanted(content, tools.callable, tools.must_call, tools.one_call, thinking_tokens)
+        form = answer_form(
+            dialect, wanted, thinks=prompt.thinks, may_think=may_think(codec, dialect)
+        )
+        grammar = Grammar.of(form, field) if form is not None else None
+        return cls(prompt.ids, codec.spelling(dialect), reader, grammar)
+
+
+def may_think(codec: TextCodec, dialect: Dialect) -> bool:
+    """Whether a model may begin its answer with reasoning: its template knows of the mark."""
+    begin, _ = dialect.reasoning
+    mark = begin.partition(">")[0]
+    return bool(mark) and codec.template is not None and mark in codec.template.source
+
+
+def checked_budget(tokens: int | None, codec: TextCodec) -> int | None:
+    """Return how many tokens a model may think, None if it may as long as it will.
+
+    Raises:
+        ApiError: the number is negative, or the model does not think.
+    """
+    if tokens is not None and not 0 <= tokens <= MAX_THINKING:
+        why = f"is {tokens}; give 0 to {MAX_THINKING}"
+    elif tokens is not None and not may_think(codec, codec.dialect):
+        why = "is given, and this model has no reasoning to bound; leave it out"
+    else:
+        return tokens
+    raise ApiError(400, f"thinking_budget {why}", param="thinking_budget", code="invalid_parameter")

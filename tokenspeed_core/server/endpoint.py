@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ..async_llm import AsyncLLM
 from ..completion import TextDelta, joined
 from ..detokenizer import TokenText
+from ..grammar.grammar import Grammar
 from ..ipc.messages import SessionAction
 from ..session import Session
 from .choices import ChoiceDelta, Stream, interleaved
@@ -52,6 +53,7 @@ class Job:
     writer: Writer
     num_choices: int = 1
     table: TokenText | None = None  # how tokens are spelled; None: as text for the user
+    grammar: Grammar | None = None  # the form of the answers, in that spelling
 
 
 class Route(ABC):
@@ -125,6 +127,7 @@ class Endpoint(Route, Generic[Fields]):
         params, session, urgency = fields.sampling_params(), fields.session(), fields.urgency()
         arrival.session, arrival.is_stream = session.name, fields.stream
         job = await self.job(fields)
+        params = attrs.evolve(params, grammar=job.grammar)
 
         def start(index: int) -> Stream:
             prompt, number = divmod(index, job.num_choices)

@@ -2,6 +2,7 @@
 """What the chunks of one OpenAI answer have in common: its id, time, model and usage."""
 
 import time
+from typing import Any
 
 import attrs
 import msgspec
@@ -26,6 +27,7 @@ class Envelope:
     has_usage: bool  # the last chunk tells it
     has_running_usage: bool  # every chunk tells it
     prompt_ids: list[int] | msgspec.UnsetType = msgspec.UNSET  # told once
+    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
     created: int = attrs.field(factory=lambda: int(time.time()))
     _spent: dict[int, Spent] = attrs.field(factory=dict)
 
@@ -53,7 +55,16 @@ class Envelope:
 
     def _answer(self, kind: str, choices: Choices, usage: Usage | None) -> Answer:
         ids, self.prompt_ids = self.prompt_ids, msgspec.UNSET
-        return Answer(self.id, kind, self.created, self.model, choices, usage, ids)
+        return Answer(
+            self.id,
+            kind,
+            self.created,
+            self.model,
+            choices,
+            usage,
+            ids,
+            self.prompt_logprobs,
+        )
 
     def _usage(self) -> Usage:
         return Usage.of([self._spent[index] for index in sorted(self._spent)], self.group)

@@ -6,10 +6,13 @@ from starlette.responses import Response
 
 from ..async_llm import PromptError
 from ..chat_template import ChatTemplateError
+from ..grammar.compiler import CompilerLostError
+from ..grammar.grammar import GrammarBusyError, GrammarError
 from ..ipc.messages import RefusalCode
 from ..sampling_params import SamplingError
 from ..sdk import (
     EngineLostError,
+    NoTokenError,
     RefusedError,
     RejectedError,
     RequestFailedError,
@@ -101,6 +104,14 @@ def api_error(error: Exception, prompt_field: str) -> ApiError | None:
         )
     if isinstance(error, EngineLostError | RefusedError):
         return ApiError(503, str(error), code="engine_lost")
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param=error.field, code="invalid_grammar")
+    if isinstance(error, GrammarBusyError):
+        return ApiError(429, str(error), code="overloaded")
+    if isinstance(error, CompilerLostError):
+        return ApiError(503, str(error), code="compiler_lost")
+    if isinstance(error, NoTokenError):
+        return ApiError(400, str(error), code="no_token_allowed")
     if isinstance(error, RequestFailedError):
         return ApiError(500, str(error), code="request_failed")
     if isinstance(error, StalledReaderError):

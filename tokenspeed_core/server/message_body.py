@@ -8,6 +8,7 @@ import msgspec
 
 from ..chat_template import Rendering
 from ..sampling_params import SamplingParams
+from .answer_format import Asked, asked_format
 from .failure import ApiError
 from .request_body import GenerationFields
 from .tools import Tools
@@ -26,7 +27,7 @@ class ToolChoice(msgspec.Struct, frozen=True):
 
 
 class Thinking(msgspec.Struct, frozen=True):
-    """Whether the model is to think; a budget is the client's own affair."""
+    """Whether the model is to think, and for how many tokens at most; 0: for as long as it will."""
 
     type: str
     budget_tokens: int = 0
@@ -54,7 +55,11 @@ class CountFields(GenerationFields, frozen=True, kw_only=True):
         Raises:
             ApiError: a tool is malformed, or the choice cannot be served.
         """
-        return Tools.of([_tool(tool) for tool in self.tools], self.tool_choice.type)
+        choice: Any = self.tool_choice.type
+        if choice == "tool":
+            choice = {"type": "function", "name": self.tool_choice.name}
+        tools = [_tool(tool) for tool in self.tools]
+        return Tools.of(tools, choice, one_call=self.tool_choice.disable_parallel_tool_use)
 
     def rendering(self, tools: Tools) -> Rendering:
         """Return what the chat template is given beside the messages.
@@ -86,6 +91,19 @@ class MessageFields(CountFields, frozen=True, kw_only=True):
 
     max_tokens: int
     stop_sequences: list[str] = msgspec.field(default_factory=list)
+    output_config: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def asked_format(self) -> Asked | None:
+        """Return the form that the answer must have; here `output_config.format` says so too."""
+        asked = super().asked_format()
+        return asked or asked_format(output_config=self.output_config.get("format"))
+
+    def thinking_tokens(self) -> int | None:
+        """Return how many tokens the model may think; None: as many as it will."""
+        thinking = self.thinking
+        if thinking is None or thinking.type != "enabled" or thinking.budget_tokens <= 0:
+            return None
+        return thinking.budget_tokens
 
     def sampling_params(self) -> SamplingParams:
         """Return the request's sampling.
@@ -105,6 +123,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         "name": tool.get("name"),
         "description": tool.get("description", ""),
         "parameters": tool.get("input_schema") or {},
+        "strict": tool.get("strict") is True,
     }
     return {"type": "function", "function": function}
 

@@ -36,11 +36,16 @@ class MessageEndpoint(Endpoint[MessageFields]):
         """Return the rendered conversation and the writer of its answer."""
         tools = fields.offered()
         chat = await Conversation.of(
-            self.service.llm.codec, fields.conversation(), fields.rendering(tools), tools
+            self.service.llm.codec,
+            fields.conversation(),
+            fields.rendering(tools),
+            tools,
+            fields.asked_format(),
+            fields.thinking_tokens(),
         )
         one_call = fields.tool_choice.disable_parallel_tool_use
         writer = MessageWriter(self.service.model_name, chat.reader, one_call=one_call)
-        return Job([chat.ids], writer, table=chat.table)
+        return Job([chat.ids], writer, table=chat.table, grammar=chat.grammar)
 
 
 class MessageWriter(Writer):

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import attrs
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from ..sampling_params import SamplingParams
+from ..sampling_params import MAX_TOP_LOGPROBS, SamplingError, SamplingParams
 from ..session import Session
 from ..urgency import Urgency
+from .answer_format import Asked, asked_format
 from .failure import ApiError
 from .kv_hints import KvHints
 
@@ -58,6 +60,27 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int = 0
     n: int = 1
     return_token_ids: bool = False
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    def asked_format(self) -> Asked | None:
+        """Return the form that the answer must have, and the field that says so.
+
+        Raises:
+            ApiError: it is malformed, or two fields say one.
+        """
+        return asked_format(
+            response_format=self.response_format,
+            structured_outputs=self.structured_outputs,
+            guided_json=self.guided_json,
+            guided_regex=self.guided_regex,
+            guided_choice=self.guided_choice,
+            guided_grammar=self.guided_grammar,
+        )
 
     @property
     def wants_logprobs(self) -> bool:
@@ -131,6 +154,16 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
             logprobs=self.wants_logprobs,
         )
 
+    def told_params(self, max_tokens: int | None, top: int, prompt: int | None) -> SamplingParams:
+        """Return the sampling with another limit, if given, and what log-probabilities are told.
+
+        Raises:
+            SamplingError: a value is out of range.
+        """
+        params = GenerationFields.sampling_params(self)
+        limit = params.max_tokens if max_tokens is None else max_tokens
+        return attrs.evolve(params, max_tokens=limit, top_logprobs=top, prompt_logprobs=prompt)
+
 
 class ChatFields(GenerationFields, frozen=True, kw_only=True):
     """Body of `POST /v1/chat/completions`."""
@@ -138,11 +171,14 @@ class ChatFields(GenerationFields, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: int | None = None
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True  # false: calls after the first are dropped
     include_reasoning: bool = True
     reasoning_effort: str | None = None
+    thinking_budget: int | None = None  # tokens of reasoning, at most
     chat_template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -161,12 +197,9 @@ class ChatFields(GenerationFields, frozen=True, kw_only=True):
 
     def sampling_params(self) -> SamplingParams:
         """Return the request's sampling; the newer name of the token limit wins."""
-        params = super().sampling_params()
-        if self.max_completion_tokens is None:
-            return params
-        return msgspec.structs.replace(
-            self, max_tokens=self.max_completion_tokens, max_completion_tokens=None
-        ).sampling_params()
+        if self.top_logprobs and not self.logprobs:
+            raise SamplingError("top_logprobs", "needs logprobs; set it to true")
+        return self.told_params(self.max_completion_tokens, self.top_logprobs, self.prompt_logprobs)
 
 
 class CompletionFields(GenerationFields, frozen=True, kw_only=True):
@@ -175,6 +208,19 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
     prompt: str | list[Any]
     logprobs: int | None = None
     echo: bool = False
+    prompt_logprobs: int | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """Return the request's sampling; an echo is told of like the answer."""
+        top = self.logprobs or 0
+        if not 0 <= top <= MAX_TOP_LOGPROBS:
+            raise SamplingError(
+                "logprobs", f"is {top}; give an integer from 0 to {MAX_TOP_LOGPROBS}"
+            )
+        prompt = self.prompt_logprobs
+        if self.echo and self.wants_logprobs:
+            prompt = max(top, prompt or 0)
+        return self.told_params(None, top, prompt)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -182,20 +228,23 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
         return self.logprobs is not None
 
 
+def check_scored(fields: ChatFields | CompletionFields) -> None:
+    """Raise ApiError if a stream shall tell of its prompt: only a whole answer does."""
+    if fields.stream and fields.prompt_logprobs is not None:
+        raise ApiError(
+            400,
+            "prompt_logprobs comes with whole answers; set stream to false",
+            param="prompt_logprobs",
+            code="unsupported_parameter",
+        )
+
+
 # Fields that change an answer's meaning and are not built, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
     "length_penalty": (1,),
-    "top_logprobs": (0,),
-    "prompt_logprobs": (0,),
     "allowed_token_ids": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),

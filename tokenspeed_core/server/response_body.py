@@ -8,6 +8,7 @@ import msgspec
 
 from ..chat_template import Rendering
 from ..sampling_params import SamplingParams
+from .answer_format import Asked, asked_format
 from .failure import ApiError
 from .request_body import GenerationFields
 from .tools import Tools
@@ -54,8 +55,11 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
             raise _unbuilt("previous_response_id", "responses are not stored; send the whole input")
         if self.background:
             raise _unbuilt("background", "responses are not stored; leave it out")
-        if (self.text.get("format") or {}).get("type", "text") != "text":
-            raise _unbuilt("text", "its format needs grammars, which are not built")
+
+    def asked_format(self) -> Asked | None:
+        """Return the form that the answer must have; here `text.format` says so too."""
+        asked = super().asked_format()
+        return asked or asked_format(text=self.text.get("format"))
 
     def offered(self) -> Tools:
         """Return the tools that the model is shown.
@@ -63,7 +67,8 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
         Raises:
             ApiError: a tool is malformed, or the choice cannot be served.
         """
-        return Tools.of([_tool(tool) for tool in self.tools], self.tool_choice)
+        tools = [_tool(tool) for tool in self.tools]
+        return Tools.of(tools, self.tool_choice, one_call=not self.parallel_tool_calls)
 
     def rendering(self, tools: Tools) -> Rendering:
         """Return what the chat template is given beside the messages."""

@@ -29,12 +29,17 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
         fields.check()
         tools = fields.offered()
         chat = await Conversation.of(
-            self.service.llm.codec, fields.conversation(), fields.rendering(tools), tools
+            self.service.llm.codec,
+            fields.conversation(),
+            fields.rendering(tools),
+            tools,
+            fields.asked_format(),
         )
         return Job(
             [chat.ids],
             ResponseWriter(self.service.model_name, fields, chat.reader),
             table=chat.table,
+            grammar=chat.grammar,
         )
 
 

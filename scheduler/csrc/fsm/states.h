@@ -22,6 +22,7 @@ enum class FinishReason : uint8_t {
   kAbort = 3,
   kWorkerLost = 4,
   kNumeric = 5,
+  kNoToken = 6,
 };
 
 // Queued. A request that was preempted waits here again, with its generated tokens.

@@ -2,6 +2,7 @@
 #include "net/frontend_desk.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tokenspeed::net {
 namespace {
@@ -76,7 +77,8 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
                    .top_p = static_cast<float>(submit.sampling.top_p),
                    .seed = submit.sampling.seed,
                    .logprobs = submit.sampling.logprobs,
-                   .shaping = std::move(submit.sampling.shaping.bytes)},
+                   .shaping =
+                       std::string(submit.sampling.shaping.begin(), submit.sampling.shaping.end())},
       .stop_ids = std::move(submit.stop_ids),
       .priority = submit.priority,
       .salt = std::move(submit.salt.bytes),
@@ -95,6 +97,21 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
   if (taken.ok()) return;
   Send(from, wire::Rejected{submit.request_id, static_cast<int64_t>(taken.error().code),
                             taken.error().message});
+}
+
+void FrontendDesk::TakeDetails(StepId step, const plan::Details& details) {
+  auto bytes = details.bytes.begin();
+  for (size_t i = 0; i < details.slots.size(); ++i) {
+    const auto begin = std::exchange(bytes, bytes + details.sizes[i]);
+    const auto name = scheduler_.NameOf(SlotId{details.slots[i]}, step);
+    if (!name) continue;  // it has ended
+    const auto identity = identities_.find(name->client);
+    if (identity == identities_.end()) continue;
+    wire::TokenDeltas& deltas = frontends_.at(identity->second).deltas;
+    deltas.detail_ids.push_back(name->id);
+    deltas.detail_bytes.push_back(details.sizes[i]);
+    deltas.details.insert(deltas.details.end(), begin, bytes);
+  }
 }
 
 void FrontendDesk::SendEvents(StepId step) {
@@ -141,9 +158,8 @@ void FrontendDesk::SendEvents(StepId step) {
     deltas.report_first_step.push_back(report.first_step.value);
   }
   scheduler_.ClearEvents();
-  if (last == ClientId{}) return;
   for (auto& [identity, each] : frontends_) {
-    if (each.deltas.request_ids.empty()) continue;
+    if (each.deltas.request_ids.empty() && each.deltas.detail_ids.empty()) continue;
     each.deltas.step = step.value;
     if (!each.wants_logprobs) each.deltas.logprobs.clear();
     Send(identity, each.deltas);

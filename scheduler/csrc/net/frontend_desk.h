@@ -10,6 +10,7 @@
 
 #include "net/router.h"
 #include "net/session.h"
+#include "plan/details.h"
 #include "record/recorded_scheduler.h"
 
 namespace tokenspeed::net {
@@ -20,6 +21,8 @@ class FrontendDesk {
       : router_(router), scheduler_(scheduler), session_(session) {}
 
   void Handle(const Router::Incoming& message, const wire::Welcome& welcome);
+  // Keeps what a step's rows told their frontends for the next SendEvents; call before Advance.
+  void TakeDetails(StepId step, const plan::Details& details);
   // Delivers what happened since the last call: one TokenDeltas a frontend.
   void SendEvents(StepId step);
   void SendWelcome(const wire::Welcome& welcome);

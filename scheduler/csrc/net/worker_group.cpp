@@ -236,12 +236,15 @@ void WorkerGroup::DropLost() {
 }
 
 void WorkerGroup::TakeResult(int rank, wire::StepResult result) {
-  if (rank != 0 || result.digest.bytes.size() != 16) {
+  plan::Details details{std::move(result.detail_slots), std::move(result.detail_bytes),
+                        std::move(result.details)};
+  if (rank != 0 || result.digest.bytes.size() != 16 || !details.WellFormed()) {
     return session_.Drop("a malformed step result from rank " + std::to_string(rank));
   }
-  const auto verdict = quorum_.Result(
-      Epoch{result.epoch}, StepId{result.step}, Hash128::From(wire::AsBytes(result.digest.bytes)),
-      std::move(result.tokens), std::move(result.logprobs), std::move(result.counts));
+  const auto verdict =
+      quorum_.Result(Epoch{result.epoch}, StepId{result.step},
+                     Hash128::From(wire::AsBytes(result.digest.bytes)), std::move(result.tokens),
+                     std::move(result.logprobs), std::move(result.counts), std::move(details));
   if (verdict == plan::StepQuorum::Verdict::kIgnored) {
     return session_.Drop("a result of step " + std::to_string(result.step) + " of epoch " +
                          std::to_string(result.epoch) + " that nobody waits for");
@@ -291,6 +294,7 @@ void WorkerGroup::RetireSteps() {
     if (!popped.ok()) return EndEpoch(popped.error().message);
     const std::optional<plan::CompleteStep>& step = popped.value();
     if (!step) break;
+    frontends_.TakeDetails(step->step, step->details);
     const Status advanced =
         scheduler_.Advance(step->step, step->tokens, step->logprobs, start, step->counts);
     if (!advanced.ok()) return EndEpoch(advanced.error().message);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "net/frontend_desk.h"
 #include "net/router.h"
 #include "net/session.h"
 #include "net/step_trace.h"
@@ -18,9 +19,11 @@ namespace tokenspeed::net {
 
 class WorkerGroup {
  public:
-  WorkerGroup(Router& router, record::RecordedScheduler& scheduler, Session& session, int num_ranks)
+  WorkerGroup(Router& router, record::RecordedScheduler& scheduler, FrontendDesk& frontends,
+              Session& session, int num_ranks)
       : router_(router),
         scheduler_(scheduler),
+        frontends_(frontends),
         session_(session),
         workers_(static_cast<size_t>(num_ranks)),
         quorum_(num_ranks),
@@ -70,6 +73,7 @@ class WorkerGroup {
 
   Router& router_;
   record::RecordedScheduler& scheduler_;
+  FrontendDesk& frontends_;
   Session& session_;
   std::vector<std::optional<Worker>> workers_;  // by rank
   plan::StepQuorum quorum_;

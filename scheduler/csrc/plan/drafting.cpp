@@ -84,10 +84,12 @@ void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, cons
   }
   int taken = 0;
   FinishReason reason = FinishReason::kNone;
+  bool failed = false;
   while (taken < brought && reason == FinishReason::kNone) {
     const auto at = static_cast<size_t>(taken);
     if (tokens[at] < 0) {
-      reason = FinishReason::kNumeric;
+      reason = WhyNone(tokens[at]);
+      failed = true;
       break;
     }
     reason = Deliver(request, tokens[at], logprobs == nullptr ? nullptr : logprobs + at);
@@ -100,12 +102,12 @@ void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, cons
   auto* preempted = std::get_if<fsm::Preempted>(&request.state);
   if (decoding != nullptr) {
     On(*decoding, retired);
-    if (reason == FinishReason::kNumeric) ForgetWritten(request, *decoding);
+    if (failed) ForgetWritten(request, *decoding);
   } else {
     TS_CHECK(preempted != nullptr, "a row of request " << request.arrival.value << " came back");
     On(*preempted, retired);
   }
-  if (reason == FinishReason::kNumeric) return End(request, reason);
+  if (failed) return End(request, reason);
   if (reason != FinishReason::kNone) return Remove(request, reason);
   ReturnIfWhole(request);
 }

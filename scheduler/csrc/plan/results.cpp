@@ -43,7 +43,7 @@ Status Scheduler::ValidateResult(StepId step, std::span<const Token> tokens,
                  " tokens and " + std::to_string(logprobs.size()) + " logprobs"};
   }
   for (const Token token : tokens) {
-    if (token >= -1 && token < limits_.vocab_size) continue;
+    if (token >= kNoneAllowed && token < limits_.vocab_size) continue;
     return Error{"step " + std::to_string(step.value) + " sampled token id " +
                  std::to_string(token) + " outside the vocabulary of " +
                  std::to_string(limits_.vocab_size)};
@@ -119,16 +119,28 @@ void Scheduler::Explain(const Request& request) {
   reports_.push_back(report);
 }
 
-Request& Scheduler::TenantOf(SlotId id, StepId step) const {
+Request* Scheduler::FindTenant(SlotId id, StepId step) const {
   const Slot& place = slots_[static_cast<size_t>(id.value)];
-  if (place.first <= step) return *place.request;
+  if (place.first <= step) return place.request;
   for (Request* request : preempted_) {
-    if (request->former.Covers(id, step)) return *request;
+    if (request->former.Covers(id, step)) return request;
   }
   for (const std::unique_ptr<Request>& request : ending_) {
-    if (request->former.Covers(id, step)) return *request;
+    if (request->former.Covers(id, step)) return request.get();
   }
-  TS_CHECK(false, "nobody had slot " << id.value << " in step " << step.value);
+  return nullptr;
+}
+
+Request& Scheduler::TenantOf(SlotId id, StepId step) const {
+  Request* tenant = FindTenant(id, step);
+  TS_CHECK(tenant != nullptr, "nobody had slot " << id.value << " in step " << step.value);
+  return *tenant;
+}
+
+std::optional<RequestName> Scheduler::NameOf(SlotId id, StepId step) const {
+  if (id.value < 0 || static_cast<size_t>(id.value) >= slots_.size()) return std::nullopt;
+  const Request* tenant = FindTenant(id, step);
+  return tenant == nullptr ? std::nullopt : std::optional(tenant->name);
 }
 
 void Scheduler::ThrowAway(Request& request) {
@@ -164,7 +176,7 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   if (token < 0) {
     auto* decoding = std::get_if<fsm::Decoding>(&request.state);
     if (decoding != nullptr) ForgetWritten(request, *decoding);
-    End(request, FinishReason::kNumeric);
+    End(request, WhyNone(token));
     // A state that decodes counts its rows by the tokens that are known, and this one brought none.
     if (decoding != nullptr) RetireRow(request);
     return;

@@ -77,10 +77,10 @@ class Scheduler {
   // The next step, valid until the next call; null if there is nothing to do now.
   const StepPlan* Plan(TimeNs now);
 
-  // The oldest step in flight is done. `tokens`: those of each sampling row, -1 for logits that
-  // were not finite; `logprobs` beside them, or empty if no row asked; `counts`: the tokens of each
-  // row, or empty for one each. An error (the workers broke the contract, the epoch must end)
-  // changes nothing. `now`: when the step was done, on the clock of Plan; 0 if nobody knows.
+  // The oldest step in flight is done. `tokens`: those of each sampling row, or why there is none;
+  // `logprobs` beside them, or empty if no row asked; `counts`: the tokens of each row, or empty
+  // for one each. An error (the workers broke the contract, the epoch must end) changes nothing.
+  // `now`: when the step was done, on the clock of Plan; 0 if nobody knows.
   Status Advance(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
                  TimeNs now = 0, std::span<const int32_t> counts = {});
 
@@ -104,8 +104,9 @@ class Scheduler {
   int waiting() const { return static_cast<int>(waiting_.size() + preempted_.size()); }
   int live() const { return static_cast<int>(requests_.size()); }
   int in_flight() const { return static_cast<int>(in_flight_.size()); }
-  // When the oldest step in flight was planned.
-  std::optional<TimeNs> oldest_planned() const;
+  std::optional<TimeNs> oldest_planned() const;  // of the steps in flight
+  // Whose row slot `id` had in a step in flight; nobody's if the request is not there any more.
+  std::optional<RequestName> NameOf(SlotId id, StepId step) const;
   // In parents where the epoch has several groups: unbound ones are free, idle ones cached.
   kv::BlockCounts blocks() const;
   int sessions() const { return sessions_.size(); }
@@ -201,8 +202,7 @@ class Scheduler {
   int BlocksHeld(const Request& request) const;
   // Those that nobody who runs will need soon.
   int Room() const;
-  // Takes a request from the queue to a slot.
-  void Enter(Request& request, int& budget);
+  void Enter(Request& request, int& budget);  // from the queue a slot
   // The head does not fit: displaces guests if their blocks are what it lacks.
   bool ReclaimFromGuests();
   // ... or lets some pass it.
@@ -244,8 +244,7 @@ class Scheduler {
   bool Grant(Request& request, int group);
   bool GrantNext(Request& request);
   void GrowDue();
-  // The key and the tokens of the block from `begin` to `end`; the block of a group that ends
-  // there.
+  // Key and tokens of the block from `begin` to `end`; a group's block that ends there.
   kv::ChainKey KeyOf(Request& request, int64_t begin, int64_t end) const;
   static std::span<const Token> Content(const Request& request, int64_t begin, int64_t end);
   std::optional<BlockId> LookUp(Request& request, int group, int64_t end) const;
@@ -322,7 +321,8 @@ class Scheduler {
   // Which blocks the request had, for when it, or its session, comes back.
   void LeaveTrail(Request& request);
   void Requeue(Request& request);
-  // Whose row it was that slot `id` had in `step`.
+  // Whose row it was that slot `id` had in `step`; null if nobody's is in flight.
+  Request* FindTenant(SlotId id, StepId step) const;
   Request& TenantOf(SlotId id, StepId step) const;
   // A row of a request that has ended is back.
   void ThrowAway(Request& request);

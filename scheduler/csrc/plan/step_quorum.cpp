@@ -25,13 +25,14 @@ StepQuorum::Pending* StepQuorum::Find(Epoch epoch, StepId step, const Hash128& d
 
 StepQuorum::Verdict StepQuorum::Result(Epoch epoch, StepId step, const Hash128& digest,
                                        std::vector<Token> tokens, std::vector<float> logprobs,
-                                       std::vector<int32_t> counts) {
+                                       std::vector<int32_t> counts, Details details) {
   Pending* pending = Find(epoch, step, digest);
   if (pending == nullptr || pending->has_result) return Verdict::kIgnored;
   pending->has_result = true;
   pending->tokens = std::move(tokens);
   pending->logprobs = std::move(logprobs);
   pending->counts = std::move(counts);
+  pending->details = std::move(details);
   return Verdict::kTaken;
 }
 
@@ -58,7 +59,7 @@ Result<std::optional<CompleteStep>> StepQuorum::Pop() {
                  std::to_string(front.step.value)};
   }
   CompleteStep complete{front.step, std::move(front.tokens), std::move(front.logprobs),
-                        std::move(front.counts)};
+                        std::move(front.counts), std::move(front.details)};
   pending_.pop_front();
   return std::optional<CompleteStep>(std::move(complete));
 }

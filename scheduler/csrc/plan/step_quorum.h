@@ -11,6 +11,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/siphash.h"
+#include "plan/details.h"
 
 namespace tokenspeed::plan {
 
@@ -19,6 +20,7 @@ struct CompleteStep {
   std::vector<Token> tokens;
   std::vector<float> logprobs;
   std::vector<int32_t> counts;
+  Details details;
 };
 
 class StepQuorum {
@@ -32,7 +34,8 @@ class StepQuorum {
   // kIgnored: late, twice, of another epoch or of another plan; count it and go on.
   enum class Verdict { kTaken, kIgnored };
   Verdict Result(Epoch epoch, StepId step, const Hash128& digest, std::vector<Token> tokens,
-                 std::vector<float> logprobs, std::vector<int32_t> counts = {});
+                 std::vector<float> logprobs, std::vector<int32_t> counts = {},
+                 Details details = {});
   Verdict Ack(int rank, Epoch epoch, StepId step, const Hash128& digest, const Hash128& token_hash);
 
   // The oldest step if it is complete, nothing if it is not; an error if ranks disagree about the
@@ -47,6 +50,7 @@ class StepQuorum {
     std::vector<Token> tokens;
     std::vector<float> logprobs;
     std::vector<int32_t> counts;
+    Details details;
     std::vector<std::optional<Hash128>> acks;
     int acked = 0;
   };

@@ -7,6 +7,15 @@
 
 namespace tokenspeed::plan {
 
+// What workers report of a row in place of a token.
+inline constexpr Token kNotFinite = -1;    // its logits were not finite
+inline constexpr Token kNoneAllowed = -2;  // they were, and its request allows none of the tokens
+
+// REQUIRES: token < 0
+inline fsm::FinishReason WhyNone(Token token) {
+  return token == kNotFinite ? fsm::FinishReason::kNumeric : fsm::FinishReason::kNoToken;
+}
+
 // What happened to a request: a token, an end, or both.
 struct TokenEvent {
   RequestName name;

@@ -28,6 +28,7 @@ class RecordedScheduler : private plan::Scheduler {
   using plan::Scheduler::late_rejections;
   using plan::Scheduler::limits;
   using plan::Scheduler::live;
+  using plan::Scheduler::NameOf;
   using plan::Scheduler::oldest_planned;
   using plan::Scheduler::reports;
   using plan::Scheduler::retained_blocks;

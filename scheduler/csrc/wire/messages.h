@@ -98,7 +98,7 @@ struct Sampling {
   double top_p = 1.0;
   uint64_t seed = 0;
   bool logprobs = false;
-  Blob shaping;
+  Column<uint8_t> shaping;
   TS_FIELDS(visit(s.temperature); visit(s.top_k); visit(s.top_p); visit(s.seed); visit(s.logprobs);
             visit(s.shaping);)
 };
@@ -161,11 +161,15 @@ struct TokenDeltas {
   Column<uint8_t> report_volatile;
   Column<int32_t> report_queued_us;
   Column<int64_t> report_first_step;
+  Column<uint64_t> detail_ids;
+  Column<int32_t> detail_bytes;
+  Column<uint8_t> details;
   TS_FIELDS(visit(s.step); visit(s.request_ids); visit(s.counts); visit(s.tokens);
             visit(s.logprobs); visit(s.finish_reasons); visit(s.cached_tokens); visit(s.report_ids);
             visit(s.report_host); visit(s.report_new); visit(s.report_evicted);
             visit(s.report_salted); visit(s.report_diverged); visit(s.report_diverged_at);
-            visit(s.report_volatile); visit(s.report_queued_us); visit(s.report_first_step);)
+            visit(s.report_volatile); visit(s.report_queued_us); visit(s.report_first_step);
+            visit(s.detail_ids); visit(s.detail_bytes); visit(s.details);)
 };
 
 struct Rejected {
@@ -243,8 +247,11 @@ struct StepResult {
   Column<int32_t> tokens;
   Column<float> logprobs;
   Column<int32_t> counts;
+  Column<int32_t> detail_slots;
+  Column<int32_t> detail_bytes;
+  Column<uint8_t> details;
   TS_FIELDS(visit(s.epoch); visit(s.step); visit(s.digest); visit(s.tokens); visit(s.logprobs);
-            visit(s.counts);)
+            visit(s.counts); visit(s.detail_slots); visit(s.detail_bytes); visit(s.details);)
 };
 
 struct StepAck {
