@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The gateway's gRPC service of two engines with SmolLM2, and the real `smg` in front of them."""
 
+import contextlib
 import io
 import shutil
 import socket
@@ -192,19 +193,16 @@ def test_kv_events_are_told(engines: list[Engine], stub: Any) -> None:
     call.cancel()
 
 
-@pytest.fixture(scope="module")
-def gateway(
-    engines: list[Engine], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
-    smg = shutil.which("smg")
-    if smg is None:
+@contextlib.contextmanager
+def smg(folder: Path, *workers: str) -> Iterator[httpx.Client]:
+    """Run the gateway in front of workers until it answers, and to the end of the test."""
+    executable = shutil.which("smg")
+    if executable is None:
         pytest.skip("no smg on this machine: pip install smg")
-    port = free_port()
-    log = tmp_path_factory.mktemp("smg") / "log"
-    workers = [f"grpc://127.0.0.1:{engine.config.grpc_port}" for engine in engines]
+    port, log = free_port(), folder / "smg.log"
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--policy", "cache_aware"]
     metrics = ["--prometheus-port", str(free_port())]
-    command = [smg, "launch", *arguments, *metrics, "--worker-urls", *workers]
+    command = [executable, "launch", *arguments, *metrics, "--worker-urls", *workers]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
@@ -214,6 +212,15 @@ def gateway(
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    engines: list[Engine], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    workers = [f"grpc://127.0.0.1:{engine.config.grpc_port}" for engine in engines]
+    with smg(tmp_path_factory.mktemp("grpc"), *workers) as client:
+        yield client
 
 
 def serves(client: httpx.Client, process: "subprocess.Popen[bytes]", log: Path) -> bool:
@@ -281,3 +288,23 @@ def test_smg_routes_by_our_kv_events(engines: list[Engine], gateway: httpx.Clien
     assert min(cached) > 0.9, cached
     after = [gauge(engine, "prefix_cache_hits_total") for engine in engines]
     assert all(new > old for new, old in zip(after, before, strict=True))
+
+
+def test_smg_in_front_of_http(engines: list[Engine], tmp_path: Path) -> None:
+    with smg(tmp_path, *(engine.url for engine in engines)) as client:
+        ask = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is the capital of Spain?"}],
+            "temperature": 0,
+            "max_tokens": 12,
+        }
+        texts = [
+            httpx.post(f"{url}/v1/chat/completions", json=ask, timeout=PATIENCE_S).json()[
+                "choices"
+            ][0]["message"]["content"]
+            for url in (engines[0].url, str(client.base_url).rstrip("/"))
+        ]
+        assert texts[0] == texts[1]
+        with client.stream("POST", "/v1/chat/completions", json={**ask, "stream": True}) as answer:
+            assert answer.status_code == 200
+            assert list(answer.iter_lines())[-2:].count("data: [DONE]") == 1

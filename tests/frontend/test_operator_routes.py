@@ -157,13 +157,15 @@ def test_top_draws_what_the_data_tell(engine: Engine, capsys: pytest.CaptureFixt
     before = state(engine)
     complete(engine, "One two three", 10)
     now = state(engine)
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     console.print(picture(now, before, 5))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert MODEL in text
     assert "tokens flow" in text
-    assert "/v1/completions" in text
-    assert "length" in text
+    row = now["ended"][-1]
+    (line,) = (line for line in text.splitlines() if line.startswith(row["id"][-10:]))
+    assert line.split()[1:5] == ["length", str(row["prompt_tokens"]), "0", "10"]
+    assert "█" in line
     assert main(["top", "--url", engine.url, "--count", "2", "--period", "0.05"]) == 0
     assert "generated" in capsys.readouterr().out
     assert main(["top", "--url", "http://127.0.0.1:9", "--count", "1"]) == 1

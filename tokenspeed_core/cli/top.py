@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 HELP = "watch a running server"
 DESCRIPTION = "Show throughput, queue, cache and requests of a running server until Ctrl-C."
 
-_BAR = 40
+_BAR = 20
 _PARTS = (
     ("prepare", "magenta"),
     ("queue", "bright_black"),
@@ -71,16 +71,17 @@ def picture(now: dict[str, Any], before: dict[str, Any] | None, rows: int) -> "R
     if engine := now["engine"]:
         lines += [_rates(engine, now, before), _cache(engine)]
     table = Table(box=None, pad_edge=False, expand=True, header_style="bright_black")
-    for title in ("request", "route", "ended", "prompt", "cached", "answer", "first token"):
-        table.add_column(title, no_wrap=True, justify="left" if title < "prompt" else "right")
+    for title in ("request", "ended"):
+        table.add_column(title, no_wrap=True)
+    for title in ("prompt", "cached", "answer", "first"):
+        table.add_column(title, no_wrap=True, justify="right", min_width=6)
     table.add_column("time", no_wrap=True)
     recent = sorted([*now["ended"], *now["live"]], key=lambda row: row["start"], reverse=True)
     recent = recent[:rows]
     longest = max((sum(row["parts"].values()) for row in recent), default=1.0) or 1.0
     for row in recent:
         table.add_row(
-            row["id"][-16:] + (f"#{row['choice']}" if row["choice"] else ""),
-            row["route"],
+            row["id"][-10:] + (f"#{row['choice']}" if row["choice"] else ""),
             row["outcome"] or "live",
             str(row["prompt_tokens"]),
             str(row["cached_tokens"]),

@@ -49,7 +49,7 @@ def _row(record: RequestRecord) -> dict[str, Any]:
     """Return a request's bar: where it begins, and the seconds of its parts so far."""
     arrival, course = record.arrival, record.course
     now = record.ended or time.monotonic()
-    submitted = course.submitted if course else now
+    submitted = course.submitted if course else record.begun
     parts = {"prepare": submitted - arrival.started, "queue": 0.0, "prefill": 0.0, "decode": 0.0}
     if record.first_token is None:  # it waits or prefills; which of them is known with the token
         parts["queue"] = now - submitted

@@ -51,6 +51,7 @@ class RequestRecord:
     arrival: Arrival
     choice: int = 0
     prompt_ids: Sequence[int] = attrs.field(factory=list, repr=False)
+    begun: float = attrs.field(factory=time.monotonic)  # its prompt was there
     first_token: float | None = None
     first_answer: float | None = None  # behind the reasoning; known of streams
     last_token: float | None = None
