@@ -21,6 +21,9 @@ class Collectives(Protocol):
     def all_reduce(self, x: Tensor, axis: str) -> Tensor: ...
     def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
     def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
+    def start(self, kind: str, x: Tensor, axis: str, *given: Any) -> Any: ...
+    def wait(self, pending: Any) -> Tensor: ...
+    def size(self, axis: str) -> int: ...
 
 
 @register("norm_linear", backend="torch")
@@ -117,17 +120,35 @@ def all_reduce_add_rms_norm(
     return pair
 
 
+CHUNKS = 2  # of rows: one is multiplied while the other travels
+
+
 @register("all_gather_linear", backend="torch")
 def all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
-    """Return the ranks' rows `x[n,i]`, one rank after another, times `w[o,i]`."""
-    y: Tensor = _kernel("linear", x)(c.all_gather(x, axis, 0), w)
-    return y
+    """Return `linear(x, w)` of the rows `x[n,i]` of all ranks of `axis`, chunk by chunk."""
+    linear = _kernel("linear", x)
+    rows, rest = divmod(len(x), CHUNKS)
+    if rest:
+        whole: Tensor = linear(c.all_gather(x, axis, 0), w)
+        return whole
+    going = [c.start("all_gather", part, axis, 0) for part in x.chunk(CHUNKS)]
+    made = [linear(c.wait(each), w) for each in going]
+    # They come a chunk of all ranks after the other, and belong rank by rank.
+    return torch.stack([y.view(-1, rows, y.shape[1]) for y in made], 1).flatten(0, 2)
 
 
 @register("linear_reduce_scatter", backend="torch")
 def linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
-    """Return this rank's rows of the ranks' sum of `x[n,i]` times `w[o,i]`."""
-    return c.reduce_scatter(_kernel("linear", x)(x, w), axis, 0)
+    """Return this rank's even part of the rows of `linear(x, w)` summed over `axis`, by chunks."""
+    linear, ways = _kernel("linear", x), c.size(axis)
+    if len(x) % (ways * CHUNKS):
+        return c.reduce_scatter(linear(x, w), axis, 0)
+    blocks = x.view(ways, CHUNKS, -1, x.shape[1])  # by the rank that they are for
+    going = [
+        c.start("reduce_scatter", linear(blocks[:, at].flatten(0, 1), w), axis, 0)
+        for at in range(CHUNKS)
+    ]
+    return torch.cat([c.wait(each) for each in going])
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

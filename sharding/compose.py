@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: MIT
 """The composing rewrite: steps that a target computes in one call are marked as one."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import attrs
 
 from .composite import alone, arguments
+from .link import NVLINK, Link
+from .overlap import WORTH_US, pipelined
 from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 
 
-def compose(program: Program, offered: Collection[str]) -> Program:
-    """Return `program` with the composites in it that are among those `offered`."""
-    if not offered:
+def compose(
+    program: Program, offered: Collection[str], tokens: int = 0, link: Link = NVLINK
+) -> Program:
+    """Return `program` with the composites in it that are among those `offered`.
+
+    Products whose rows travel are pipelined where that saves time in steps of so many `tokens`.
+    """
+    if not offered and not tokens:
         return program
-    blocks = {id(code): _composed(code, {}, offered) for code in program.blocks}
-    driver = _composed(program.driver, blocks, offered)
+
+    def wanted(composite: Composite) -> bool:
+        saved = pipelined(composite, program.mesh, tokens, link)
+        return composite.name in offered or saved >= WORTH_US
+
+    blocks = {id(code): _composed(code, {}, wanted) for code in program.blocks}
+    driver = _composed(program.driver, blocks, wanted)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
-def _composed(code: Code, blocks: dict[int, Code], offered: Collection[str]) -> Code:
+def _composed(code: Code, blocks: dict[int, Code], wanted: Callable[[Composite], bool]) -> Code:
     steps = tuple(
         attrs.evolve(step, block=blocks[id(step.block)]) if isinstance(step, Loop) else step
         for step in code.steps
@@ -31,9 +43,9 @@ def _composed(code: Code, blocks: dict[int, Code], offered: Collection[str]) -> 
     for step in sorted(steps, key=lambda step: isinstance(step, Project)):
         for composite in _ending(step, made):
             parts = {id(part) for part in composite.parts}
-            if composite.name not in offered or parts & taken:
+            if parts & taken or arguments(composite) is None or not wanted(composite):
                 continue
-            if arguments(composite) is not None and alone(code, composite):
+            if alone(code, composite):
                 found.append(composite)
                 taken |= parts
                 break

@@ -64,8 +64,8 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
     return Cost(whole if trips else 0, wire, us)
 
 
-def work(step: Step, mesh: Mesh, tokens: Mapping[str, int]) -> float:
-    """Return the microseconds that a step with parameters takes on an H100, as a lower bound.
+def work(step: Step, mesh: Mesh, tokens: Mapping[str, int], chunks: int = 1) -> float:
+    """Return the microseconds of a step with parameters on an H100, as a lower bound; of one chunk.
 
     The larger of its rank's weights over 3.03 TB/s and their products over 800 TFLOP/s, which
     were measured there; experts are taken to be all read, each row by its active ones.
@@ -77,7 +77,7 @@ def work(step: Step, mesh: Mesh, tokens: Mapping[str, int]) -> float:
     share = _share(step) if isinstance(step, Apply) and step.rule.routes else 1.0
     byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / 3.03e6
     elements = sum(nbytes(var, tokens, mesh) // var.dtype.itemsize for var in stored)
-    return max(byte_us, 2 * rows * elements * share / 800e6)
+    return max(byte_us, 2 * rows * elements * share / 800e6 / chunks)
 
 
 def _share(step: Apply) -> float:

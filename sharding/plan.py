@@ -164,8 +164,8 @@ def build(
 ) -> Plan:
     """Compile a traced program for a layout; `ops` names the module of the emitted imports.
 
-    `tokens` of a step, all ranks together, decide how rows reach their experts (0: by gathers), and
-    which collectives start early (0: none).
+    `tokens` of a step, all ranks together, decide how rows reach their experts (0: by gathers),
+    which collectives start early, and which products are pipelined with theirs (0: none).
     `composites` are the ops that the target computes several steps with (`composite.py`).
 
     Raises:
@@ -174,7 +174,7 @@ def build(
     check_layout(layout, (params, caches), traced.aliases)
     program = fuse(propagate(traced, layout), composites)
     program = pack(carry_sums(program, composites))
-    program = compose(bundle(exchange(program, tokens, link)), composites)
+    program = compose(bundle(exchange(program, tokens, link)), composites, tokens, link)
     program = overlap(program, tokens, link)
     verify(program)
     check_budgets(program)

@@ -48,6 +48,11 @@ class Collectives:
         group = self._groups.get(axis)
         return group.rank if group else 0
 
+    def size(self, axis: str) -> int:
+        """How many ranks stand along `axis`."""
+        group = self._groups.get(axis)
+        return group.size if group else 1
+
     def start(self, kind: str, x: Tensor, axis: str, *given: Any) -> Pending:
         """Begin a collective of those that `begun` knows; `x` must stay as it is until `wait`.
 
