@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .error import TraceError, explained
+from .fix import replace
 from .line import Line, author_line
 
 
@@ -112,6 +113,10 @@ def check_hosts(
                 operands=[f"{' '.join(dims)}: {size or 'known at run time'}"],
                 why="the kernel would read or divide by another dim's number, on every rank alike, "
                 "so nothing else would notice",
-                fixes=[f"give {size}: the `shape` of a value says so by name"] if size else [],
+                fixes=[
+                    replace(f"give {size}", line, str(int(given)), str(size))
+                    if role == "extent"
+                    else f"give one from {int(role == 'count')} to {size - int(role == 'index')}"
+                ],
             )
         )

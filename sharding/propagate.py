@@ -374,6 +374,8 @@ def live(steps: Sequence[Step], results: Sequence[Var]) -> tuple[Step, ...]:
 
 def reason(var: Var, target: Spec, op: str, operands: Sequence[Var]) -> str:
     """Return why an op moves an operand, for people."""
+    if not var.spec.partial and target.partial:
+        return f"one rank adds {var.name} to the sum that {op} finds owed"
     if set(var.spec.partial) - set(target.partial):
         return f"the sum owed since {var.line} is paid before {op}"
     for other in operands:

@@ -34,7 +34,20 @@ def fixes(rule: Rule, operands: Sequence[Var], mesh: Mesh, line: Line, most: int
                 )
                 if action not in found:
                     found.append(action)
-    return found[:most]
+    return found[:most] or _advice(operands)
+
+
+def _advice(operands: Sequence[Var]) -> list[Fix]:
+    """Return what else to do with operands that no op takes as they are."""
+    found = []
+    for var in operands:
+        if var.spec.varying:
+            found.append(Fix(f"read {var.name} in a local region that declares '{var.spec}'"))
+        for dim in var.spec.dims:
+            if dim.segments and dim.axes:
+                taken = ", ".join(dim.segments)
+                found.append(Fix(f"take {var.name} apart first: {taken} = parts({var.name}, ...)"))
+    return found
 
 
 def reachable(var: Var, spec: Spec) -> bool:

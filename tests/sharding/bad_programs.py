@@ -251,6 +251,29 @@ STORED = [
         fields=field("t", "d o") + "  #!", layout="tp=4; o:tp"),
 ]  # fmt: skip
 
+# Host integers of another dim, direct sums taken as one, per-rank code read by others.
+TYPES = [
+    line("another_size",
+         "rms_norm_by_total(x, stack_totals(squares(x), squares(x)), p.norm, 0, 16, 1e-5)",
+         words=("is the size of d",)),
+    line("another_column",
+         "rms_norm_by_total(x, stack_totals(squares(x), squares(x)), p.norm, 2, 8, 1e-5)",
+         words=("points into z",)),
+    line("too_many_experts", "softmax_router(x, 9, True)[1]", words=("counts among d",)),
+    line("no_expert", "softmax_router(x, 0, True)[1]", words=("counts among d",)),
+    line("count_read", "x if batch.num_rows == 1 else x * 2.0", words=("Batch.num_rows",)),
+    line("count_divided", "x * (1.0 / batch.max_query)", words=("Batch.max_query",)),
+    line("parts_of_no_sum", "parts(x, 4, 4)[0]", words=("parts of sizes",)),
+    line("parts_of_other_sizes", "parts(t, 10, 10)[0]", words=("(f|k) of size 20",),
+         before='t = einsum("n d, d (f|k) -> n (f|k)", x, p.t)\n',
+         fields=field("t", "d (f|k)@tp")),
+    line("sum_read_whole", "rms_norm(t, p.s, 1e-5)", words=("part by part", "parts("),
+         before='t = einsum("n d, d (f|k) -> n (f|k)", x, p.t)\n',
+         fields=field("t", "d (f|k)@tp") + "\n" + field("s", "(f|k)")),
+    Bad("varying_read",
+        '@local("n d -> n d ?tp")\ndef each(x):\n    return x\ny = each(x) * 2.0  #!',
+        words=("only a local region", "?tp")),
+]  # fmt: skip
 PROGRAMS = [
     *WHOLE,
     *SHARDED,
@@ -264,4 +287,5 @@ PROGRAMS = [
     *SHAPES,
     *MALFORMED,
     *STORED,
+    *TYPES,
 ]

@@ -67,6 +67,7 @@ def mutants(program: Program) -> Iterator[tuple[str, Program]]:
                 "all_to_all",
                 "slice",
                 "merge",
+                "own",
             ):
                 for dim in (None, 0, 1):
                     if (kind, dim) != (step.kind, step.dim):
