@@ -36,26 +36,27 @@ def _together(steps: Sequence[Step]) -> list[Step]:
     order = list(steps)
     at = 0
     while at < len(order):
-        step = order[at]
-        if isinstance(step, Move) and step.kind == "all_gather":
+        first = order[at]
+        group = [first]
+        if isinstance(first, Move) and first.kind == "all_gather":
             for later in range(at + 1, len(order)):
-                other = order[later]
-                if not isinstance(other, Move) or not may_join(other, step):
+                other, last = order[later], group[-1]
+                assert isinstance(last, Move)
+                if other in group or not isinstance(other, Move) or not may_join(other, last):
                     continue
-                before = _leading(order[at:later], other)
+                before = _leading(order[at + len(group) : later], other, group)
                 if before is not None:
-                    ids = {id(each) for each in (*before, step, other)}
-                    rest = [each for each in order[at:] if id(each) not in ids]
-                    order[at:] = [*before, step, other, *rest]
+                    taken = {id(each) for each in (*before, *group, other)}
+                    rest = [each for each in order[at:] if id(each) not in taken]
+                    order[at:] = [*before, *group, other, *rest]
                     at += len(before)
-                    step = other
-            at += order[at:].index(step)
-        at += 1
+                    group.append(other)
+        at += len(group)
     return order
 
 
-def _leading(between: Sequence[Step], move: Move) -> list[Step] | None:
-    """Return the steps among `between` that lead to a move, if they may go before the first."""
+def _leading(between: Sequence[Step], move: Move, group: Sequence[Step]) -> list[Step] | None:
+    """Return the steps among `between` that lead to a move, if they may go before a group."""
     needed = set(move.operands)
     found: list[Step] = []
     for step in reversed(between):
@@ -67,7 +68,8 @@ def _leading(between: Sequence[Step], move: Move) -> list[Step] | None:
             return None
         needed.update(reads)
         found.append(step)
-    return found[::-1]
+    gathered = {var for each in group for var in each.results}
+    return None if needed & gathered else found[::-1]
 
 
 def may_join(move: Move, last: Move) -> bool:

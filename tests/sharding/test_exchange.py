@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.ops import Batch, declared_batch, embedding, experts, softmax_router
 from tokenspeed_core.ops import einsum as contract
+from tokenspeed_core.rank_groups import RankGroups
 from tokenspeed_core.sharding import (
     Layout,
     Placed,
@@ -177,7 +178,8 @@ def test_rows_elsewhere_are_not_read() -> None:
 def run_rank(rank: int, layout: str, tokens: int, rows: list[list[int]], path: str) -> None:
     torch.set_num_threads(1)
     plan = plan_of(LAYOUTS[layout], tokens)
-    c = Collectives.join(plan.groups, plan.mesh.num_ranks, rank, f"file://{path}/meet")
+    meet, cpu = f"file://{path}/meet", torch.device("cpu")
+    c = Collectives.of(RankGroups.join(plan.groups, plan.mesh.num_ranks, rank, meet, cpu))
     own = plan.mesh.index(rank, plan.mesh.requests)
     result, _ = plan.load()(c, plan.weights(plan.place(values(), rank)), (), batch_of(rows[own]))
     torch.save(result, f"{path}/{rank}")
