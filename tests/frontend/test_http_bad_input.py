@@ -366,7 +366,7 @@ async def test_every_route_but_the_probes_wants_the_key(
         httpx.AsyncClient(base_url=http.url) as client,
     ):
         everywhere = [route for route in routes(http.service) if isinstance(route, Route)]
-        assert len(everywhere) == 15
+        assert len(everywhere) == 19
         paths = [re.sub("{.*}", "x", route.path) for route in everywhere]
         tricks = ["//health", "/health/", "/./health", "/%2e/health", "/HEALTH", "/health%00"]
         tricks += ["/nothing", "/health/../v1/models", "/ready;x", "/docs", "/openapi.json"]
