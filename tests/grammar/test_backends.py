@@ -123,7 +123,7 @@ def test_exactly_the_form_is_allowed(
     ids=["type", "ebnf", "regex", "format", "malformed", "empty"],
 )
 def test_what_is_malformed_is_refused(library: Backend, made: dict[str, Any], said: str) -> None:
-    with pytest.raises(GrammarError, match=re.escape(said)):
+    with pytest.raises(GrammarError, match=re.escape(said) or "grammar"):
         library.compile(dict(made))
 
 

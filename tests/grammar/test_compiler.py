@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenspeed_core.grammar import backend as backends
 from tokenspeed_core.grammar import compiler as module
 from tokenspeed_core.grammar import grammar as form
 from tokenspeed_core.grammar.compiler import Compiler
@@ -132,3 +133,11 @@ async def test_what_is_kept_is_bounded(
 def test_a_grammar_has_a_bound() -> None:
     with pytest.raises(GrammarError, match="at most"):
         Grammar.of(form.constant("x" * (1 << 20)))
+
+
+async def test_what_is_not_installed_is_named(
+    compiler: Compiler, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "installed", lambda name: False)
+    with pytest.raises(GrammarError, match=r"pip install 'tokenspeed-core\[grammar\]'"):
+        await name_of(compiler, codec, form.regex("a"))

@@ -8,15 +8,16 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.grammar.constrained import random_answer
+from tests.grammar.constrained import follows, random_answer
 from tokenspeed_core.dialect.dialect import Dialect
 from tokenspeed_core.dialect.event import Answer
 from tokenspeed_core.dialect.families import DIALECTS, PLAIN
 from tokenspeed_core.dialect.form import Tool, Wanted, answer_form
 from tokenspeed_core.dialect.reader import DialectReader
-from tokenspeed_core.grammar.backend import Backend, backend
+from tokenspeed_core.grammar.backend import BACKENDS, Backend, backend
 from tokenspeed_core.grammar.grammar import Format, json_schema, regex
 from tokenspeed_core.grammar.vocabulary import Vocabulary
+from tokenspeed_core.text_codec import TextCodec
 
 ADD = {
     "type": "object",
@@ -119,6 +120,31 @@ def test_a_thinker_stops_thinking(library: Backend, vocabulary: Vocabulary, name
         thought, end, _ = text.partition("</think>")
         assert end
         assert read(dialect, text, thinks=True).reasoning == thought.strip("\n").strip() or thought
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("name", ["hermes", "minimax-m2", "harmony"])
+def test_a_strict_tool_is_called_as_it_must_be_or_not_at_all(
+    library: Backend, vocabulary: Vocabulary, codec: TextCodec, kind: str, name: str
+) -> None:
+    dialect = DIALECTS[name]
+    must = answer_form(
+        dialect, Wanted(tools=TOOLS[:1], must_call=True), thinks=False, may_think=False
+    )
+    may = answer_form(dialect, Wanted(tools=TOOLS), thinks=False, may_think=False)
+    assert may is not None
+    other = backend(kind, vocabulary)
+    compiled = other.compile(dict(may))
+
+    def allows(text: str) -> bool:
+        ids = codec.tokenizer.encode(text, add_special=False)
+        return follows(other, compiled, vocabulary, ids)
+
+    assert allows("Nothing to call.")
+    for text in answers(library, vocabulary, must, 2):
+        assert allows(f"Look: {text}")
+        assert not allows(f"Look: {text}".replace("add", "sub"))
+        assert not allows(f"Look: {text[: len(text) // 2]}")
 
 
 def test_free_answers_have_no_form() -> None:

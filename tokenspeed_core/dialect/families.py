@@ -123,7 +123,7 @@ LLAMA3 = attrs.evolve(
     start="lead",
     known_names_only=True,
     calls=CallForm('{"name": "', '", "parameters": ', "}", between="; "),
-    reasoning=("", ""),
+    reasoning=("", _THINK[1]),  # only a prompt begins it
 )
 
 _NEXT = {"<|end|>": "header", "<|start|>": "header", "<|call|>": "header", "<|return|>": "header"}

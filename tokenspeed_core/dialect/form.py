@@ -59,7 +59,7 @@ def answer_form(
     thought = sequence(
         text(without=[end], max_tokens=wanted.thinking_tokens), constant(end), _SPACE
     )
-    if thinks:
+    if thinks and end:
         return sequence(thought, rest)
     if not may_think or not begin:
         return rest

@@ -162,8 +162,13 @@ _BUILT = frozenset(
 )
 
 
+_ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
 def _escaped(text: str) -> str:
-    return re.escape(text).replace("/", r"\/").replace("\n", r"\n")
+    """Return a regular expression between slashes that matches a text."""
+    special = r"\.+*?()|[]{}^$/"
+    return "".join("\\" + char if char in special else _ESCAPES.get(char, char) for char in text)
 
 
 def _root_as_start(text: str) -> str:
