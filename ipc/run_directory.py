@@ -74,6 +74,10 @@ class RunDirectory:
         """Where the scheduler listens for workers."""
         return f"ipc://{self.path / 'worker.sock'}"
 
+    def api_socket(self, index: int) -> Path:
+        """Where the launcher and its siblings reach an API process."""
+        return self.path / f"api-{index}.sock"
+
     @property
     def rendezvous(self) -> str:
         """Where the ranks of a worker group find each other (torch.distributed init method)."""

@@ -4,14 +4,16 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import attrs
+import numpy as np
 
-from .chat_template import Message
+from .chat_template import Message, Rendering
 from .completion import Completion, CompletionText, TextDelta, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
@@ -131,8 +133,9 @@ class AsyncLLM:
             ChatTemplateError: the messages do not fit the model's template.
             PromptError, EngineLostError, RejectedError, RequestFailedError: as `generate`.
         """
-        ids = await self.codec.chat_prompt(messages)
-        return await self.generate(ids, params, session, urgency)
+        how = Rendering(salt=session.salt) if session is not None else None
+        prompt = await self.codec.chat(messages, how)
+        return await self.generate(prompt.ids, params, session, urgency)
 
     def hint(self, session: Session, action: SessionAction, ttl_ms: int = 0) -> None:
         """Tell the engine what is known about a session's future; see `Client.hint`."""
@@ -145,17 +148,19 @@ class AsyncLLM:
         session: Session | None = None,
         urgency: Urgency | None = None,
         table: TokenText | None = None,
+        on_submit: Callable[[RequestStream], None] = lambda _: None,
     ) -> AsyncGenerator[TextDelta, None]:
         """Yield text as it becomes final; leaving early aborts the request.  Raises as `generate`.
 
         The last delta has a finish reason, and only it.  `table` spells the tokens, default: the
-        codec's, in which special tokens have no text.
+        codec's, in which special tokens have no text.  `on_submit` gets the request as it is sent.
         """
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
         table = table or self.codec.table
         async with self._compiled(params.grammar, table) as grammar:
             request = self.submit(ids, params, session, urgency, grammar)
+            on_submit(request)
             text = CompletionText(table, params.stop, len(ids), logprobs=params.logprobs)
             scored = params.prompt_logprobs is not None  # told with the first delta
             try:
@@ -240,7 +245,7 @@ class AsyncLLM:
                 f"the prompt has {len(ids)} tokens; prompt and answer together have at most "
                 f"{max_model_len}, so shorten the prompt",
             )
-        if min(ids) < 0 or max(ids) >= vocab_size:
+        if not _are_within(ids, vocab_size):
             bad = next(id for id in ids if not 0 <= id < vocab_size)
             raise PromptError(
                 "invalid_token_id",
@@ -263,3 +268,10 @@ class AsyncLLM:
             )
         if params.max_tokens is not None and params.min_tokens > params.max_tokens:
             raise SamplingError("min_tokens", f"is {params.min_tokens}, over max_tokens")
+
+
+def _are_within(ids: Sequence[int], vocab_size: int) -> bool:
+    if isinstance(ids, array) and ids.typecode == "i":
+        column = np.frombuffer(ids, np.int32)
+        return bool(column.min() >= 0 and column.max() < vocab_size)
+    return min(ids) >= 0 and max(ids) < vocab_size

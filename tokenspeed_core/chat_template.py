@@ -10,15 +10,21 @@ import attrs
 import jinja2
 import jinja2.ext
 import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .template_budget import TICK, Budget, BudgetedEnvironment, BudgetError
 
 Message = Mapping[str, Any]
 
 MAX_RENDERED_CHARS = 16 * 1024 * 1024
+RENDER_S = 2.0  # CPU time; the longest honest conversations take some hundredths of it
 
 
 class ChatTemplateError(ValueError):
     """A conversation cannot be rendered, or a model has no usable chat template."""
+
+
+class RenderTimeError(ChatTemplateError):
+    """The template took longer on the messages than it may."""
 
 
 @attrs.frozen
@@ -29,6 +35,7 @@ class Rendering:
     variables: Mapping[str, Any] = attrs.field(factory=dict)  # such as enable_thinking
     adds_generation_prompt: bool = True
     continues_final: bool = False  # the last message is the beginning of the answer
+    salt: str = ""  # conversations of different salts share no work
 
     def with_sorted_tools(self) -> "Rendering":
         """Return this with the tools in the order of their names."""
@@ -53,7 +60,8 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: the source is not valid Jinja.
         """
-        environment = ImmutableSandboxedEnvironment(
+        environment = BudgetedEnvironment(
+            MAX_RENDERED_CHARS,
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, jinja2.ext.loopcontrols],
@@ -62,7 +70,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         try:
-            template = environment.from_string(source)
+            template = environment.budgeted(source)
             takes = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
@@ -70,10 +78,16 @@ class ChatTemplate:
             ) from error
         return cls(template, dict(variables), source, frozenset(takes))
 
-    def render(self, messages: Sequence[Message], how: Rendering | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        how: Rendering | None = None,
+        budget_s: float = RENDER_S,
+    ) -> str:
         """Return the prompt of a conversation, ending where the assistant's answer begins.
 
         Raises:
+            RenderTimeError: that takes more than `budget_s` of this thread's CPU time.
             ChatTemplateError: a message is malformed, the template refuses it, or the text is
                 longer than `max_chars`.
         """
@@ -86,6 +100,7 @@ class ChatTemplate:
             "messages": plain,
             "tools": list(how.tools) or None,
             "documents": None,
+            TICK: Budget(budget_s).tick,
             "add_generation_prompt": how.adds_generation_prompt and not how.continues_final,
         }
         text = self._text(variables)
@@ -114,6 +129,8 @@ class ChatTemplate:
                         f"send fewer or shorter messages"
                     )
                 parts.append(part)
+        except BudgetError as error:
+            raise RenderTimeError(f"the chat template was stopped: {error}") from error
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template refused the messages: {error}") from error
         except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:

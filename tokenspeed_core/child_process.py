@@ -30,6 +30,7 @@ class ChildSpec:
     name: str
     argv: tuple[str, ...]
     variables: Mapping[str, str] = attrs.field(factory=dict)
+    descriptors: tuple[int, ...] = ()  # of ours that it has too, under the same numbers
 
 
 @attrs.define
@@ -92,6 +93,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**spec.variables, **os.environ},
+            pass_fds=spec.descriptors,
             start_new_session=True,
         )
         assert self._process.stdout is not None

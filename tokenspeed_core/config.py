@@ -60,6 +60,19 @@ class EngineConfig:
     host: str = option("127.0.0.1", "server", "address to listen on")
     port: int = option(8000, "server", "port to listen on; 0: any free one", low=0, high=65535)
     api_key: str = option("", "server", "clients must send it as a bearer token", metavar="KEY")
+    api_keys: str = option("", "server", "file of keys, a line NAME:KEY each", metavar="FILE")
+    cache_per_key: bool = option(False, "server", "callers of different keys share no cache")
+    open_metrics: bool = option(False, "server", "answer /metrics without a key")
+    api_processes: int = option(1, "server", "processes behind the port", low=1, high=64)
+    stored_responses: int = option(
+        1000, "server", "answers of /v1/responses to keep; several API processes keep none", low=0
+    )
+    response_ttl_s: float = option(3600.0, "server", "seconds to keep one after its use", low=1)
+    ssl_certfile: str = option("", "server", "serve HTTPS with this certificate", metavar="PEM")
+    ssl_keyfile: str = option("", "server", "the certificate's private key", metavar="PEM")
+    ssl_ca_certs: str = option(
+        "", "server", "take only clients with a certificate of these authorities", metavar="PEM"
+    )
     drain_s: float = option(
         30.0, "server", "how long running requests may finish on SIGTERM", low=0, metavar="SECONDS"
     )
@@ -258,6 +271,11 @@ class EngineConfig:
         """Worker processes: one for each place of the mesh."""
         mesh = self.layout.partition(";")[0] or f"tp={self.tp}"
         return math.prod(int(size) for size in _AXIS_SIZE.findall(mesh))
+
+    @property
+    def scheme(self) -> str:
+        """How the HTTP server is reached."""
+        return "https" if self.ssl_certfile else "http"
 
     @property
     def model_name(self) -> str:

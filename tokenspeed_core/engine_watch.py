@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import zmq
@@ -22,6 +23,7 @@ from .ipc.messages import (
     Welcome,
 )
 from .ipc.run_directory import RunDirectory
+from .unix_connection import UnixConnection
 
 _POLL_MS = 100
 _HEARTBEAT_S = 0.25
@@ -123,12 +125,11 @@ class EngineWatch:
 
 
 class HttpWatch:
-    """Asks the API process for its state, over HTTP as any client does."""
+    """Asks an API process for its state, at its socket in the run directory."""
 
-    def __init__(self, host: str, port: int, limits: WatchLimits) -> None:
-        # What listens on every address is reached at the loopback one.
-        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self._port = port
+    def __init__(self, socket_path: Path, name: str, limits: WatchLimits) -> None:
+        self._path = socket_path
+        self._name = name
         self._limits = limits
 
     def await_ready(self, is_over: Callable[[], bool]) -> bool:
@@ -146,17 +147,12 @@ class HttpWatch:
             try:
                 self._status("/health")
             except TimeoutError:
-                on_frozen(f"the API process gave no answer for {self._limits.silence_s:g} s")
+                on_frozen(f"{self._name} gave no answer for {self._limits.silence_s:g} s")
             except (OSError, http.client.HTTPException):
                 pass  # it is dead, starting or draining, which others see to
             time.sleep(_HTTP_PERIOD_S)
 
     def _status(self, path: str) -> int:
-        connection = http.client.HTTPConnection(
-            self._host, self._port, timeout=self._limits.silence_s
-        )
-        try:
+        with UnixConnection(self._path, self._limits.silence_s) as connection:
             connection.request("GET", path)
             return connection.getresponse().status
-        finally:
-            connection.close()

@@ -17,11 +17,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from .api_processes import ApiProcesses
 from .background_writer import BackgroundWriter
 from .checkpoint import CheckpointError
 from .child_process import ChildSpec
 from .config import ConfigError, EngineConfig, write_config
-from .engine_watch import EngineWatch, HttpWatch, WatchLimits, WatchRefusedError
+from .engine_watch import EngineWatch, WatchLimits, WatchRefusedError
 from .ipc.codec import encode
 from .ipc.kv_events import CurveKeyError, replay_endpoint, secret_key
 from .ipc.messages import WIRE_VERSION, SchedulerConfig
@@ -34,9 +35,7 @@ from .served_model import PortInUseError, ServedModel
 from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import WorkerEvent
 
-_API_GRACE_S = 2.0
 _SIGNAL_CHECK_S = 0.25
-_API = "the API process"
 _GRPC = "the gRPC process"
 _SCHEDULER = "the scheduler"
 _WORKERS = "the worker group"
@@ -71,6 +70,7 @@ class Engine:
         self._limits = limits
         self._vocab_size = model.vocab_size
         self._serve_http = serve_http
+        self._api: ApiProcesses | None = None
         self._process_id = os.getpid()
         self._is_ready = threading.Event()
         self._settled = threading.Event()  # ready, or over
@@ -157,8 +157,8 @@ class Engine:
         if config.grpc_port:
             parts.insert(0, Part(_GRPC, (ChildSpec("grpc", program("gateway")),)))
         if self._serve_http:
-            server = (ChildSpec("api", program("server")),)
-            parts.insert(0, Part(_API, server, stop_grace_s=_API_GRACE_S))
+            self._api = ApiProcesses(config, run, self._limits)
+            parts = [*self._api.parts(program), *parts]
         return parts
 
     def _scheduler_config(self) -> SchedulerConfig:
@@ -190,7 +190,7 @@ class Engine:
     def url(self) -> str:
         """Where the HTTP API listens."""
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"http://{host}:{self.config.port}"
+        return f"{self.config.scheme}://{host}:{self.config.port}"
 
     @property
     def failure(self) -> EngineError | None:
@@ -259,6 +259,8 @@ class Engine:
         self._settled.set()
 
     def _release(self) -> None:
+        if self._api is not None:
+            self._api.close()
         self.run.remove()
         self._lock.release()
 
@@ -270,14 +272,10 @@ class Engine:
             self._supervisor.stop()
 
     def _on_scheduler_ready(self) -> None:
-        if self._serve_http:
-            watch = HttpWatch(self.config.host, self.config.port, self._limits)
-            if not watch.await_ready(self._is_over):
+        if self._api is not None:
+            if not self._api.await_ready(self._is_over):
                 return
-            on_frozen = functools.partial(self._supervisor.restart, _API)
-            threading.Thread(
-                target=watch.follow, args=(self._is_over, on_frozen), name="http-watch", daemon=True
-            ).start()
+            self._api.follow(self._is_over, self._supervisor.restart)
         self._supervisor.finish_start()
         self._is_ready.set()
         self._settled.set()

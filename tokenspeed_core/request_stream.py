@@ -99,6 +99,13 @@ class RequestStream:
         self._is_over = True
         self._take_back(self, kept if kept < 0 else max(0, kept - self._resumed_at))
 
+    def end(self) -> None:
+        """Take the request back on somebody else's word: the reader gets what came, then ABORT."""
+        if self._finish is FinishReason.NONE and not self._is_over and self._error is None:
+            self._take_back(self, -1)
+            self._finish = FinishReason.ABORT
+            self._news.set()
+
     @property
     def has_advanced(self) -> bool:
         """A token came from the present scheduler and its workers."""

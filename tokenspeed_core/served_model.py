@@ -9,8 +9,10 @@ import attrs
 
 from .checkpoint import CheckpointError, open_checkpoint
 from .config import ConfigError, EngineConfig
+from .keyring import Keyring
 from .model_source import resolve
 from .stored_config import stored_config
+from .tls import server_context
 
 
 class PortInUseError(RuntimeError):
@@ -35,6 +37,9 @@ class ServedModel:
         if not config.model:
             raise ConfigError("no model is given; name a .gguf file, a directory or a hub id")
         if serve_http:
+            server_context(config)
+            if config.api_keys:
+                Keyring.read(config.api_keys)
             config = attrs.evolve(config, port=_free_port(config.host, config.port))
         dummy = config.load_format == "dummy"
         source = resolve(config.model, weights=not dummy)

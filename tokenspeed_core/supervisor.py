@@ -2,6 +2,7 @@
 """The thread that starts child processes, restarts what dies, and stops everything in order."""
 
 import functools
+import itertools
 import os
 import selectors
 import signal
@@ -31,6 +32,8 @@ class Part:
     children: tuple[ChildSpec, ...]
     before_start: Callable[[], None] = lambda: None
     stop_grace_s: float = _KILL_GRACE_S  # from SIGTERM to SIGKILL, with a second one half way
+    group: str = ""  # neighbours of one group are stopped together
+    after_stop: Callable[[], None] = lambda: None  # once its group is gone for good
 
 
 @attrs.frozen
@@ -74,8 +77,9 @@ class _Running:
 class Supervisor:
     """Runs parts until `stop`, or until one cannot be kept alive.
 
-    Parts are stopped in the given order, each gone before the next is told, and started in the
-    opposite one.  Until `finish_start` a death is final; afterwards the part is restarted.
+    Parts are stopped in the given order, each (or its group) gone before the next is told, and
+    started in the opposite one.  Until `finish_start` a death is final; afterwards the part is
+    restarted.
     `emit` is called on the supervisor's thread and must not wait.  `on_end` is called there when
     the last process is gone.
     """
@@ -89,6 +93,8 @@ class Supervisor:
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._running = [_Running(part) for part in parts]
+        grouped = itertools.groupby(self._running, lambda run: run.part.group or run.part.name)
+        self._stages = [tuple(runs) for _, runs in grouped]
         self._emit = emit
         self._policy = policy or RestartPolicy()
         self._on_end = on_end
@@ -96,7 +102,7 @@ class Supervisor:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._commands: deque[Callable[[], None]] = deque()
         self._is_starting = True
-        self._stage: int | None = None  # index of the part that is being stopped
+        self._stage: int | None = None  # index of the group that is being stopped
         self._press_at = self._kill_at = 0.0
         self._drain_s = 0.0
         self._ended = threading.Event()
@@ -250,7 +256,7 @@ class Supervisor:
                     self._recover(run, now)
         if self._stage is not None:
             self._advance_stop(now)
-        return self._stage is None or self._stage < len(self._running)
+        return self._stage is None or self._stage < len(self._stages)
 
     def _recover(self, run: _Running, now: float) -> None:
         policy = self._policy
@@ -286,21 +292,24 @@ class Supervisor:
 
     def _enter_stage(self, stage: int) -> None:
         self._stage = stage
-        if stage < len(self._running):
-            run = self._running[stage]
+        if stage < len(self._stages):
+            runs = self._stages[stage]
             extra = self._drain_s if stage == 0 else 0.0
-            self._kill_at = time.monotonic() + run.part.stop_grace_s + extra
-            self._press_at = self._kill_at - run.part.stop_grace_s / 2
-            for child in run.children:
+            grace_s = max(run.part.stop_grace_s for run in runs)
+            self._kill_at = time.monotonic() + grace_s + extra
+            self._press_at = self._kill_at - grace_s / 2
+            for child in _children(runs):
                 child.send(signal.SIGTERM)
 
     def _advance_stop(self, now: float) -> None:
         assert self._stage is not None
-        while self._stage < len(self._running) and not self._running[self._stage].children:
+        while self._stage < len(self._stages) and not _children(self._stages[self._stage]):
+            for run in self._stages[self._stage]:
+                run.part.after_stop()
             self._enter_stage(self._stage + 1)
-        if self._stage == len(self._running):
+        if self._stage == len(self._stages):
             return
-        children = self._running[self._stage].children
+        children = _children(self._stages[self._stage])
         if now >= self._kill_at:
             for child in children:
                 self._log(f"{child.spec.name} did not stop in time and is killed")
@@ -330,3 +339,7 @@ class Supervisor:
 
     def _log(self, text: str) -> None:
         self._emit(Printed("supervisor", text))
+
+
+def _children(runs: Sequence[_Running]) -> list[ChildProcess]:
+    return [child for run in runs for child in run.children]

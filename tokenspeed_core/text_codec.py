@@ -2,21 +2,34 @@
 """What turns a user's text into token ids and back, for one model."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
-from .chat_template import MAX_RENDERED_CHARS, ChatTemplate, ChatTemplateError, Message, Rendering
+from .chat_template import (
+    MAX_RENDERED_CHARS,
+    RENDER_S,
+    ChatTemplate,
+    ChatTemplateError,
+    Message,
+    Rendering,
+    RenderTimeError,
+)
 from .detokenizer import TokenText
 from .dialect.dialect import Dialect
 from .dialect.families import PLAIN, spoken
 from .model_source import resolve
+from .prefix_texts import PrefixTexts
 from .stage_clock import StageClock
 from .tokenizer import Tokenizer
 
 # Text longer than this is rendered and tokenised on a thread, so that other streams go on.
 _INLINE_CHARS = 8192
+_INLINE_S = 0.005  # a template that takes longer is rendered again, there
 
 Prompt = str | Sequence[int]
 
@@ -33,7 +46,7 @@ class PromptError(ValueError):
 class ChatPrompt:
     """A conversation's token ids; with `thinks` the answer begins inside the reasoning."""
 
-    ids: list[int]
+    ids: "array[int]"
     thinks: bool = False
 
 
@@ -48,6 +61,7 @@ class TextCodec:
     dialect: Dialect = PLAIN
     sorts_tools: bool = False  # prompts name tools in the order of their names, not as given
     stages: StageClock = attrs.field(factory=StageClock, repr=False)  # of this process
+    prefixes: PrefixTexts | None = None  # of conversations
     _spellings: dict[tuple[str, bool], TokenText] = attrs.field(factory=dict, repr=False)
 
     @classmethod
@@ -67,8 +81,11 @@ class TextCodec:
         Raises:
             ChatTemplateError: the source is not valid Jinja.
         """
-        template = ChatTemplate.compile(source, self.tokenizer.special_text())
-        return attrs.evolve(self, template=template, dialect=spoken(source))
+        variables = self.tokenizer.special_text()
+        template = ChatTemplate.compile(source, variables)
+        written = {text for text in self.tokenizer.special_texts().values() if text in source}
+        prefixes = PrefixTexts(self.tokenizer, sorted(written | set(variables.values())))
+        return attrs.evolve(self, template=template, dialect=spoken(source), prefixes=prefixes)
 
     def within(self, max_tokens: int) -> "TextCodec":
         """Return this codec refusing text that cannot be `max_tokens` tokens or fewer."""
@@ -93,7 +110,7 @@ class TextCodec:
             ChatTemplateError: the model has no template, or the messages do not fit it.
             PromptError: the text is longer than any prompt can be.
         """
-        return (await self.chat(messages)).ids
+        return (await self.chat(messages)).ids.tolist()
 
     async def chat(self, messages: Sequence[Message], how: Rendering | None = None) -> ChatPrompt:
         """Return the prompt of a conversation.  Raises as `chat_prompt`."""
@@ -101,37 +118,55 @@ class TextCodec:
         if template is None:
             raise ChatTemplateError("this model has no chat template; use completions instead")
 
-        def prompt() -> ChatPrompt:
+        salt = "" if how is None else how.salt
+
+        def prompt(budget_s: float) -> ChatPrompt:
             with self.stages.stage("render"):
                 shown = how.with_sorted_tools() if how and self.sorts_tools else how
-                text = template.render(messages, shown)
+                text = template.render(messages, shown, budget_s)
             thinking = self.dialect.thinking
             thinks = bool(thinking) and text.rstrip().endswith(thinking)
-            return ChatPrompt(self._encode(text, add_special=False), thinks)
+            self._check_length(text)
+            assert self.prefixes is not None
+            with self.stages.stage("tokenise"):
+                return ChatPrompt(self.prefixes.encode(text, salt), thinks)
 
-        size = sum(len(str(message.get("content"))) for message in messages)
+        size = sum(_length(message.get("content")) for message in messages)
         if how is not None and size < _INLINE_CHARS:
             size += len(json.dumps(how.tools))
-        return prompt() if size < _INLINE_CHARS else await asyncio.to_thread(prompt)
+        if size < _INLINE_CHARS:
+            with contextlib.suppress(RenderTimeError):
+                return prompt(_INLINE_S)
+        return await asyncio.to_thread(prompt, RENDER_S)
 
-    async def prompt(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
+    async def prompt(self, prompt: Prompt, *, add_special: bool = True) -> Sequence[int]:
         """Return the ids of a text, or the ids themselves.
 
         Raises:
             PromptError: the text is longer than any prompt can be.
         """
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt if isinstance(prompt, array) else list(prompt)
         if len(prompt) < _INLINE_CHARS:
             return self._encode(prompt, add_special=add_special)
         return await asyncio.to_thread(self._encode, prompt, add_special=add_special)
 
     def _encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        self._check_length(text)
+        with self.stages.stage("tokenise"):
+            return self.tokenizer.encode(text, add_special=add_special)
+
+    def _check_length(self, text: str) -> None:
         if len(text) > self.max_chars:
             raise PromptError(
                 "context_length_exceeded",
                 f"the prompt has {len(text)} characters, more than fit the model's context in any "
                 f"language; shorten the prompt",
             )
-        with self.stages.stage("tokenise"):
-            return self.tokenizer.encode(text, add_special=add_special)
+
+
+def _length(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else ()
+    return sum(len(str(part.get("text"))) for part in parts if isinstance(part, Mapping))

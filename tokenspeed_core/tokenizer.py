@@ -52,6 +52,10 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return {id: token.content for id, token in added.items() if token.special}
 
+    def added_texts(self) -> list[str]:
+        """Return how the tokens are written that are found before text is split."""
+        return [token.content for token in self.backend.get_added_tokens_decoder().values()]
+
     def special_text(self) -> dict[str, str]:
         """Return the variables `bos_token` and `eos_token` as chat templates want them."""
         ids = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}

@@ -7,15 +7,15 @@ from pathlib import Path
 import attrs
 import openai
 import pytest
-import uvicorn
 
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tokenspeed_core.async_llm import AsyncLLM, TextCodec
 from tokenspeed_core.ipc.run_directory import RunDirectory
-from tokenspeed_core.server.__main__ import bind
+from tokenspeed_core.listener import bind
+from tokenspeed_core.server.access import Access
 from tokenspeed_core.server.app import create_app, new_service
-from tokenspeed_core.server.connection import BoundedConnection
 from tokenspeed_core.server.endpoint import Service
+from tokenspeed_core.server.http_server import HttpServer as Server
 
 
 @pytest.fixture(scope="session")
@@ -54,24 +54,21 @@ class HttpServer:
 
 @contextlib.asynccontextmanager
 async def listening(
-    scheduler: ScriptedScheduler, codec: TextCodec, api_key: str = ""
+    scheduler: ScriptedScheduler, codec: TextCodec, access: Access | None = None
 ) -> AsyncIterator[HttpServer]:
-    async with served(scheduler.run.path, codec, api_key) as (url, service):
+    async with served(scheduler.run.path, codec, access) as (url, service):
         yield HttpServer(url, service, scheduler)
 
 
 @contextlib.asynccontextmanager
 async def served(
-    run_dir: Path, codec: TextCodec, api_key: str = ""
+    run_dir: Path, codec: TextCodec, access: Access | None = None
 ) -> AsyncIterator[tuple[str, Service]]:
     """Serve HTTP in front of the scheduler of a run directory."""
     async with AsyncLLM("smollm2", run_dir=run_dir, codec=codec, resume_s=0) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
-        config = uvicorn.Config(
-            create_app(service, api_key), lifespan="off", log_config=None, http=BoundedConnection
-        )
-        server = uvicorn.Server(config)
+        server = Server.of(create_app(service, access))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:

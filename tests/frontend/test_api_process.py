@@ -6,11 +6,13 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import attrs
 import httpx
 import pytest
 
@@ -28,12 +30,15 @@ def free_port() -> int:
 
 
 class ApiProcess:
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, verify: ssl.SSLContext | bool
+    ) -> None:
         self.process = process
         self.url = url
+        self.verify = verify
 
     async def get(self, path: str) -> int:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=self.verify) as client:
             return (await client.get(self.url + path)).status_code
 
     async def ended(self) -> int:
@@ -42,16 +47,21 @@ class ApiProcess:
 
 @contextlib.asynccontextmanager
 async def api_process(
-    scheduler: ScriptedScheduler, tmp_path: Path, drain_s: float = 20.0
+    scheduler: ScriptedScheduler,
+    tmp_path: Path,
+    drain_s: float = 20.0,
+    settings: Mapping[str, object] | None = None,
+    verify: ssl.SSLContext | bool = True,
 ) -> AsyncIterator[ApiProcess]:
     port = free_port()
     file = tmp_path / "engine.json"
     config = EngineConfig(model="smollm2", served_model_name="m", port=port, drain_s=drain_s)
+    config = attrs.evolve(config, **(settings or {}))
     write_config(config, file)
     command = [sys.executable, "-m", "tokenspeed_core.server"]
     command += ["--run-dir", str(scheduler.run.path), "--config", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    api = ApiProcess(process, f"http://127.0.0.1:{port}")
+    api = ApiProcess(process, f"{config.scheme}://127.0.0.1:{port}", verify)
     try:
         async with asyncio.timeout(60):
             while process.poll() is None:

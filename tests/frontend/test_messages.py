@@ -13,6 +13,8 @@ from tests.frontend.conftest import HttpServer, listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tests.frontend.test_tools import CALL, OTHER, TEMPLATE, prompt
 from tokenspeed_core.async_llm import TextCodec
+from tokenspeed_core.keyring import Keyring
+from tokenspeed_core.server.access import Access
 
 ASKED: dict[str, Any] = {
     "model": "smollm2",
@@ -173,7 +175,8 @@ async def test_what_cannot_be_served_is_refused_by_name(
 async def test_the_key_and_the_model_are_checked(
     scheduler: ScriptedScheduler, codec: TextCodec
 ) -> None:
-    async with listening(scheduler, codec.with_template(TEMPLATE), "s3cret") as http:
+    access = Access(lambda: Keyring.of(("me", "s3cret")))
+    async with listening(scheduler, codec.with_template(TEMPLATE), access) as http:
         with pytest.raises(anthropic.AuthenticationError):
             await client(http, "wrong").messages.create(**ASKED)
         with pytest.raises(anthropic.NotFoundError, match="claude"):

@@ -3,16 +3,23 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokenspeed_core
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.chat_template import ChatTemplateError
+from tokenspeed_core.config import FIELDS
 from tokenspeed_core.sampling_params import SamplingError, SamplingParams
 from tokenspeed_core.server.failure import ApiError
+from tokenspeed_core.server.message_body import MessageFields
 from tokenspeed_core.server.request_body import (
     HARMLESS,
     NEUTRAL,
@@ -21,6 +28,7 @@ from tokenspeed_core.server.request_body import (
     GenerationFields,
     parse,
 )
+from tokenspeed_core.server.response_body import ResponseFields
 
 leaves = (
     st.none()
@@ -181,6 +189,7 @@ SHOWN = {
     "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
     "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
     "guided_grammar", "thinking_budget", "top_logprobs",
+    "request_id", "rid",
 }  # fmt: skip
 
 
@@ -196,3 +205,81 @@ def test_every_field_that_is_known_has_an_effect() -> None:
         for field in sorted({*kind.__struct_fields__} & EFFECTS.keys()):
             value = True if (kind, field) == (ChatFields, "logprobs") else EFFECTS[field]
             assert engine_is_told(kind, **{field: value}) != engine_is_told(kind), field
+
+
+REFUSED = {
+    MessageFields: {"n": 2, "stop": "x", "return_token_ids": True, "stream_options": {}},
+    ResponseFields: {"n": 2, "return_token_ids": True, "stream_options": {}, "background": True},
+}
+# what test_messages.py, test_responses.py and test_response_store.py show
+FORMATS = {
+    "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar",
+}  # fmt: skip
+SHOWN_ELSEWHERE = {
+    MessageFields: FORMATS | {
+        "model", "stream", "tools", "tool_choice", "request_id", "rid", "output_config",
+    },
+    ResponseFields: FORMATS | {
+        "model", "stream", "tools", "tool_choice", "parallel_tool_calls", "request_id", "rid",
+        "previous_response_id", "store", "text",
+    },
+}  # fmt: skip
+TOLD: dict[type, dict[str, Any]] = {
+    MessageFields: {
+        "messages": [{"role": "user", "content": "Other"}],
+        "system": "Be brief.",
+        "stop_sequences": ["x"],
+        "thinking": {"type": "disabled"},
+        "chat_template_kwargs": {"a": 1},
+    },
+    ResponseFields: {
+        "input": "Other",
+        "instructions": "Be brief.",
+        "max_output_tokens": 5,
+        "reasoning": {"effort": "low"},
+        "chat_template_kwargs": {"a": 1},
+    },
+}
+ASKED: dict[type, dict[str, Any]] = {
+    MessageFields: {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+    ResponseFields: {"model": "m", "input": "Hi"},
+}
+
+
+@pytest.mark.parametrize("kind", [MessageFields, ResponseFields])
+def test_every_field_of_messages_and_responses_has_an_effect_or_is_refused(kind: type) -> None:
+    effects = {**EFFECTS, **TOLD[kind]}
+    known = set(kind.__struct_fields__)
+    assert known <= {*effects, *REFUSED[kind], *SHOWN_ELSEWHERE[kind]}
+
+    def told(**fields: Any) -> object:
+        body = json.dumps({**ASKED[kind], **fields}).encode()
+        parsed = parse(body, kind, lambda _: None)
+        how = parsed.rendering(parsed.offered())
+        sampling = parsed.sampling_params(), parsed.session(), parsed.urgency()
+        return sampling, parsed.conversation(), how
+
+    for field in sorted(known & effects.keys() - REFUSED[kind].keys()):
+        assert told(**{field: effects[field]}) != told(), field
+    for field, value in REFUSED[kind].items():
+        body = json.dumps({**ASKED[kind], field: value, "stream": True}).encode()
+        parsed = parse(body, kind, lambda _: None)
+        checks = parsed.check if kind is ResponseFields else partial(parsed.refuse, *REFUSED[kind])
+        with pytest.raises(ApiError, match=field):
+            checks()
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    root = Path(tokenspeed_core.__file__).parent
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in root.rglob("*.py")
+        if path.name not in ("config.py", "config_option.py")
+    ]
+    properties = (
+        (root / "config.py").read_text(encoding="utf-8").partition("__attrs_post_init__")[2]
+    )
+    text = "\n".join([*sources, properties])
+    unread = [name for name in FIELDS if not re.search(rf"[.]{name}\b", text)]
+    assert unread == []

@@ -79,12 +79,10 @@ async def test_the_input_is_rendered(http: HttpServer) -> None:
         ("input", [{"type": "item_reference", "id": "x"}]),
         ("input", [{"role": "user", "content": [{"type": "input_image"}]}]),
         ("input", 7),
-        ("previous_response_id", "resp_1"),
         ("background", True),
         ("text", {"format": {"type": "xml"}}),
         ("tools", [{"type": "web_search"}]),
         ("tool_choice", "sometimes"),
-        ("store", True),
     ],
 )
 async def test_what_is_not_built_is_refused_by_name(

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def ready_message(config: EngineConfig, seconds: float) -> str:
     """Return what to print when requests are welcome: the address and a line to paste."""
     host = f"[{config.host}]" if ":" in config.host else config.host
-    url = f"http://{host}:{config.port}"
+    url = f"{config.scheme}://{host}:{config.port}"
     body = {"model": config.model_name, "messages": [{"role": "user", "content": "Hello!"}]}
-    key = " -H 'Authorization: Bearer '$KEY" if config.api_key else ""
+    key = " -H 'Authorization: Bearer '$KEY" if config.api_key or config.api_keys else ""
     return (
         f"ready in {seconds:.1f} s: {config.model_name} at {url}\n"
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "

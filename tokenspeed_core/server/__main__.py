@@ -10,19 +10,23 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 import uvloop
 
 from ..async_llm import AsyncLLM
 from ..child_process import DUMP_SIGNAL
-from ..config import EngineConfig, read_config
-from ..ipc.run_directory import RunDirectoryError
+from ..config import ConfigError, EngineConfig, read_config
+from ..ipc.run_directory import RunDirectory, RunDirectoryError
+from ..keyring import KeyFileError
+from ..listener import bind, raise_file_limit
 from ..sdk import EngineLostError, RefusedError
-from .app import create_app, new_service
-from .connection import BoundedConnection
+from ..tls import server_context
+from .access import Access
+from .app import create_app, create_private_app, new_service
 from .endpoint import Service
+from .http_server import HttpServer
+from .siblings import Siblings
 from .sinks import SinkError, Sinks
 
 log = logging.getLogger("tokenspeed_core.server")
@@ -30,37 +34,25 @@ log = logging.getLogger("tokenspeed_core.server")
 _POLL_S = 0.02
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would stop accepting before readiness says so."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> None:
+async def serve(
+    config: EngineConfig, run: RunDirectory, index: int, listener: socket.socket
+) -> None:
     """Serve HTTP on a bound socket until SIGTERM, then drain.
 
     Readiness turns bad first; running streams finish within `drain_s`; a second signal ends them.
+    The launcher and the other API processes reach this one at a socket in the run directory.
     """
-    async with AsyncLLM(config, run_dir=run_dir, name="api") as llm:
+    access, tls = Access.of(config), server_context(config)
+    async with AsyncLLM(config, run_dir=run.path, name=f"api {index}") as llm:
         service = new_service(llm)
         sinks = Sinks.of(config, llm.codec.table)
         sinks.join(service.observer, service.metrics)
         gc.collect()
         gc.freeze()  # the vocabulary's tables need no scanning while tokens flow
-        server = _Server(
-            uvicorn.Config(
-                create_app(service, config.api_key),
-                http=BoundedConnection,
-                lifespan="off",
-                access_log=False,
-                server_header=False,
-                log_level=config.log_level,
-                log_config=None,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        siblings = Siblings(run, index, config.api_processes)
+        application = create_app(service, access, siblings)
+        server = HttpServer.of(application, log_level=config.log_level, tls=tls)
+        private = HttpServer.at_path(create_private_app(service), run.api_socket(index))
         draining: list[asyncio.Task[None]] = []
 
         def on_signal() -> None:
@@ -72,13 +64,16 @@ async def serve(config: EngineConfig, run_dir: str, listener: socket.socket) -> 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        probes = asyncio.create_task(private.serve())
         await server.serve(sockets=[listener])
+        private.should_exit = True
+        await probes
         for task in draining:
             task.cancel()
         await asyncio.to_thread(sinks.close)
 
 
-async def _drain(service: Service, server: uvicorn.Server, drain_s: float) -> None:
+async def _drain(service: Service, server: HttpServer, drain_s: float) -> None:
     service.is_draining = True
     log.info("draining %d requests", service.in_flight)
     with contextlib.suppress(TimeoutError):
@@ -94,31 +89,13 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        OSError: the port is taken, or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)  # where another socket listens, bind may pass and this does not
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
-
-
 def main() -> int:
     """Run the API process; 1, after one line, when it cannot start."""
     parser = argparse.ArgumentParser(prog="tokenspeed_core.server")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--index", type=int, default=0, help="which of the API processes it is")
+    parser.add_argument("--listener", type=int, help="descriptor of a socket that listens already")
     arguments = parser.parse_args()
     faulthandler.register(DUMP_SIGNAL)
     config = read_config(arguments.config)
@@ -127,14 +104,26 @@ def main() -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s api: %(message)s",
     )
+    raise_file_limit()
     try:
-        listener = bind(config.host, config.port)
+        if arguments.listener is None:
+            listener = bind(config.host, config.port)
+        else:
+            listener = socket.socket(fileno=arguments.listener)
     except OSError as error:
         log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
         return 1
     try:
-        uvloop.run(serve(config, arguments.run_dir, listener))
-    except (EngineLostError, RefusedError, RunDirectoryError, SinkError) as error:
+        run = RunDirectory.join(arguments.run_dir)
+        uvloop.run(serve(config, run, arguments.index, listener))
+    except (
+        EngineLostError,
+        RefusedError,
+        RunDirectoryError,
+        KeyFileError,
+        ConfigError,
+        SinkError,
+    ) as error:
         log.error("%s", error)
         return 1
     return 0

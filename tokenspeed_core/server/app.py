@@ -17,6 +17,9 @@ from .. import __version__
 from ..async_llm import AsyncLLM
 from ..ipc.messages import SessionAction
 from ..session import Session, SessionError
+from .abort import Abort, SiblingAbort
+from .access import Access
+from .caller import Caller
 from .chat import ChatEndpoint
 from .completions import CompletionEndpoint
 from .endpoint import Route as BodyRoute
@@ -27,9 +30,15 @@ from .health import Verdict, health, readiness
 from .messages import MessageEndpoint
 from .metrics import Metrics
 from .observer import Observer
+from .openapi import document
 from .operator_routes import operator_routes
+from .response_routes import response_routes
+from .response_store import ResponseStore
 from .responses import ResponseEndpoint
+from .siblings import Siblings
 from .tokens import CountTokens, Detokenize, Tokenize
+
+_SECRET = ("api_key", "api_keys", "ssl_keyfile")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -38,19 +47,37 @@ def new_service(llm: AsyncLLM) -> Service:
     """Return the state of a server in front of `llm`, which must be connected."""
     name = llm.config.model_name
     metrics = Metrics(name, lambda: llm.client.stats, llm.codec.stages)
-    return Service(llm, name, metrics, Observer(metrics), started=int(time.time()))
+    service = Service(llm, name, metrics, Observer(metrics), started=int(time.time()))
+    # several processes would not find what another keeps
+    kept = llm.config.stored_responses if llm.config.api_processes == 1 else 0
+    service.responses = ResponseStore(kept, llm.config.response_ttl_s)
+    return service
 
 
-def create_app(service: Service, api_key: str = "") -> ASGIApp:
-    """Return the ASGI application; with an `api_key` every route but the probes asks for it."""
+def create_app(
+    service: Service, access: Access | None = None, siblings: Siblings | None = None
+) -> ASGIApp:
+    """Return the ASGI application, which by default everybody may call."""
     application = Starlette(
-        routes=routes(service),
+        routes=routes(service, siblings),
         exception_handlers={HTTPException: _http_failure, Exception: _internal_failure},
     )
-    return Gate(application, api_key)
+    return Gate(application, access or Access())
 
 
-def routes(service: Service) -> list[Route]:
+def create_private_app(service: Service) -> ASGIApp:
+    """Return what the engine's own processes ask: the probes and this process's series."""
+    paths = ("/health", "/ready", "/metrics")
+
+    async def abort(request: Request) -> Response:
+        asked = msgspec.json.decode(await request.body(), type=SiblingAbort)
+        return _json(service.requests.abort(asked.caller, asked.ids))
+
+    own = [route for route in routes(service) if route.path in paths]
+    return Starlette(routes=[*own, Route("/abort", abort, methods=["POST"])])
+
+
+def routes(service: Service, siblings: Siblings | None = None) -> list[Route]:
     """Return every route there is."""
 
     async def probe_health(_: Request) -> Response:
@@ -70,7 +97,10 @@ def routes(service: Service) -> list[Route]:
         return _json(_model(service))
 
     async def metrics(_: Request) -> Response:
-        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
+        page = service.metrics.page()
+        if siblings is not None:
+            page = await siblings.page(page)
+        return Response(page, media_type="text/plain; version=0.0.4")
 
     async def version(_: Request) -> Response:
         return _json({"version": __version__})
@@ -81,15 +111,20 @@ def routes(service: Service) -> list[Route]:
             session = Session(name, request.query_params.get("cache_salt", ""))
         except SessionError as error:
             return ApiError(400, str(error), param=error.field).response()
-        service.llm.hint(session, SessionAction.END)
+        service.llm.hint(Caller.of(request).owned(session), SessionAction.END)
         return _json({"id": name, "object": "session", "deleted": True})
 
     async def server_info(_: Request) -> Response:
         return _json(_info(service))
 
-    return [
-        *(Route(path, _called(body), methods=["POST"]) for path, body in bodies(service).items()),
+    async def openapi(_: Request) -> Response:
+        return _json(document(found, taken))
+
+    taken = bodies(service, siblings)
+    found = [
+        *(Route(path, _called(body), methods=["POST"]) for path, body in taken.items()),
         *operator_routes(service),
+        *response_routes(service),
         Route("/server_info", server_info, methods=["GET"]),
         Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
         Route("/v1/models", models, methods=["GET"]),
@@ -98,10 +133,12 @@ def routes(service: Service) -> list[Route]:
         Route("/ready", probe_ready, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/version", version, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
     ]
+    return found
 
 
-def bodies(service: Service) -> dict[str, BodyRoute]:
+def bodies(service: Service, siblings: Siblings | None = None) -> dict[str, BodyRoute]:
     """Return the routes that take a body, by path."""
     return {
         "/v1/chat/completions": ChatEndpoint(service),
@@ -111,6 +148,8 @@ def bodies(service: Service) -> dict[str, BodyRoute]:
         "/v1/messages/count_tokens": CountTokens(service),
         "/tokenize": Tokenize(service),
         "/detokenize": Detokenize(service),
+        "/abort": Abort(service, siblings),
+        "/abort_request": Abort(service, siblings),  # its name in SGLang
     }
 
 
@@ -122,7 +161,7 @@ def _called(route: BodyRoute) -> Handler:
 
 
 def _info(service: Service) -> dict[str, object]:
-    config = attrs.asdict(service.llm.config, filter=lambda field, _: field.name != "api_key")
+    config = attrs.asdict(service.llm.config, filter=lambda field, _: field.name not in _SECRET)
     codec = service.llm.codec
     limits = service.llm.client.welcome
     return {

@@ -18,6 +18,7 @@ from .answer import (
     ToolCall,
     new_id,
 )
+from .caller import Caller
 from .conversation import Conversation, checked_budget
 from .endpoint import Endpoint, Job
 from .envelope import Envelope
@@ -34,7 +35,7 @@ class ChatEndpoint(Endpoint[ChatFields]):
     fields = ChatFields
     prompt_field = "messages"
 
-    async def job(self, fields: ChatFields) -> Job:
+    async def job(self, fields: ChatFields, caller: Caller) -> Job:
         """Return the rendered conversation and the writer of its answer."""
         if not fields.messages:
             raise ApiError(400, "messages is empty; send at least one", param="messages")
@@ -46,6 +47,7 @@ class ChatEndpoint(Endpoint[ChatFields]):
             fields.template_variables(),
             fields.add_generation_prompt,
             fields.continue_final_message,
+            fields.cache_salt,
         )
         codec = self.service.llm.codec
         thinking_tokens = checked_budget(fields.thinking_budget, codec)
@@ -56,7 +58,7 @@ class ChatEndpoint(Endpoint[ChatFields]):
         )
         envelope.group = fields.n
         if fields.return_token_ids:
-            envelope.prompt_ids = chat.ids
+            envelope.prompt_ids = chat.ids.tolist()
         envelope.has_usage, envelope.has_running_usage = fields.usage_asked()
         writer = ChatWriter(fields, envelope, chat.reader, codec.table, chat.ids)
         return Job([chat.ids], writer, fields.n, chat.table, chat.grammar)

@@ -10,6 +10,7 @@ from ..completion import Completion, TextDelta
 from ..grammar.grammar import Grammar
 from ..text_codec import TextCodec
 from .answer import CompletionChoice, CompletionLogprobs
+from .caller import Caller
 from .endpoint import Endpoint, Job
 from .envelope import Envelope
 from .failure import ApiError
@@ -24,7 +25,7 @@ class CompletionEndpoint(Endpoint[CompletionFields]):
     fields = CompletionFields
     prompt_field = "prompt"
 
-    async def job(self, fields: CompletionFields) -> Job:
+    async def job(self, fields: CompletionFields, caller: Caller) -> Job:
         """Return the prompts' token ids and the writer of their answers."""
         check_scored(fields)
         prompts = _prompts(fields.prompt)
@@ -68,7 +69,7 @@ class CompletionWriter(Writer):
         fields: CompletionFields,
         envelope: Envelope,
         prompts: Sequence[str | list[int]],
-        ids: Sequence[list[int]],
+        ids: Sequence[Sequence[int]],
         codec: TextCodec,
     ) -> None:
         self._fields = fields
@@ -134,7 +135,7 @@ class CompletionWriter(Writer):
             return {}
         given: dict[str, Any] = {"token_ids": tokens.token_ids}
         if is_first:
-            given["prompt_token_ids"] = self._ids[choice // self._fields.n]
+            given["prompt_token_ids"] = list(self._ids[choice // self._fields.n])
         return given
 
     def _prompt_logprobs(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A rendered conversation, the form of its answer and the reading of that."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -24,7 +25,7 @@ MAX_THINKING = 2**31 - 1
 class Conversation:
     """A prompt's ids, how the answer's tokens are spelled, and a reader for each answer to it."""
 
-    ids: list[int]
+    ids: "array[int]"
     table: TokenText
     reader: Callable[[], DialectReader]
     grammar: Grammar | None

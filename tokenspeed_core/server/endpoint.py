@@ -4,11 +4,12 @@
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Generic
 
 import attrs
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -18,6 +19,7 @@ from ..detokenizer import TokenText
 from ..grammar.grammar import Grammar
 from ..ipc.messages import SessionAction
 from ..session import Session
+from .caller import Caller
 from .choices import ChoiceDelta, Stream, interleaved
 from .event_stream import EventStream, until_disconnect
 from .failure import ApiError, api_error
@@ -25,6 +27,8 @@ from .metrics import Metrics
 from .observer import Observer
 from .request_body import Fields, parse, read_body
 from .request_record import Arrival
+from .request_table import Entry, RequestTable
+from .response_store import ResponseStore
 from .writer import Writer
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ class Service:
     started: int  # Unix time
     is_draining: bool = False
     in_flight: int = 0  # generating requests, streams included
+    requests: RequestTable = attrs.field(factory=RequestTable)
+    responses: ResponseStore = attrs.field(factory=lambda: ResponseStore(0, 0.0))
 
 
 @attrs.frozen
@@ -54,12 +60,15 @@ class Job:
     num_choices: int = 1
     table: TokenText | None = None  # how tokens are spelled; None: as text for the user
     grammar: Grammar | None = None  # the form of the answers, in that spelling
+    id: str = ""  # for /abort, where the client gives none
+    on_end: Callable[[], None] = lambda: None  # once no more is generated, whatever the cause
 
 
 class Route(ABC):
     """A route that takes a body; never raises for what a client or a lost engine did."""
 
     prompt_field: str
+    fields: type[msgspec.Struct]  # of its body
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -112,7 +121,7 @@ class Endpoint(Route, Generic[Fields]):
     fields: type[Fields]
 
     @abstractmethod
-    async def job(self, fields: Fields) -> Job:
+    async def job(self, fields: Fields, caller: Caller) -> Job:
         """Return what to generate and how to write it."""
 
     async def respond(self, request: Request, arrival: Arrival) -> Response:
@@ -121,24 +130,33 @@ class Endpoint(Route, Generic[Fields]):
         with self.service.llm.codec.stages.stage("parse"):
             fields = parse(body, self.fields, self.service.metrics.ignored)
         self.check(fields.model)
-        return await until_disconnect(request.receive, self._answer(fields, arrival))
+        answer = self._answer(fields, arrival, Caller.of(request))
+        return await until_disconnect(request.receive, answer)
 
-    async def _answer(self, fields: Fields, arrival: Arrival) -> Response:
-        params, session, urgency = fields.sampling_params(), fields.session(), fields.urgency()
+    async def _answer(self, fields: Fields, arrival: Arrival, caller: Caller) -> Response:
+        params, urgency = fields.sampling_params(), fields.urgency()
+        session = caller.owned(fields.session())
         arrival.session, arrival.is_stream = session.name, fields.stream
-        job = await self.job(fields)
+        # what is kept of its text is as private as its cache
+        job = await self.job(msgspec.structs.replace(fields, cache_salt=session.salt), caller)
         params = attrs.evolve(params, grammar=job.grammar)
 
         def start(index: int) -> Stream:
             prompt, number = divmod(index, job.num_choices)
             stream = self.service.llm.stream(
-                job.prompts[prompt], params.choice(number), session, urgency, job.table
+                job.prompts[prompt],
+                params.choice(number),
+                session,
+                urgency,
+                job.table,
+                entry.add,
             )
             return self.service.observer.observed(stream, arrival, index, job.prompts[prompt])
 
         count = len(job.prompts) * job.num_choices
         starts = [partial(start, index) for index in range(count)]
-        deltas = self._counted(job, session, interleaved(starts, job.num_choices))
+        entry = self.service.requests.begin(caller, fields.request_id or fields.rid or job.id)
+        deltas = self._counted(job, session, entry, interleaved(starts, job.num_choices))
         if not fields.stream:
             return await self._whole(job, deltas)
         # the status line waits for the first delta: until then a failure has a status of its own
@@ -159,7 +177,11 @@ class Endpoint(Route, Generic[Fields]):
         return Response(body, media_type="application/json")
 
     async def _counted(
-        self, job: Job, session: Session, deltas: AsyncGenerator[ChoiceDelta, None]
+        self,
+        job: Job,
+        session: Session,
+        entry: Entry,
+        deltas: AsyncGenerator[ChoiceDelta, None],
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.service.in_flight += 1
         try:
@@ -168,6 +190,8 @@ class Endpoint(Route, Generic[Fields]):
         finally:
             await deltas.aclose()
             self.service.in_flight -= 1
+            self.service.requests.end(entry)
+            job.on_end()
             if job.writer.called_tools:
                 self.service.llm.hint(session, SessionAction.TOOL_CALL)
 

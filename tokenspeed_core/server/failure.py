@@ -30,7 +30,7 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "invalid_request_error",
-    409: "invalid_request_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "overloaded_error",
     431: "invalid_request_error",
@@ -67,7 +67,11 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """Return the error as an HTTP response; retryable ones say when."""
-        headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else None
+        headers = None
+        if self.status in (429, 503):
+            headers = {"retry-after": str(RETRY_AFTER_S)}
+        elif self.status == 401:
+            headers = {"www-authenticate": "Bearer"}
         return Response(self.body(), self.status, headers, "application/json")
 
 

@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: MIT
 """What every HTTP request passes before a route sees it: key, header and body limits."""
 
-import hmac
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access import Access
 from .failure import ApiError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 * 1024
 
-# Probes come from infrastructure that holds no key; every other path, known or not, needs it.
-OPEN_PATHS = frozenset({"/health", "/ready"})
-
 
 class Gate:
     """ASGI middleware: refuses before anything is read, and bounds what is read."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._key = api_key.encode()
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,16 +42,7 @@ class Gate:
                 f"and {MAX_HEADER_BYTES} bytes",
             )
         named = dict(headers)
-        if self._key and scope["path"] not in OPEN_PATHS:
-            given = named.get(b"authorization", b"")
-            if b"x-api-key" in named:  # what Anthropic's clients send
-                given = b"Bearer " + named[b"x-api-key"]
-            if not hmac.compare_digest(given, b"Bearer " + self._key):
-                raise ApiError(
-                    401,
-                    "missing or wrong API key; send `Authorization: Bearer KEY` or `x-api-key`",
-                    code="invalid_api_key",
-                )
+        self._access.caller(scope["path"], named).enter(scope)
         length = named.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
             raise _too_large()

@@ -70,7 +70,12 @@ class CountFields(GenerationFields, frozen=True, kw_only=True):
         if self.thinking is not None:
             told["enable_thinking"] = self.thinking.type != "disabled"
         ends = bool(self.messages) and self.messages[-1].get("role") == "assistant"
-        return Rendering(tools.shown, told | self.chat_template_kwargs, continues_final=ends)
+        return Rendering(
+            tools.shown,
+            told | self.chat_template_kwargs,
+            continues_final=ends,
+            salt=self.cache_salt,
+        )
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return the messages in OpenAI's form.

@@ -19,6 +19,7 @@ from ..dialect.event import (
 )
 from ..dialect.reader import DialectReader
 from .answer import new_id
+from .caller import Caller
 from .conversation import Conversation
 from .endpoint import Endpoint, Job
 from .failure import ApiError
@@ -32,8 +33,9 @@ class MessageEndpoint(Endpoint[MessageFields]):
     fields = MessageFields
     prompt_field = "messages"
 
-    async def job(self, fields: MessageFields) -> Job:
+    async def job(self, fields: MessageFields, caller: Caller) -> Job:
         """Return the rendered conversation and the writer of its answer."""
+        fields.refuse("n", "stop", "return_token_ids", "stream_options")
         tools = fields.offered()
         chat = await Conversation.of(
             self.service.llm.codec,

@@ -52,6 +52,8 @@ _COUNTERS = {
     "engine_requests_rejected": ("rejected", "Requests not admitted, for all frontends."),
     "dropped_frames": ("dropped_frames", "Malformed, late or foreign frames dropped."),
 }
+# What the scheduler reports, to every API process alike; all other series are a process's own.
+ENGINE_SERIES = frozenset({*_GAUGES, *_COUNTERS, "kv_cache_usage_perc", "scheduler_seconds"})
 
 
 class Metrics:

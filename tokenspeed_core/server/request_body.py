@@ -66,6 +66,8 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    request_id: str = ""  # for /abort
+    rid: str = ""  # the same
 
     def asked_format(self) -> Asked | None:
         """Return the form that the answer must have, and the field that says so.
@@ -100,6 +102,19 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
                 400, "stream_options needs stream; set it to true", param="stream_options"
             )
         return self.stream_options.include_usage, self.stream_options.continuous_usage_stats
+
+    def refuse(self, *names: str) -> None:
+        """Raise ApiError if one of these fields, which mean nothing on this route, is given."""
+        defaults = {field.name: field.default for field in msgspec.structs.fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise ApiError(
+                    400,
+                    f"{name}={_shown(value)} means nothing here; leave the field out",
+                    param=name,
+                    code="unsupported_parameter",
+                )
 
     def check_choices(self, prompts: int = 1) -> None:
         """Raise ApiError if the request asks for too many answers."""
@@ -272,8 +287,6 @@ HARMLESS = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "verbosity",
-        "request_id",
-        "rid",
     }
 )
 

@@ -21,7 +21,7 @@ class ReasoningOptions(msgspec.Struct, frozen=True):
 
 
 class ResponseFields(GenerationFields, frozen=True, kw_only=True):
-    """Body of `POST /v1/responses`; nothing is stored."""
+    """Body of `POST /v1/responses`."""
 
     input: str | list[dict[str, Any]]
     instructions: str = ""
@@ -33,6 +33,7 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
     text: dict[str, Any] = msgspec.field(default_factory=dict)
     previous_response_id: str = ""
     background: bool = False
+    store: bool = True
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
@@ -46,15 +47,15 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
         Raises:
             SamplingError: a value is out of range.
         """
-        limited = msgspec.structs.replace(self, max_tokens=self.max_output_tokens)
+        limit = self.max_tokens if self.max_output_tokens is None else self.max_output_tokens
+        limited = msgspec.structs.replace(self, max_tokens=limit)
         return super(ResponseFields, limited).sampling_params()
 
     def check(self) -> None:
         """Raise ApiError for what is asked and not built."""
-        if self.previous_response_id:
-            raise _unbuilt("previous_response_id", "responses are not stored; send the whole input")
+        self.refuse("n", "return_token_ids", "stream_options")
         if self.background:
-            raise _unbuilt("background", "responses are not stored; leave it out")
+            raise _unbuilt("background", "answers end with their connection; leave it out")
 
     def asked_format(self) -> Asked | None:
         """Return the form that the answer must have; here `text.format` says so too."""
@@ -74,7 +75,13 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
         """Return what the chat template is given beside the messages."""
         effort = self.reasoning.effort
         told = {} if effort is None else {"reasoning_effort": effort}
-        return Rendering(tools.shown, told | self.chat_template_kwargs)
+        return Rendering(tools.shown, told | self.chat_template_kwargs, salt=self.cache_salt)
+
+    def items(self) -> list[dict[str, Any]]:
+        """Return the input as items."""
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        return self.input
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return the input as messages.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""OpenAI's `POST /v1/responses`, without a store."""
+"""OpenAI's `/v1/responses`: answers, and what is kept of them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,11 +11,15 @@ from ..completion import Completion, TextDelta, Usage
 from ..dialect.event import CallArguments, CallBegun, Content, Event, Reasoning, first_call
 from ..dialect.reader import DialectReader
 from .answer import new_id
+from .caller import Caller
 from .conversation import Conversation
 from .endpoint import Endpoint, Job
 from .failure import ApiError
 from .response_body import ResponseFields
+from .response_store import ResponseStore, Stored
 from .writer import Writer, event
+
+_STATUS = {"length": "incomplete", "abort": "cancelled"}
 
 
 class ResponseEndpoint(Endpoint[ResponseFields]):
@@ -24,9 +28,14 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
     fields = ResponseFields
     prompt_field = "input"
 
-    async def job(self, fields: ResponseFields) -> Job:
+    async def job(self, fields: ResponseFields, caller: Caller) -> Job:
         """Return the rendered conversation and the writer of its answer."""
         fields.check()
+        store, items, previous = self.service.responses, fields.items(), None
+        if fields.previous_response_id:
+            previous = stored_response(store, caller, fields.previous_response_id)
+            whole = [*previous.conversation(), *items]
+            fields = msgspec.structs.replace(fields, input=whole)
         tools = fields.offered()
         chat = await Conversation.of(
             self.service.llm.codec,
@@ -35,24 +44,59 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
             tools,
             fields.asked_format(),
         )
+        is_stored = fields.store and store.max_items > 0
+        writer = ResponseWriter(self.service.model_name, fields, chat.reader, is_stored=is_stored)
+        on_end: Callable[[], None] = writer.cut
+        if is_stored:
+            stored = store.begin(caller, writer.id, items, previous, writer.response)
+
+            def on_end() -> None:
+                writer.cut()
+                store.end(stored)
+
         return Job(
             [chat.ids],
-            ResponseWriter(self.service.model_name, fields, chat.reader),
+            writer,
             table=chat.table,
             grammar=chat.grammar,
+            id=writer.id,
+            on_end=on_end,
         )
+
+
+def stored_response(store: ResponseStore, caller: Caller, id: str) -> Stored:
+    """Return a stored response.
+
+    Raises:
+        ApiError: it is not here: never stored, deleted, pushed out, or another caller's.
+    """
+    stored = store.find(caller, id)
+    if stored is None:
+        raise ApiError(
+            404,
+            f"previous_response_id {id[:100]!r} is not stored; send the whole conversation",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return stored
 
 
 class ResponseWriter(Writer):
     """Writes a `response` and its events: items that begin, grow and are done one by one."""
 
     def __init__(
-        self, model: str, fields: ResponseFields, new_reader: Callable[[], DialectReader]
+        self,
+        model: str,
+        fields: ResponseFields,
+        new_reader: Callable[[], DialectReader],
+        *,
+        is_stored: bool,
     ) -> None:
         self._model = model
         self._fields = fields
         self._reader = new_reader()
-        self._id = new_id("resp")
+        self._is_stored = is_stored
+        self.id = new_id("resp")
         self._created = int(time.time())
         self._items: list[dict[str, Any]] = []
         self._is_open = False  # the last item grows
@@ -76,13 +120,13 @@ class ResponseWriter(Writer):
             pass  # the events of a stream
         for _ in self._finish(completion):
             pass
-        return msgspec.json.encode(self._response())
+        return msgspec.json.encode(self.response())
 
     def push(self, choice: int, delta: TextDelta) -> Iterable[bytes]:
         """Return the events of what is new."""
         if self._number < 0:
-            yield self._event("response.created", response=self._response())
-            yield self._event("response.in_progress", response=self._response())
+            yield self._event("response.created", response=self.response())
+            yield self._event("response.in_progress", response=self.response())
         yield from self._grow(self._reader.push(delta.text))
         if delta.finish_reason is not None:
             yield from self._grow(self._reader.finish())
@@ -90,10 +134,19 @@ class ResponseWriter(Writer):
 
     def end(self) -> Iterable[bytes]:
         """Return the whole response as the last event."""
-        yield self._event(f"response.{self._status}", response=self._response())
+        # a client's types know no event of a cancelled response
+        kind = "incomplete" if self._status == "cancelled" else self._status
+        yield self._event(f"response.{kind}", response=self.response())
+
+    def cut(self) -> None:
+        """Note that no more comes; what has not ended by itself was cancelled."""
+        if self._status == "in_progress":
+            self._status = "cancelled"
+            self._is_open = False
 
     def failed(self, error: ApiError) -> Iterable[bytes]:
         """Return the event of an error."""
+        self._status = "failed"
         yield self._event("error", code=error.code, message=error.message, param=error.param)
 
     def _grow(self, events: Iterable[Event]) -> Iterator[bytes]:
@@ -157,7 +210,7 @@ class ResponseWriter(Writer):
         yield self._event(kind, output_index=len(self._items) - 1, item=item)
 
     def _finish(self, ended: Completion | TextDelta) -> Iterator[bytes]:
-        self._status = "incomplete" if ended.finish_reason == "length" else "completed"
+        self._status = _STATUS.get(ended.finish_reason or "", "completed")
         self._usage = ended.usage
         yield from self._close(self._status)
 
@@ -168,10 +221,11 @@ class ResponseWriter(Writer):
         self._number += 1
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
-    def _response(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
+        """Return the response as it stands."""
         is_cut = self._status == "incomplete"
         return {
-            "id": self._id,
+            "id": self.id,
             "object": "response",
             "created_at": self._created,
             "status": self._status,
@@ -182,8 +236,8 @@ class ResponseWriter(Writer):
             "model": self._model,
             "output": self._items,
             "parallel_tool_calls": self._fields.parallel_tool_calls,
-            "previous_response_id": None,
-            "store": False,
+            "previous_response_id": self._fields.previous_response_id or None,
+            "store": self._is_stored,
             "temperature": self._fields.temperature,
             "tool_choice": self._fields.tool_choice,
             "tools": self._fields.tools,

@@ -88,7 +88,7 @@ class Tokenize(TokenRoute[TokenizeFields]):
         if (fields.prompt is None) == (not fields.messages):
             raise ApiError(400, "give either prompt or messages", param="prompt")
         if fields.prompt is not None:
-            ids = await codec.prompt(fields.prompt, add_special=fields.add_special_tokens)
+            ids = list(await codec.prompt(fields.prompt, add_special=fields.add_special_tokens))
         else:
             tools = Tools.of(fields.tools)
             how = Rendering(
@@ -97,7 +97,7 @@ class Tokenize(TokenRoute[TokenizeFields]):
                 fields.add_generation_prompt,
                 fields.continue_final_message,
             )
-            ids = (await codec.chat(fields.messages, how)).ids
+            ids = (await codec.chat(fields.messages, how)).ids.tolist()
         limits = self.service.llm.client.welcome
         answer: dict[str, Any] = {
             "count": len(ids),

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""What the host costs: real API process, real scheduler, and a worker that answers at once.
+
+`python tests/bench/bench_host.py`: a warm turn of 128k tokens from the last byte of its HTTP body
+to its step plan at the worker, a cold one, and tokens a second over SSE and over the SDK.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tokenspeed_core.config import EngineConfig, write_config
+from tokenspeed_core.ipc.messages import WIRE_VERSION, SchedulerConfig
+from tokenspeed_core.ipc.run_directory import RunDirectory
+from tokenspeed_core.scheduler import SchedulerProcess
+from tokenspeed_core.sdk import Client
+
+NULL = Path(__file__).with_name("null_worker.py")
+WORDS = (
+    "the",
+    "cache",
+    "scheduler",
+    "returns",
+    "a",
+    "block",
+    "when",
+    "its",
+    "step",
+    "retires",
+    "0x7f",
+)
+
+
+@contextlib.contextmanager
+def engine(max_model_len: int) -> Iterator[tuple[RunDirectory, str, Path]]:
+    """Run scheduler, null worker and API process; yield run directory, URL and marks."""
+    run = RunDirectory.create(Path(tempfile.gettempdir()))
+    marks = run.path / "marks"
+    config = SchedulerConfig(
+        version=WIRE_VERSION,
+        token=run.token,
+        hash_key=secrets.token_bytes(16),
+        frontend_endpoint=run.frontend_endpoint,
+        worker_endpoint=run.worker_endpoint,
+        num_ranks=1,
+        max_slots=256,
+        max_step_tokens=8192,
+        max_model_len=max_model_len,
+        max_waiting=4096,
+        vocab_size=49152,
+    )
+    scheduler = SchedulerProcess(config, run.path)
+    command = [sys.executable, str(NULL), run.worker_endpoint, run.token.hex(), "40000", str(marks)]
+    worker = subprocess.Popen(command)
+    settings = EngineConfig(model="smollm2", served_model_name="m", port=18731, log_level="warning")
+    write_config(settings, run.path / "engine.json")
+    command = [sys.executable, "-m", "tokenspeed_core.server", "--run-dir", str(run.path)]
+    api = subprocess.Popen([*command, "--config", str(run.path / "engine.json")])
+    try:
+        yield run, "127.0.0.1:18731", marks
+    finally:
+        for process in (api, worker):
+            process.kill()
+            process.wait()
+        scheduler.kill()
+        scheduler.wait(10)
+        run.remove()
+
+
+class Connection:
+    """HTTP by hand, so that the client's own cost stays outside."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.partition(":")
+        self._host, self._port = host, int(port)
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+
+    async def post(self, path: str, body: bytes) -> tuple[int, int]:
+        """Send a request; return its status and when its last byte was sent (monotonic ns)."""
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._writer.write(head.encode() + body[:-1])
+        await self._writer.drain()
+        await asyncio.sleep(0.05)  # all but the last byte lies at the server
+        sent = time.monotonic_ns()
+        self._writer.write(body[-1:])
+        status = int((await self._reader.readline()).split()[1])
+        length = 0
+        while (line := await self._reader.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            length = int(value) if name.lower() == b"content-length" else length
+        await self._reader.readexactly(length)
+        return status, sent
+
+    async def lines(self, path: str, body: bytes) -> int:
+        """Read a streamed answer to its end; return its bytes."""
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._writer.write(head.encode() + body)
+        total = 0
+        tail = b""
+        while b"[DONE]" not in tail:
+            chunk = await self._reader.read(1 << 18)
+            if not chunk:
+                raise ConnectionError("the stream ended early")
+            total += len(chunk)
+            tail = (tail + chunk)[-64:]
+        return total
+
+
+def text(tokens: int, seed: int) -> str:
+    return " ".join(WORDS[(seed * 7 + at * at) % len(WORDS)] for at in range(tokens))
+
+
+async def turns(address: str, marks: Path, size: int, count: int) -> tuple[float, list[float]]:
+    """One conversation: a cold turn of `size` tokens, then warm ones; ms to the plan of each."""
+    connection = Connection(address)
+    await connection.open()
+    messages = [{"role": "system", "content": text(2000, 0)}]
+    for at in range(size // 1000):
+        role = "assistant" if at % 2 else "user"
+        messages.append({"role": role, "content": text(960, at)})
+    if messages[-1]["role"] != "user":
+        messages.append({"role": "user", "content": text(20, 1)})
+    found = []
+    for turn in range(count + 1):
+        body = {"model": "m", "messages": messages, "max_tokens": 1, "session_id": "bench"}
+        before = marks.stat().st_size
+        status, sent = await connection.post("/v1/chat/completions", json.dumps(body).encode())
+        assert status == 200, status
+        raw = marks.read_bytes()[before:]
+        found.append((struct.unpack("<q", raw[:8])[0] - sent) / 1e6)
+        messages.append({"role": "assistant", "content": text(100, turn)})
+        messages.append({"role": "user", "content": text(600, turn + 3)})
+    return found[0], found[1:]
+
+
+async def sse(address: str, streams: int, tokens: int) -> float:
+    body = json.dumps(
+        {
+            "model": "m",
+            "prompt": [TOKEN] * 16,
+            "max_tokens": tokens,
+            "stream": True,
+            "ignore_eos": True,
+        }
+    ).encode()
+    connections = [Connection(address) for _ in range(streams)]
+    for connection in connections:
+        await connection.open()
+    started = time.perf_counter()
+    await asyncio.gather(*(each.lines("/v1/completions", body) for each in connections))
+    return streams * tokens / (time.perf_counter() - started)
+
+
+async def sdk(run: RunDirectory, streams: int, tokens: int) -> float:
+    async with Client(run) as client:
+        await client.ready(30)
+
+        async def one() -> int:
+            count = 0
+            async for delta in client.generate([TOKEN] * 16, max_tokens=tokens):
+                count += len(delta.tokens)
+            return count
+
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(one() for _ in range(streams)))
+        assert counts == [tokens] * streams
+        return sum(counts) / (time.perf_counter() - started)
+
+
+TOKEN = 504
+
+
+async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[str, object]:
+    with engine(max_model_len=size + 40_000) as (run, address, marks):
+        async with Client(run) as client:
+            await client.ready(60)
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                await Connection(address).open()
+                break
+            await asyncio.sleep(0.1)
+        cold, warm = await turns(address, marks, size, 4 * repeats)
+        over_sse = [await sse(address, streams, tokens) for _ in range(repeats)]
+        over_sdk = [await sdk(run, streams, tokens) for _ in range(repeats)]
+
+    def spread(values: list[float]) -> list[float]:
+        return [round(each, 2) for each in (min(values), statistics.median(values), max(values))]
+
+    return {
+        "cores": os.cpu_count(),
+        "prompt_tokens": size,
+        "cold_turn_ms": round(cold, 1),
+        "warm_turn_ms": spread(warm),
+        "sse_tokens_per_s": spread(over_sse),
+        "sdk_tokens_per_s": spread(over_sdk),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def main() -> None:
+    """Print one JSON object; triples are minimum, median, maximum."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=128_000, help="tokens of the conversation")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
+    given = parser.parse_args()
+    found = asyncio.run(measure(given.size, given.repeats, given.streams, given.tokens))
+    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+
+
+if __name__ == "__main__":
+    main()

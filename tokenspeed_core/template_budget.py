@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""Chat templates that end: each turn of a loop and each call of a macro looks at a budget of time,
+and no value may grow beyond what a prompt can be.
+"""
+
+import re
+import time
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+TICK = "render_budget_tick"
+_LOOK_EVERY = 16
+_MAX_POWER_BITS = 4096
+_WIDE = re.compile(r"\*|\d{6,}")
+
+
+class BudgetError(Exception):
+    """A template took too long, or made too large a value."""
+
+
+class Budget:
+    """CPU time of one rendering on one thread; the template calls `tick`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.thread_time() + seconds
+        self._seconds = seconds
+        self._ticks = 0
+
+    def tick(self) -> str:
+        """Count one turn.  Raises BudgetError when the time is spent."""
+        self._ticks += 1
+        if self._ticks % _LOOK_EVERY == 0 and time.thread_time() > self._end:
+            raise BudgetError(f"it took more than {self._seconds:g} s of CPU time")
+        return ""
+
+
+class BudgetedEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox whose templates call `TICK`, a variable that each rendering is given."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, max_chars: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._max_chars = max_chars
+
+    def budgeted(self, source: str) -> jinja2.Template:
+        """Compile a template.  Raises jinja2.TemplateError."""
+        if TICK in source:
+            raise jinja2.TemplateError(f"{TICK} is a name of ours")
+        tree = self.parse(source)
+        for loop in tree.find_all(nodes.For):
+            loop.body.insert(0, _tick(loop.lineno))
+        for macro in tree.find_all(nodes.Macro):
+            macro.body.insert(0, _tick(macro.lineno))
+        for call in tree.find_all(nodes.CallBlock):
+            call.body.insert(0, _tick(call.lineno))
+        _replace_concats(tree)
+        code = self.compile(tree)
+        return self.template_class.from_code(self, code, self.make_globals(None), None)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute what cannot grow beyond bounds."""
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() * max(0, right) > _MAX_POWER_BITS:
+                raise BudgetError("a power is too large")
+        elif operator == "*":
+            for sized, count in ((left, right), (right, left)):
+                if isinstance(sized, str | list | tuple) and isinstance(count, int):
+                    self._check(len(sized) * count)
+        elif operator == "%" and isinstance(left, str) and _WIDE.search(left):
+            raise BudgetError("a format is too wide")
+        elif operator == "+" and isinstance(left, str | list | tuple):
+            self._check(len(left) + (len(right) if hasattr(right, "__len__") else 0))
+        return super().call_binop(context, operator, left, right)
+
+    def joined(self, *parts: Any) -> str:
+        """Return what `~` does."""
+        texts = [str(part) for part in parts]
+        self._check(sum(map(len, texts)))
+        return "".join(texts)
+
+    def _check(self, chars: int) -> None:
+        if chars > self._max_chars:
+            raise BudgetError(f"a value is longer than {self._max_chars}")
+
+
+def _tick(line: int) -> nodes.ExprStmt:
+    call = nodes.Call(nodes.Name(TICK, "load"), [], [], None, None)
+    statement = nodes.ExprStmt(call)
+    statement.set_lineno(line)
+    return statement
+
+
+def _replace_concats(node: nodes.Node) -> None:
+    """Put a bounded call in the place of each `a ~ b`."""
+    for name, value in node.iter_fields():
+        if isinstance(value, nodes.Concat):
+            setattr(node, name, _joined(value))
+        elif isinstance(value, list):
+            value[:] = [_joined(each) if isinstance(each, nodes.Concat) else each for each in value]
+    for child in node.iter_child_nodes():
+        _replace_concats(child)
+
+
+def _joined(concat: nodes.Concat) -> nodes.Expr:
+    function = nodes.EnvironmentAttribute("joined")
+    call = nodes.Call(function, concat.nodes, [], None, None)
+    call.set_lineno(concat.lineno)
+    return call
