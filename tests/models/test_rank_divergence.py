@@ -47,6 +47,9 @@ class Alone:
     def rank(self, axis: str) -> int:
         return self.mesh.index(self.number, self.factors(axis))
 
+    def size(self, axis: str) -> int:
+        return self.mesh.size(self.factors(axis))
+
     def note(self, kind: str, x: Tensor, axis: str) -> int:
         self.notes.append((kind, axis, tuple(x.shape), x.dtype))
         return self.mesh.size(self.factors(axis))
