@@ -130,6 +130,7 @@ async def test_a_form_of_the_content_beside_tools(hermes: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     answer = await client(hermes).chat.completions.create(
         **ASK,
+        parallel_tool_calls=False,
         response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
     )
     message = answer.choices[0].message
@@ -166,11 +167,11 @@ async def test_thinking_ends_within_its_budget(engine: Engine, codec: TextCodec)
             assert [block.type for block in answer.content] == ["thinking", "text"]
             used = await other.messages.create(
                 model=MODEL,
-                max_tokens=300,
+                max_tokens=120,
                 extra_body={"temperature": 0},
                 messages=ASK["messages"],
                 tools=[{"name": "weather", "input_schema": PLACE}],
-                tool_choice={"type": "any"},
+                tool_choice={"type": "any", "disable_parallel_tool_use": True},
                 thinking={"type": "enabled", "budget_tokens": 6},
             )
         call = used.content[-1]
