@@ -12,7 +12,7 @@ Int32 = NDArray[np.int32]
 
 
 class BlockTable:
-    """Grows by what plans append; a slot that is removed has none."""
+    """Grows by what plans append; a slot that is removed has none until it keeps some of them."""
 
     def __init__(
         self, group: BlockGroup, num_slots: int, max_blocks: int, num_parents: int
@@ -24,10 +24,25 @@ class BlockTable:
         self._end = num_parents * group.share
         self._ids = np.zeros((num_slots, 1 if self._is_state else max_blocks), np.int32)
         self._used = np.zeros(num_slots, np.int32)
+        self._former = np.zeros(num_slots, np.int32)  # blocks when the slot was removed
 
     def clear(self, slots: Int32) -> None:
-        """Forget the blocks of these slots."""
+        """Take these slots' blocks from them; the ids stay until others are appended."""
+        self._former[slots] = self._used[slots]
         self._used[slots] = 0
+
+    def keep(self, slots: Int32, counts: Int32, step: int) -> None:
+        """Give slot `slots[i]`, just added, the first `counts[i]` blocks of its last table again.
+
+        Raises:
+            PlanError: it had fewer, or they are those of a state, which is written in place.
+        """
+        if self._is_state or counts.min() < 1 or (counts > self._former[slots]).any():
+            raise PlanError(
+                f"step {step}: slots {slots} keep {counts} blocks of "
+                f"{0 if self._is_state else self._former[slots]}"
+            )
+        self._used[slots] = counts
 
     def append(self, slots: Int32, ids: Int32, step: int) -> tuple[Int32, Int32]:
         """Append block `ids[i]` to slot `slots[i]`, in this order.

@@ -85,6 +85,7 @@ class Slots:
         self._top_p = np.zeros(num_slots, np.float32)
         self._seed = np.zeros(num_slots, np.uint64)
         self._logprobs = np.zeros(num_slots, np.bool_)
+        self._last_rows = np.zeros(0, np.int32)  # of the last step
         self._waits: dict[int, list[int]] = {}  # tickets, until a row of the slot runs
         self._shapers: dict[int, Shaper] = {}
         self._library = library
@@ -98,10 +99,10 @@ class Slots:
         """
         self._remove(plan)
         self._add(plan)
+        self._keep_blocks(plan)
         appended = self._append_blocks(plan)
         self._await(plan)
-        rows, counts = _int32(plan.rows), _int32(plan.row_tokens)
-        flags = np.frombuffer(plan.row_flags, np.uint8)
+        rows, counts, flags = self._rows_of(plan)
         if not len(rows) == len(counts) == len(flags):
             raise PlanError(
                 f"step {plan.step}: {len(rows)} rows, {len(counts)} counts, {len(flags)} flags"
@@ -114,12 +115,29 @@ class Slots:
         for table in self._tables:
             table.check(rows, lens, plan.step)
         self._context[rows] = lens
+        self._last_rows = rows
         return self._build(plan, rows, counts, flags, context, lens, appended)
 
     def record(self, step: Step, tokens: Int32) -> None:
         """Keep the sampled tokens as the next input of their slots."""
         # A row without a finite logit has token -1; the scheduler ends it, until then it feeds 0.
         self._last_token[step.sampling_slots] = np.maximum(tokens, 0)
+
+    def _rows_of(self, plan: StepPlan) -> tuple[Int32, Int32, NDArray[np.uint8]]:
+        rows, counts = _int32(plan.rows), _int32(plan.row_tokens)
+        flags = np.frombuffer(plan.row_flags, np.uint8)
+        repeated = plan.repeated_rows
+        if not repeated:
+            return rows, counts, flags
+        if repeated > len(self._last_rows):
+            raise PlanError(
+                f"step {plan.step} repeats {repeated} rows of {len(self._last_rows)} before it"
+            )
+        return (
+            np.concatenate((self._last_rows[:repeated], rows)),
+            np.concatenate((np.ones(repeated, np.int32), counts)),
+            np.concatenate((np.full(repeated, ROW_SAMPLES, np.uint8), flags)),
+        )
 
     def _remove(self, plan: StepPlan) -> None:
         slots = _int32(plan.removed_slots)
@@ -168,6 +186,20 @@ class Slots:
                 outputs[stop - int(counts[index]) : stop],
                 self._library,
             )
+
+    def _keep_blocks(self, plan: StepPlan) -> None:
+        slots, counts = _int32(plan.kept_slots), _int32(plan.kept_blocks)
+        if not len(slots):
+            return
+        self._check_slots(slots, plan, "slot of kept blocks")
+        groups = _int32(plan.kept_groups)
+        self._check_groups(groups, plan)
+        if not np.isin(slots, _int32(plan.added_slots)).all():
+            raise PlanError(f"step {plan.step}: slots {slots} keep blocks and are not all added")
+        for group, table in enumerate(self._tables):
+            own = groups == group
+            if own.any():
+                table.keep(slots[own], counts[own], plan.step)
 
     def _append_blocks(self, plan: StepPlan) -> Blocks:
         slots, ids = _int32(plan.block_slots), _int32(plan.block_ids)

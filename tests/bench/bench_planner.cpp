@@ -53,8 +53,7 @@ bool Plan(plan::Scheduler& core, TimeNs now, std::string& frame, Hash128& digest
   if (plan == nullptr) return false;
   wire::EncodePlan(*plan, frame);
   digest = wire::NextDigest(digest, wire::AsBytes(frame));
-  *sampled = static_cast<int>(std::ranges::count_if(
-      plan->row_flags, [](uint8_t flags) { return flags & plan::kRowSamples; }));
+  *sampled = plan->Sampling();
   return true;
 }
 

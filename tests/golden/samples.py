@@ -89,7 +89,8 @@ SAMPLES: dict[str, msgspec.Struct] = {
         int32_column(range(91)), int32_column([1]), int32_column([0]), int32_column([7]),
         int32_column([0]), int32_column([2, 2]), int32_column([0, 1]), int32_column([5, 90_000]),
         int32_column([9, 10]), int32_column([5]), int32_column([2]), int32_column([0, 7]),
-        b"shaping", int32_column([0, 2]), int32_column([3, 4]),
+        b"shaping", int32_column([0, 2]), int32_column([3, 4]), int32_column([4]),
+        int32_column([0]), int32_column([8000]), 200,
     ),
     "step_plan_decode": wire.StepPlan(
         1, 2, rows=int32_column(range(256)), row_tokens=int32_column([1] * 256),

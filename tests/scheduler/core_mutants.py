@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "a holder of a block is counted twice",
-        (Edit("kv/block_pool.cpp", "  ++n.holders;\n", "  n.holders += 2;\n"),),
+        (Edit("kv/block_pool.cpp", "  ++u.holders;\n", "  u.holders += 2;\n"),),
     ),
     Mutant(
         "an evicted block stays in the index",
@@ -157,8 +157,8 @@ MUTANTS = (
         (
             Edit(
                 "plan/results.cpp",
-                "if (place.first <= step) return *place.request;",
-                "if (place.request != nullptr) return *place.request;",
+                "if (place.first <= step) return place.request;",
+                "if (place.request != nullptr) return place.request;",
             ),
         ),
     ),
@@ -239,6 +239,36 @@ MUTANTS = (
                 "kv/parent_pool.cpp",
                 "  if (--own.busy > 0) return;\n",
                 "  if (--own.busy > 1) return;\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a table at rest is taken up beyond what the prompt shares with it",
+        (
+            Edit(
+                "kv/table_rest.cpp",
+                "std::min(table.blocks.size(), static_cast<size_t>(most));",
+                "std::max(table.blocks.size(), static_cast<size_t>(most * 0));",
+            ),
+        ),
+    ),
+    Mutant(
+        "workers keep as many blocks as they had, whichever those are",
+        (
+            Edit(
+                "plan/planning.cpp",
+                "return table.sealed_at(i).id().value == block; });",
+                "return table.sealed_at(i).id().value + block > 0; });",
+            ),
+        ),
+    ),
+    Mutant(
+        "a plan repeats the row of a slot that was left",
+        (
+            Edit(
+                "plan/decode_batch.cpp",
+                "  repeated_ = std::min(repeated_, static_cast<int>(hole));\n",
+                "",
             ),
         ),
     ),

@@ -49,6 +49,18 @@ def expected_tokens(
     return history[len(prompt) :]
 
 
+def whole_rows(plan: StepPlan, before: list[int]) -> list[tuple[int, int, int]]:
+    """Slot, tokens and flags of each row; `before` are the slots of the last step's rows."""
+    assert plan.repeated_rows <= len(before)
+    columns = zip(
+        read_column("i", plan.rows),
+        read_column("i", plan.row_tokens),
+        read_column("B", plan.row_flags),
+        strict=True,
+    )
+    return [(slot, 1, ROW_SAMPLES) for slot in before[: plan.repeated_rows]] + list(columns)
+
+
 @dataclass
 class Slot:
     context: int
@@ -105,6 +117,9 @@ class SimulatedWorker:
         self.host: list[list[int | None]] = [[None] * block_size for _ in range(host_blocks)]
         self.copies: dict[int, Copy] = {}  # by ticket, oldest first
         self.slots: dict[int, Slot] = {}
+        self.last_tables: dict[int, list[list[int]]] = {}  # of slots that were removed
+        self.appended_blocks = 0
+        self.last_rows: list[int] = []  # slots
         self.computed_tokens = 0
         self.largest_step = 0
         self.acceptance: tuple[int, ...] = ()  # of each row's drafts, over and over
@@ -177,7 +192,7 @@ class SimulatedWorker:
 
     def _remove_and_add(self, plan: StepPlan) -> None:
         for slot in read_column("i", plan.removed_slots):
-            del self.slots[slot]
+            self.last_tables[slot] = self.slots.pop(slot).tables
         columns = zip(
             read_column("i", plan.added_slots),
             read_column("i", plan.added_context),
@@ -191,6 +206,16 @@ class SimulatedWorker:
         for slot, context, seed, logprobs, *_ in columns:
             assert slot not in self.slots, f"slot {slot} is added twice"
             self.slots[slot] = Slot(context, seed, bool(logprobs))
+        for slot, group, count in zip(
+            read_column("i", plan.kept_slots),
+            read_column("i", plan.kept_groups),
+            read_column("i", plan.kept_blocks),
+            strict=True,
+        ):
+            assert slot in read_column("i", plan.added_slots)
+            last = self.last_tables[slot][group]
+            assert 0 < count <= len(last), f"slot {slot} keeps {count} of {len(last)} blocks"
+            self._append(slot, group, last[:count])
 
     def _append_blocks(self, plan: StepPlan) -> None:
         for slot, group, block in zip(
@@ -199,20 +224,25 @@ class SimulatedWorker:
             read_column("i", plan.block_ids),
             strict=True,
         ):
-            if self.groups is None:
-                assert group == 0
-                assert 0 < block < len(self.cells), f"block {block}"
-            else:
-                self.groups.check_block(group, block)
-            tables = self.slots[slot].tables
-            tables.extend([] for _ in range(len(tables), group + 1))
-            tables[group].append(block)
+            self._append(slot, group, [block])
+            self.appended_blocks += 1
         columns = (plan.copy_groups, plan.copy_sources, plan.copy_targets)
         copies = list(zip(*(read_column("i", column) for column in columns), strict=True))
         if self.groups is not None:
             self.groups.copy(copies)
         else:
             assert not copies
+
+    def _append(self, slot: int, group: int, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if self.groups is None:
+                assert group == 0
+                assert 0 < block < len(self.cells), f"block {block}"
+            else:
+                self.groups.check_block(group, block)
+        tables = self.slots[slot].tables
+        tables.extend([] for _ in range(len(tables), group + 1))
+        tables[group].extend(blocks)
 
     def _share(self, plan: StepPlan) -> None:
         for slot, group, blocks in zip(
@@ -233,14 +263,8 @@ class SimulatedWorker:
             assert leading.setdefault(place.group, mine) == mine, "a group that shares nothing"
 
     def _run(self, plan: StepPlan) -> tuple[list[int], list[float], list[int], bool]:
-        rows = list(
-            zip(
-                read_column("i", plan.rows),
-                read_column("i", plan.row_tokens),
-                read_column("B", plan.row_flags),
-                strict=True,
-            )
-        )
+        rows = whole_rows(plan, self.last_rows)
+        self.last_rows = [slot for slot, _, _ in rows]
         assert rows or plan.store_tickets or plan.load_tickets, "an empty step"
         lengths = [length for _, length, _ in rows]
         assert lengths == sorted(lengths, key=lambda length: length > 1), "long rows come last"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from replica import Replica
+from simulated_worker import whole_rows
 
 from tokenspeed_core.ipc.codec import Decoder, int32_column, read_column
 from tokenspeed_core.ipc.messages import ROW_HAS_TOKENS, ROW_SAMPLES, RefusalCode, StepPlan
@@ -291,6 +292,7 @@ class Device:
     contexts: dict[int, int] = field(default_factory=dict)
     in_flight: deque[tuple[float, int, int]] = field(default_factory=deque)
     prefill_tokens: int = 0
+    rows: list[int] = field(default_factory=list)  # slots of the last step's
 
     def plan(self) -> bool:
         frame = self.core.plan(time_ns=int(self.now * MS) + 1)
@@ -303,12 +305,9 @@ class Device:
             self.contexts[slot] = context
         time = self.base_ms
         sampled = 0
-        for slot, tokens, flags in zip(
-            read_column("i", plan.rows),
-            read_column("i", plan.row_tokens),
-            read_column("B", plan.row_flags),
-            strict=True,
-        ):
+        rows = whole_rows(plan, self.rows)
+        self.rows = [slot for slot, _, _ in rows]
+        for slot, tokens, flags in rows:
             if flags & ROW_HAS_TOKENS:
                 time += tokens * (self.token_ms + self.pair_ms * self.contexts[slot])
                 self.prefill_tokens += tokens

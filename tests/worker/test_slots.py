@@ -32,6 +32,14 @@ def blocks(pairs: list[tuple[int, int]]) -> dict[str, bytes]:
     }
 
 
+def kept(pairs: list[tuple[int, int]]) -> dict[str, bytes]:
+    return {
+        "kept_slots": int32_column(slot for slot, _ in pairs),
+        "kept_groups": int32_column(0 for _ in pairs),
+        "kept_blocks": int32_column(count for _, count in pairs),
+    }
+
+
 def rows(entries: list[tuple[int, int, int]], prompt: list[int]) -> dict[str, bytes]:
     return {
         "rows": int32_column(slot for slot, _, _ in entries),
@@ -92,6 +100,21 @@ def test_decode_feeds_the_sampled_token_beside_a_chunk(slots: Slots) -> None:
     assert batch.num_decode_rows == 1
 
 
+def test_rows_that_are_repeated_stand_first(slots: Slots) -> None:
+    step = admit(slots)
+    slots.record(step, np.array([99], np.int32))
+    chunk = rows([(2, 3, ROW_HAS_TOKENS | ROW_SAMPLES)], [26, 27, 28])
+    step = slots.prepare(StepPlan(1, 2, **blocks([(2, 11)]), **chunk, repeated_rows=1))
+    assert step.rows.tolist() == [0, 2]
+    assert step.batch.tokens.tolist() == [99, 26, 27, 28]
+    slots.record(step, np.array([98, 97], np.int32))
+    step = slots.prepare(StepPlan(1, 3, repeated_rows=2))
+    assert step.batch.tokens.tolist() == [98, 97]
+    assert step.is_decode
+    with pytest.raises(PlanError, match="repeats 3 rows of 2"):
+        slots.prepare(StepPlan(1, 4, repeated_rows=3))
+
+
 def test_a_slot_is_reused_after_removal(slots: Slots) -> None:
     admit(slots)
     step = slots.prepare(
@@ -106,6 +129,35 @@ def test_a_slot_is_reused_after_removal(slots: Slots) -> None:
     )
     assert step.batch.cache_slots.tolist() == [120]
     assert step.batch.positions.tolist() == [0]
+
+
+def test_a_slot_that_is_added_again_keeps_leading_blocks_of_its_last_table(slots: Slots) -> None:
+    admit(slots)  # slot 2 has blocks 7 and 9
+    slots.prepare(StepPlan(1, 2, removed_slots=int32_column([2])))
+    step = slots.prepare(
+        StepPlan(
+            1,
+            3,
+            **added([2], [4]),
+            **kept([(2, 1)]),
+            **blocks([(2, 30)]),
+            **rows([(2, 2, ROW_HAS_TOKENS)], [1, 2]),
+        )
+    )
+    assert step.batch.block_tables.tolist() == [[7, 30]]
+    assert step.batch.cache_slots.tolist() == [120, 121]
+
+
+@pytest.mark.parametrize(
+    ("slot", "count", "why"), [(2, 3, "keep"), (2, 0, "keep"), (1, 1, "keep"), (0, 1, "not all")]
+)
+def test_blocks_that_a_slot_never_had_are_not_kept(
+    slots: Slots, slot: int, count: int, why: str
+) -> None:
+    admit(slots)
+    slots.prepare(StepPlan(1, 2, removed_slots=int32_column([2])))
+    with pytest.raises(PlanError, match=why):
+        slots.prepare(StepPlan(1, 3, **added([1, 2], [0, 0]), **kept([(slot, count)])))
 
 
 def test_a_failed_row_feeds_token_zero(slots: Slots) -> None:

@@ -38,6 +38,11 @@ struct Hash128 {
 // Hashes the concatenation of `head` and `tail`; head.size() must be a multiple of 8.
 Hash128 SipHash128(const Hash128& key, Bytes head, Bytes tail);
 
+// Two hashes under one key: the rounds of one do not wait for those of the other.
+// REQUIRES: the heads have one size, as the tails have.
+std::array<Hash128, 2> SipHash128Pair(const Hash128& key, const std::array<Bytes, 2>& heads,
+                                      const std::array<Bytes, 2>& tails);
+
 inline Hash128 SipHash128(const Hash128& key, Bytes data) { return SipHash128(key, {}, data); }
 
 }  // namespace tokenspeed

@@ -25,6 +25,7 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable, ParentPool* 
       parents_(parents),
       share_(share),
       nodes_(static_cast<size_t>(num_blocks) + kLists),
+      uses_(static_cast<size_t>(num_blocks)),
       contents_(findable ? static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size) : 0),
       index_(findable ? num_blocks : 0),
       evicted_(findable ? 4 * num_blocks : 0),
@@ -40,7 +41,9 @@ BlockPool::BlockPool(int num_blocks, int block_size, bool findable, ParentPool* 
 BlockPool::BlockPool(int num_blocks, int block_size, bool findable, Retention* retention)
     : BlockPool(num_blocks, block_size, findable, nullptr, 1) {
   for (int id = 1; id < num_blocks; ++id) PushBack(kFreeList, BlockId{id});
-  if (findable && retention != nullptr) eviction_.emplace(*retention, num_blocks, num_blocks - 1);
+  if (findable && retention != nullptr) {
+    eviction_.emplace(*retention, num_blocks, num_blocks - 1, [this](int slot) { Shed(slot); });
+  }
 }
 
 BlockPool::BlockPool(ParentPool& parents, int share, int block_size, bool findable,
@@ -49,7 +52,7 @@ BlockPool::BlockPool(ParentPool& parents, int share, int block_size, bool findab
   group_ = parents.Add(this);
   // The first group speaks for all: what comes back is learnt from its blocks.
   if (findable && retention != nullptr) {
-    eviction_.emplace(*retention, num_blocks_, group_ == 0 ? num_blocks_ - share_ : 0);
+    eviction_.emplace(*retention, num_blocks_, group_ == 0 ? num_blocks_ - share_ : 0, nullptr);
   }
 }
 
@@ -67,14 +70,14 @@ BlockCounts BlockPool::counts() const {
           .open = count(Place::kOpen),
           .shared = count(Place::kShared),
           .retiring = count(Place::kRetiring),
-          .cached = count(Place::kCached)};
+          .cached = count(Place::kCached) + count(Place::kResting)};
 }
 
 void BlockPool::Move(BlockId id, Place to) {
-  Node& n = node(id);
-  --counts_[static_cast<size_t>(n.place)];
+  Use& u = use(id);
+  --counts_[static_cast<size_t>(u.place)];
   ++counts_[static_cast<size_t>(to)];
-  n.place = to;
+  u.place = to;
 }
 
 void BlockPool::PushBack(List list, BlockId id) {
@@ -101,6 +104,11 @@ void BlockPool::Unlink(BlockId id) {
   node(n.next).previous = n.previous;
 }
 
+BlockPool::~BlockPool() {
+  Watch(nullptr);
+  GiveUpRests();
+}
+
 void BlockPool::Watch(CacheLog* log) {
   if (log_ != nullptr) log_->End();
   log_ = log;
@@ -110,35 +118,41 @@ void BlockPool::Watch(CacheLog* log) {
 void BlockPool::Index(BlockId id) {
   if (!findable_) return;
   Node& n = node(id);
-  n.indexed = index_.Insert(n.key.hash, id);
-  if (!n.indexed) return;
+  use(id).indexed = index_.Insert(n.key.hash, id);
+  if (!use(id).indexed) return;
   ++lives_[static_cast<size_t>(id.value)];
   if (log_ != nullptr) log_->Stored(n.key, content(id));
   if (eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
 }
 
 void BlockPool::Unindex(BlockId id) {
-  Node& n = node(id);
-  if (!n.indexed) return;
-  index_.Erase(n.key.hash);
-  n.indexed = false;
+  if (!use(id).indexed) return;
+  index_.Erase(node(id).key.hash);
+  use(id).indexed = false;
   ++lives_[static_cast<size_t>(id.value)];
-  if (log_ != nullptr) log_->Removed(n.key);
+  if (log_ != nullptr) log_->Removed(node(id).key);
   if (eviction_) eviction_->Unindexed(id);
 }
 
 std::optional<OpenBlock> BlockPool::Allocate() {
-  BlockId id = node(sentinel(kFreeList)).next;
+  BlockId id = first(kFreeList);
+  std::optional<BlockId> victim;
+  if (id == sentinel(kFreeList) && eviction_) {
+    victim = eviction_->Victim();
+    id = first(kFreeList);  // a table that gave up its tail for it may have had what nobody finds
+  }
   if (id == sentinel(kFreeList)) {
-    id = node(sentinel(kCachedList)).next;
+    id = victim.value_or(first(kCachedList));
     if (id == sentinel(kCachedList)) return std::nullopt;
-    if (eviction_) id = eviction_->Victim().value_or(id);
     const ChainKey key = node(id).key;
     evicted_.Insert(key.hash);
-    // What stands before it is likely to be next.
-    const std::optional<BlockId> next = eviction_ ? eviction_->parent(id) : std::nullopt;
+    // What stands before it is likely to be next, and on its way from memory: ask for the one
+    // before that.
+    std::optional<BlockId> next = eviction_ ? eviction_->parent(id) : std::nullopt;
+    const Hash128 hash = next ? node(*next).key.parent : Hash128{};
+    if (next) next = eviction_->parent(*next);
     Unindex(id);
-    if (next) PrefetchVictim(*next, key.parent);
+    if (next) PrefetchVictim(*next, hash);
   }
   Unlink(id);
   return Open(id);
@@ -154,10 +168,10 @@ void BlockPool::PrefetchVictim(BlockId id, const Hash128& hash) const {
 
 OpenBlock BlockPool::Open(BlockId id) {
   Node& n = node(id);
-  TS_CHECK(n.holders == 0 && n.fence <= retired_, "block " << id.value << " with " << n.holders
-                                                           << " holders, fence " << n.fence.value
-                                                           << ", retired " << retired_.value);
-  n.holders = 1;
+  TS_CHECK(use(id).holders == 0 && n.fence <= retired_,
+           "block " << id.value << " with " << use(id).holders << " holders, fence "
+                    << n.fence.value << ", retired " << retired_.value);
+  use(id).holders = 1;
   n.sealed = false;
   Move(id, Place::kOpen);
   return OpenBlock(this, id);
@@ -180,14 +194,14 @@ void BlockPool::Evict(BlockId id) {
 
 void BlockPool::EvictParent(int parent) {
   for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-    if (node(BlockId{i}).place == Place::kCached) Evict(BlockId{i});
+    if (use(BlockId{i}).place == Place::kCached) Evict(BlockId{i});
   }
 }
 
 int BlockPool::InUse(int parent) const {
   int count = 0;
   for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-    const Place place = node(BlockId{i}).place;
+    const Place place = use(BlockId{i}).place;
     count += place != Place::kFree && place != Place::kCached;
   }
   return count;
@@ -196,7 +210,7 @@ int BlockPool::InUse(int parent) const {
 int BlockPool::Cached(int parent) const {
   int count = 0;
   for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-    count += node(BlockId{i}).place == Place::kCached;
+    count += use(BlockId{i}).place == Place::kCached;
   }
   return count;
 }
@@ -213,8 +227,8 @@ void BlockPool::Receive(BlockId id, const ChainKey& key, std::span<const Token> 
 
 void BlockPool::Close(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
   Node& n = node(id);
-  TS_CHECK(n.place == Place::kOpen && n.holders == 1,
-           "sealed block " << id.value << " in place " << static_cast<int>(n.place));
+  TS_CHECK(use(id).place == Place::kOpen && use(id).holders == 1,
+           "sealed block " << id.value << " in place " << static_cast<int>(use(id).place));
   n.sealed = true;
   n.key = key;
   Move(id, Place::kShared);
@@ -245,8 +259,7 @@ std::optional<SealedBlock> BlockPool::Find(const ChainKey& key, std::span<const 
 }
 
 std::optional<SealedBlock> BlockPool::Hold(BlockId id, const Hash128& hash) {
-  const Node& n = node(id);
-  if (!n.indexed || n.key.hash != hash) return std::nullopt;
+  if (!use(id).indexed || node(id).key.hash != hash) return std::nullopt;
   Share(id);
   return SealedBlock(this, id);
 }
@@ -262,30 +275,32 @@ void BlockPool::Retake(std::span<const BlockMark> marks, std::vector<SealedBlock
 BlockPool::Presence BlockPool::Peek(const ChainKey& key, std::span<const Token> tokens) const {
   const std::optional<BlockId> id = Lookup(key, tokens);
   if (!id) return Presence::kAbsent;
-  return node(*id).place == Place::kCached ? Presence::kUnheld : Presence::kHeld;
+  const Place place = use(*id).place;
+  const bool held = place != Place::kCached && place != Place::kResting;
+  return held ? Presence::kHeld : Presence::kUnheld;
 }
 
 void BlockPool::Share(BlockId id) {
-  Node& n = node(id);
-  if (n.place == Place::kShared) {
-    ++n.holders;
-    return;
-  }
-  TS_CHECK(n.sealed && n.holders == 0 && n.place != Place::kFree,
-           "shared block " << id.value << " in place " << static_cast<int>(n.place));
-  Unlink(id);
-  if (n.place == Place::kCached) {
+  Use& u = use(id);
+  ++u.holders;
+  if (u.place == Place::kShared) return;
+  TS_CHECK(node(id).sealed && u.holders == u.resting + 1 && u.place != Place::kFree,
+           "shared block " << id.value << " in place " << static_cast<int>(u.place));
+  if (u.place != Place::kResting) Unlink(id);
+  if (u.place == Place::kCached) {
     if (eviction_) eviction_->Taken(id);
     if (parents_ != nullptr) parents_->Held(ParentOf(id));
   }
   Move(id, Place::kShared);
-  n.holders = 1;
 }
 
 void BlockPool::Release(BlockId id) {
-  Node& n = node(id);
-  TS_CHECK(n.holders > 0, "released block " << id.value << ", which nobody holds");
-  if (--n.holders > 0) return;
+  Use& u = use(id);
+  TS_CHECK(u.holders > u.resting, "released block " << id.value << ", which nobody holds");
+  if (--u.holders == u.resting) Idle(id);
+}
+
+void BlockPool::Idle(BlockId id) {
   InFlightBlock block(id, planned_);
   if (planned_ > retired_) {
     Defer(std::move(block));
@@ -305,7 +320,12 @@ void BlockPool::Free(InFlightBlock block, const RetiredStep& proof) {
   TS_CHECK(block.fence() <= proof.step(), "freed block " << id.value << " behind step "
                                                          << block.fence().value << ", retired "
                                                          << proof.step().value);
-  const bool keep = node(id).indexed;
+  if (use(id).holders > 0) {
+    Move(id, Place::kResting);
+    ++releases_;
+    return;
+  }
+  const bool keep = use(id).indexed;
   Move(id, keep ? Place::kCached : Place::kFree);
   if (keep) {
     PushBack(kCachedList, id);
@@ -335,6 +355,17 @@ RetiredStep BlockPool::Retired(StepId step) {
   for (BlockId id = node(end).next; id != end && node(id).fence <= step; id = node(end).next) {
     Unlink(id);
     Free(InFlightBlock(id, node(id).fence), retired());
+  }
+  while (!retreats_.empty() && retreats_.front().fence <= step) {
+    const auto [owner, rest, fence] = retreats_.front();
+    retreats_.pop_front();
+    const Resting& table = rests_[static_cast<size_t>(owner.slot)];
+    if (table.rest != rest) continue;
+    if (eviction_->is_open(owner)) {
+      eviction_->Rested(owner, static_cast<int>(table.blocks.size()));
+    } else {
+      GiveUpRest(owner);
+    }
   }
   return retired();
 }

@@ -4,11 +4,16 @@
 //   free      on the free list
 //   open      held by one OpenBlock
 //   shared    held by one or more other handles
-//   retiring  held by nobody, but a step in flight may still touch it
+//   retiring  held by nobody who runs, but a step in flight may still touch it
 //   cached    held by nobody, findable; evicted by rank of its owner, or, without a Retention,
 //             least recently released first
+//   resting   held by tables at rest only
 //
-// Invariant: the five counts add up to total(). Every operation is O(1); Match is O(1) a block.
+// A table at rest is what a session's last request held: whole, so that the next one takes it up in
+// no time. Its blocks count as cached. When its owner is the next to lose something it gives up its
+// tail, block by block, and those are cached as any other.
+//
+// Invariant: the six counts add up to total(). Every operation is O(1); Match is O(1) a block.
 // Block 0 is the workers' scratch block and is never handed out.
 //
 // Where several groups share one memory each has a pool, and a ParentPool decides whose memory is
@@ -16,6 +21,7 @@
 #pragma once
 
 #include <array>
+#include <deque>
 #include <iosfwd>
 #include <optional>
 #include <span>
@@ -50,7 +56,7 @@ class BlockPool {
   // The pool of the next group of `parents`, which outlives it; each has `share` of its blocks.
   BlockPool(ParentPool& parents, int share, int block_size, bool findable,
             Retention* retention = nullptr);
-  ~BlockPool() { Watch(nullptr); }
+  ~BlockPool();
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
 
@@ -60,7 +66,7 @@ class BlockPool {
   template <class Visit>
   void ForEachFindable(Visit visit) const {
     for (int id = 0; id < num_blocks_; ++id) {
-      if (node(BlockId{id}).indexed) visit(node(BlockId{id}).key, content(BlockId{id}));
+      if (use(BlockId{id}).indexed) visit(node(BlockId{id}).key, content(BlockId{id}));
     }
   }
 
@@ -68,7 +74,9 @@ class BlockPool {
   bool findable() const { return findable_; }
   BlockCounts counts() const;
   // Blocks that Allocate can hand out now.
-  int available() const { return count(Place::kFree) + count(Place::kCached); }
+  int available() const {
+    return count(Place::kFree) + count(Place::kCached) + count(Place::kResting);
+  }
   // Grows whenever available() grows.
   uint64_t releases() const { return releases_; }
 
@@ -105,7 +113,25 @@ class BlockPool {
   }
   // A block of this key was evicted, as far as the pool remembers.
   bool WasEvicted(const ChainKey& key) const { return evicted_.Holds(key.hash); }
-  int holders(BlockId id) const { return node(id).holders; }
+  int holders(BlockId id) const { return use(id).holders; }
+  // Holders but for tables at rest.
+  int users(BlockId id) const { return use(id).holders - use(id).resting; }
+
+  // Lays a table to rest for its owner, up to the first block that nobody finds; an owner's earlier
+  // one is given up. Returns by what Wake knows it; 0: nothing rests.
+  // REQUIRES: the pool has its memory for itself.
+  uint64_t Rest(OwnerId owner, std::vector<SealedBlock> blocks);
+  // Takes up the first `most` blocks of that table, as far as they are still there and found.
+  std::vector<SealedBlock> Wake(OwnerId owner, uint64_t rest, int most);
+  // Gives up all tables at rest.
+  void GiveUpRests();
+  // Calls visit(block) for each handle of a table at rest.
+  template <class Visit>
+  void ForEachResting(Visit visit) const {
+    for (const Resting& table : rests_) {
+      for (const SealedBlock& block : table.blocks) visit(block.id());
+    }
+  }
 
   // Who uses a block that is held, and whom it is kept for afterwards.
   void Claim(BlockId id, OwnerId owner) {
@@ -145,24 +171,40 @@ class BlockPool {
   friend class SealedBlock;
   friend class TransferringBlock;
 
-  enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached };
-  static constexpr int kPlaces = 5;
+  enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached, kResting };
+  static constexpr int kPlaces = 6;
   struct alignas(64) Node {  // one cache line
     BlockId next;
     BlockId previous;
-    int32_t holders = 0;
-    Place place = Place::kFree;
     bool sealed = false;
-    bool indexed = false;
     StepId written;  // the last step that writes it
     StepId fence;    // while retiring: the last step that may touch it
     ChainKey key;
+  };
+  // Apart from the rest of the node: a table is taken up by touching this of each block.
+  struct Use {
+    int32_t holders = 0;
+    int32_t resting = 0;  // of holders: in tables at rest
+    Place place = Place::kFree;
+    bool indexed = false;
+  };
+  struct Resting {
+    std::vector<SealedBlock> blocks;
+    uint64_t rest = 0;
+  };
+  struct Retreat {  // a table that rests when the steps that read it have retired
+    OwnerId owner;
+    uint64_t rest;
+    StepId fence;
   };
   // A doubly linked list through the nodes; its sentinel lies behind the real nodes.
   enum List : int { kFreeList = 0, kRetiringList = 1, kCachedList = 2, kLists = 3 };
 
   Node& node(BlockId id) { return nodes_[static_cast<size_t>(id.value)]; }
   const Node& node(BlockId id) const { return nodes_[static_cast<size_t>(id.value)]; }
+  Use& use(BlockId id) { return uses_[static_cast<size_t>(id.value)]; }
+  const Use& use(BlockId id) const { return uses_[static_cast<size_t>(id.value)]; }
+  BlockId first(List list) const { return node(sentinel(list)).next; }
   BlockId sentinel(List list) const { return BlockId{num_blocks_ + list}; }
   std::span<Token> content(BlockId id);
   std::span<const Token> content(BlockId id) const;
@@ -190,6 +232,13 @@ class BlockPool {
     return node(id).written <= proof.step();
   }
   void Release(BlockId id);
+  // Nobody who runs holds the block any more.
+  void Idle(BlockId id);
+  // A table at rest gives up its last block.
+  void DropLast(Resting& table);
+  // The owner's table gives up its tail, as the queue asks for it; or all.
+  void Shed(int owner_slot);
+  void GiveUpRest(OwnerId owner);
   // Keeps a block out of reach until its fence has retired.
   void Defer(InFlightBlock block);
   // Puts a block where it can be handed out.
@@ -205,6 +254,7 @@ class BlockPool {
   const int share_;            // blocks in a parent
   int group_ = 0;
   std::vector<Node> nodes_;
+  std::vector<Use> uses_;
   std::vector<Token> contents_;
   PrefixIndex index_;
   EvictedHashes evicted_;
@@ -216,6 +266,9 @@ class BlockPool {
   uint64_t releases_ = 0;
   StepId planned_;
   StepId retired_;
+  uint64_t last_rest_ = 0;
+  std::deque<Retreat> retreats_;  // in order of their fences
+  std::vector<Resting> rests_;    // by slot of their owner
 };
 
 }  // namespace tokenspeed::kv

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ostream>
+#include <utility>
 #include <vector>
 
 #include "kv/block.h"
@@ -46,6 +47,8 @@ class BlockTable {
   // REQUIRES: blocks <= sealed()
   void DropFront(int blocks);
   void Clear();
+  // The sealed blocks, which are the caller's from now on.
+  std::vector<SealedBlock> TakeSealed() { return std::exchange(sealed_, {}); }
   // Nobody finds these blocks from now on.
   void Forget();
   void Describe(std::ostream& out) const;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "kv/eviction_queue.h"
 
+#include <algorithm>
+#include <ostream>
 #include <utility>
 
 #include "base/check.h"
@@ -15,8 +17,9 @@ constexpr uint32_t kGivenUp = 3;
 
 }  // namespace
 
-EvictionQueue::EvictionQueue(Retention& retention, int num_blocks, int ghosts)
-    : retention_(retention), nodes_(static_cast<size_t>(num_blocks)) {
+EvictionQueue::EvictionQueue(Retention& retention, int num_blocks, int ghosts,
+                             std::function<void(int)> shed)
+    : retention_(retention), shed_(std::move(shed)), nodes_(static_cast<size_t>(num_blocks)) {
   retention_.Attach(this, ghosts);
 }
 
@@ -112,12 +115,38 @@ void EvictionQueue::Delist(BlockId id) {
   Leaves& list = leaves(slot);
   (n.previous == kNone ? list.first : node(n.previous).next) = n.next;
   (n.next == kNone ? list.last : node(n.next).previous) = n.previous;
-  if (list.first == kNone) owners_.Erase(slot);
+  LeaveIfBare(slot);
+}
+
+bool EvictionQueue::is_open(OwnerId owner) const { return retention_.is_open(owner); }
+
+void EvictionQueue::LeaveIfBare(int slot) {
+  const Leaves& list = leaves(slot);
+  if (list.first == kNone && list.resting == 0) owners_.Erase(slot);
+}
+
+void EvictionQueue::Rested(OwnerId owner, int blocks) {
+  leaves(owner.slot).resting = blocks;
+  if (blocks > 0) {
+    owners_.Set(owner.slot, retention_.rank(owner));
+  } else {
+    LeaveIfBare(owner.slot);
+  }
+}
+
+void EvictionQueue::Shed(int slot) {
+  shed_(slot);
+  --leaves(slot).resting;
+  LeaveIfBare(slot);
 }
 
 std::optional<BlockId> EvictionQueue::Victim() {
   while (!owners_.empty()) {
     const BlockId id = leaves(owners_.top()).first;
+    if (id == kNone) {
+      Shed(owners_.top());
+      continue;
+    }
     Node& n = node(id);
     // Each turn gives the leaf to an owner of higher rank, so this ends.
     if (n.other == n.owner || !(owners_.top_key() < retention_.rank(n.other))) return id;
@@ -131,7 +160,8 @@ std::optional<BlockId> EvictionQueue::Victim() {
 int EvictionQueue::retained() const {
   int count = 0;
   for (size_t slot = 1; slot < leaves_.size(); ++slot) {
-    if (retention_.retained(static_cast<int>(slot))) count += leaves_[slot].cached;
+    if (!retention_.retained(static_cast<int>(slot))) continue;
+    count += leaves_[slot].cached + leaves_[slot].resting;
   }
   return count;
 }
@@ -155,12 +185,33 @@ void EvictionQueue::Visited(int slot) {
 
 void EvictionQueue::Disown(int slot) {
   if (static_cast<size_t>(slot) >= leaves_.size()) return;
+  while (leaves(slot).resting > 0) Shed(slot);
   leaves(0).cached += std::exchange(leaves(slot).cached, 0);
   while (leaves(slot).first != kNone) {
     const BlockId id = leaves(slot).first;
     Delist(id);
     Enlist(id);
   }
+}
+
+void EvictionQueue::Describe(std::ostream& out) const {
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    const Node& n = nodes_[i];
+    const int other = retention_.is_open(n.other) ? n.other.slot : 0;
+    const uint32_t missed = SlotOf(n) > 0 ? retention_.visits(n.owner) - n.visit : 0;
+    if (n.indexed) out << i << " of " << SlotOf(n) << '/' << other << " missed " << missed << ' ';
+  }
+  std::vector<int> slots;
+  for (size_t slot = 0; slot < leaves_.size(); ++slot) {
+    if (owners_.contains(static_cast<int>(slot))) slots.push_back(static_cast<int>(slot));
+  }
+  std::ranges::sort(slots, {}, [this](int slot) { return owners_.key(slot); });
+  for (const int slot : slots) {
+    const Leaves& list = leaves_[static_cast<size_t>(slot)];
+    out << "\nowner " << slot << " rests " << list.resting << " leaves";
+    for (BlockId id = list.first; id != kNone; id = node(id).next) out << ' ' << id.value;
+  }
+  out << '\n';
 }
 
 Status EvictionQueue::Verify() const {
@@ -186,7 +237,8 @@ Status EvictionQueue::Verify() const {
   for (size_t slot = 0; slot < leaves_.size(); ++slot) {
     const Leaves& list = leaves_[slot];
     if (cached[slot] != list.cached) return Error{"cached blocks of an owner are miscounted"};
-    if ((list.first != kNone) != owners_.contains(static_cast<int>(slot))) {
+    const bool some = list.first != kNone || list.resting > 0;
+    if (some != owners_.contains(static_cast<int>(slot))) {
       return Error{"an owner with leaves is not in the heap"};
     }
     for (BlockId id = list.first; id != kNone; id = node(id).next) {

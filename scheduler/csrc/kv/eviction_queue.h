@@ -9,6 +9,8 @@
 // Every operation is O(1), or O(log owners) where a heap moves.
 #pragma once
 
+#include <functional>
+#include <iosfwd>
 #include <optional>
 #include <vector>
 
@@ -24,7 +26,9 @@ class Retention;
 class EvictionQueue {
  public:
   // `retention` outlives the queue. Blocks are 0 to num_blocks - 1; `ghosts` as Retention::Attach.
-  EvictionQueue(Retention& retention, int num_blocks, int ghosts);
+  // `shed` takes the tail from the table at rest of the owner in a slot: its block is cached then,
+  // or somebody holds it.
+  EvictionQueue(Retention& retention, int num_blocks, int ghosts, std::function<void(int)> shed);
   ~EvictionQueue();
   EvictionQueue(const EvictionQueue&) = delete;
   EvictionQueue& operator=(const EvictionQueue&) = delete;
@@ -38,6 +42,9 @@ class EvictionQueue {
   // A findable block is held by nobody; or is taken again.
   void Cached(BlockId id);
   void Taken(BlockId id);
+  bool is_open(OwnerId owner) const;
+  // So many blocks of the owner, who is open, are in a table at rest; 0: there is none any more.
+  void Rested(OwnerId owner, int blocks);
 
   // What stood before the block in its chain when it became findable, and maybe not any more.
   std::optional<BlockId> parent(BlockId id) const {
@@ -60,6 +67,8 @@ class EvictionQueue {
   void Disown(int slot);
 
   Status Verify() const;
+  // Writes down what goes in which order as things are.
+  void Describe(std::ostream& out) const;
 
  private:
   static constexpr BlockId kNone{-1};
@@ -80,7 +89,8 @@ class EvictionQueue {
   struct Leaves {
     BlockId first = kNone;
     BlockId last = kNone;
-    int32_t cached = 0;  // blocks of the owner, leaves or not
+    int32_t cached = 0;   // blocks of the owner, leaves or not
+    int32_t resting = 0;  // those of its table at rest
   };
 
   Node& node(BlockId id) { return nodes_[static_cast<size_t>(id.value)]; }
@@ -93,8 +103,12 @@ class EvictionQueue {
   void Enlist(BlockId id);
   void Delist(BlockId id);
   void Settle(BlockId id);
+  void Shed(int slot);
+  // Nothing of the owner can go: it is no candidate.
+  void LeaveIfBare(int slot);
 
   Retention& retention_;
+  const std::function<void(int)> shed_;
   std::vector<Node> nodes_;
   std::vector<Leaves> leaves_;
   IndexedHeap<Rank> owners_;

@@ -18,6 +18,11 @@ class HashChain {
   // REQUIRES: block i is whole; earlier tokens are those of earlier calls.
   ChainKey At(int i, std::span<const Token> tokens);
 
+  // The next blocks of two chains, in little more than the time of one.
+  // REQUIRES: both blocks are whole; the chains have one key and one block size.
+  static void ExtendBoth(HashChain& one, std::span<const Token> tokens, HashChain& other,
+                         std::span<const Token> others);
+
   int block_size() const { return block_size_; }
   // No memory moves until there are more than so many blocks.
   void Reserve(int blocks) {

@@ -11,24 +11,33 @@ namespace tokenspeed::kv {
 Status BlockPool::Verify() const {
   int places[kPlaces] = {};
   int indexed = 0;
+  std::vector<int> resting(uses_.size());
+  ForEachResting([&](BlockId id) { ++resting[static_cast<size_t>(id.value)]; });
   for (int i = share_; i < num_blocks_; ++i) {
     const Node& n = node(BlockId{i});
-    ++places[static_cast<int>(n.place)];
-    indexed += n.indexed;
-    const bool held = n.place == Place::kOpen || n.place == Place::kShared;
-    if (held != (n.holders > 0)) return Broken("block ", i, " has ", n.holders, " holders");
-    if (n.place == Place::kOpen && (n.holders != 1 || n.sealed || n.indexed)) {
+    const Use& u = use(BlockId{i});
+    ++places[static_cast<int>(u.place)];
+    indexed += u.indexed;
+    const bool held = u.place == Place::kOpen || u.place == Place::kShared;
+    if (held != (u.holders > u.resting)) return Broken("block ", i, " has ", u.holders, " holders");
+    const bool rests = u.place == Place::kResting;
+    if (rests ? u.resting == 0 : u.resting > 0 && !held && u.place != Place::kRetiring) {
+      return Broken("block ", i, " rests in ", u.resting, " tables");
+    }
+    resting[static_cast<size_t>(i)] -= u.resting;
+    if (u.place == Place::kOpen && (u.holders != 1 || n.sealed || u.indexed)) {
       return Broken("open block ", i, " is shared, sealed or findable");
     }
-    if (n.place == Place::kCached && !n.indexed) return Broken("cached block ", i, " is lost");
-    if (n.place == Place::kFree && n.indexed) return Broken("free block ", i, " is findable");
-    if (n.indexed != (Mark(BlockId{i}).life % 2 == 1)) {
+    if (u.place == Place::kCached && !u.indexed) return Broken("cached block ", i, " is lost");
+    if (u.place == Place::kFree && u.indexed) return Broken("free block ", i, " is findable");
+    if (u.indexed != (Mark(BlockId{i}).life % 2 == 1)) {
       return Broken("block ", i, " has a life that is not its own");
     }
-    if (n.indexed && index_.Find(n.key.hash) != BlockId{i}) {
+    if (u.indexed && index_.Find(n.key.hash) != BlockId{i}) {
       return Broken("block ", i, " is not where the index says");
     }
   }
+  if (std::ranges::count(resting, 0) != std::ssize(resting)) return Broken("rests are miscounted");
   if (indexed != index_.size()) return Broken(indexed, " blocks, ", index_.size(), " in the index");
   for (int place = 0; place < kPlaces; ++place) {
     const int counted = count(static_cast<Place>(place));
@@ -43,7 +52,7 @@ Status BlockPool::Verify() const {
     StepId fence;
     for (BlockId id = node(end).next; id != end; id = node(id).next) {
       const Node& n = node(id);
-      if (n.place != kListed[list] || node(n.next).previous != id || ++length > num_blocks_) {
+      if (use(id).place != kListed[list] || node(n.next).previous != id || ++length > num_blocks_) {
         return Broken("list ", list, " is torn at block ", id.value);
       }
       if (list == kRetiringList && (n.fence <= retired_ || n.fence < fence)) {
@@ -67,16 +76,23 @@ void BlockPool::Describe(std::ostream& out) const {
   out << "retired " << planned_.value - retired_.value << '\n';
   for (int i = share_; i < num_blocks_; ++i) {
     const Node& n = node(BlockId{i});
-    out << "block " << i << " place " << static_cast<int>(n.place) << " holders " << n.holders;
-    if (n.place != Place::kFree) out << " written " << ago(n.written);
-    if (n.place == Place::kRetiring) out << " fence " << ago(n.fence);
-    if (n.indexed) out << " key " << n.key.hash.low() << ' ' << n.key.parent.low();
+    const Use& u = use(BlockId{i});
+    out << "block " << i << " place " << static_cast<int>(u.place) << " holders " << u.holders;
+    if (u.place != Place::kFree) out << " written " << ago(n.written);
+    if (u.place == Place::kRetiring) out << " fence " << ago(n.fence);
+    if (u.indexed) out << " key " << n.key.hash.low() << ' ' << n.key.parent.low();
     out << '\n';
   }
   for (int list = 0; list < kLists; ++list) {
     const BlockId end = sentinel(static_cast<List>(list));
     out << "list " << list;
     for (BlockId id = node(end).next; id != end; id = node(id).next) out << ' ' << id.value;
+    out << '\n';
+  }
+  if (eviction_) eviction_->Describe(out);
+  for (const Resting& table : rests_) {
+    out << "rest";
+    for (const SealedBlock& block : table.blocks) out << ' ' << block.id().value;
     out << '\n';
   }
 }

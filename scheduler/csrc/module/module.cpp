@@ -112,8 +112,7 @@ class Core {
     wire::EncodePlan(*plan, frame);
     digest_ = wire::NextDigest(digest_, wire::AsBytes(frame));
     step_ = plan->step;
-    sampled_ = 0;
-    for (const uint8_t flags : plan->row_flags) sampled_ += (flags & plan::kRowSamples) != 0;
+    sampled_ = plan->Sampling();
     return true;
   }
 

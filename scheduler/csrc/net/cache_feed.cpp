@@ -14,7 +14,7 @@ namespace {
 
 using Event = kv::CacheLog::Event;
 
-constexpr int kHighWater = 100'000;
+constexpr int kFeedHighWater = 100'000;
 constexpr uint64_t kEnd = ~uint64_t{0};
 constexpr size_t kSequenceBytes = 8;
 
@@ -69,7 +69,7 @@ void* CacheFeed::Open(int type) {
   TS_CHECK(socket != nullptr, "zmq_socket: " << zmq_.LastError());
   const int linger = 0;
   zmq_.setsockopt(socket, kZmqLinger, &linger, sizeof(linger));
-  zmq_.setsockopt(socket, kZmqSendHighWater, &kHighWater, sizeof(kHighWater));
+  zmq_.setsockopt(socket, kZmqSendHighWater, &kFeedHighWater, sizeof(kFeedHighWater));
   return socket;
 }
 

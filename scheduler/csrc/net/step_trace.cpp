@@ -19,8 +19,9 @@ void StepTrace::Add(const Event& event) {
 }
 
 void StepTrace::Planned(const plan::StepPlan& plan, TimeNs start, TimeNs end) {
-  const auto rows = static_cast<int32_t>(plan.rows.size());
-  const int32_t tokens = std::accumulate(plan.row_tokens.begin(), plan.row_tokens.end(), 0);
+  const auto repeated = static_cast<int32_t>(plan.repeated_rows);
+  const int32_t rows = repeated + static_cast<int32_t>(plan.rows.size());
+  const int32_t tokens = std::accumulate(plan.row_tokens.begin(), plan.row_tokens.end(), repeated);
   if (planned_ == StepId{} || plan.step <= planned_) {  // the first, also of a later epoch
     planned_ = plan.step;
     advanced_ = StepId{plan.step.value - 1};

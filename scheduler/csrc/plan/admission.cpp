@@ -89,10 +89,12 @@ bool Scheduler::PrefillsAt(int32_t priority) const {
 void Scheduler::StartChain(Request& request) {
   if (request.chain) return;
   auto past = history_.TakeTrail(request.name.client, request.session_name, request.salt,
-                                 request.tokens, pool_->block_size());
+                                 request.tokens, pool_->block_size(), request.common);
   if (past) {
     request.chain = std::move(past->chain);
     request.trail = std::move(past->blocks);
+    request.last_slot = past->slot;
+    request.rest = past->rest;
     return;
   }
   request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
@@ -115,9 +117,16 @@ void Scheduler::Admit(TimeNs now, int& budget) {
   }
 }
 
+SlotId Scheduler::TakeSlot(const Request& request) {
+  auto found = std::ranges::find(free_slots_, request.last_slot);
+  if (found == free_slots_.end()) found = free_slots_.begin();
+  const SlotId id = *found;
+  free_slots_.erase(found);
+  return id;
+}
+
 void Scheduler::Enter(Request& request, int& budget) {
-  const SlotId id = free_slots_.back();
-  free_slots_.pop_back();
+  const SlotId id = TakeSlot(request);
   const Status moved = fsm::Apply(request.state, fsm::Admit{id});
   TS_CHECK(moved.ok(), "admission of request " << request.arrival.value);
   if (grouped()) std::get_if<fsm::Prefilling>(&request.state)->groups = MakeTables();
@@ -137,7 +146,9 @@ void Scheduler::Enter(Request& request, int& budget) {
   // Growing any of these later costs a step.
   request.tokens.reserve(static_cast<size_t>(request.limit));
   request.chain->Reserve(BlocksFor(request.limit));
-  std::get_if<fsm::Prefilling>(&request.state)->table.Reserve(BlocksFor(request.limit - 1));
+  if (request.trail.empty()) {
+    std::get_if<fsm::Prefilling>(&request.state)->table.Reserve(BlocksFor(request.limit - 1));
+  }
   PlanChunk(request, budget);
 }
 

@@ -22,6 +22,7 @@ void DecodeBatch::Renew(SlotId slot, StepId planned, int rows) {
 void DecodeBatch::Leave(SlotId slot) {
   TS_CHECK(Has(slot), "slot " << slot.value << " has no row");
   const size_t hole = row(slot);
+  repeated_ = std::min(repeated_, static_cast<int>(hole));
   slots_[hole] = slots_.back();
   due_[hole] = due_.back();
   place(SlotId{slots_[hole]}).row = static_cast<int32_t>(hole);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -40,6 +41,9 @@ class DecodeBatch {
   bool IsDue(SlotId slot, StepId step) const { return due_[row(slot)] == Stamp(step); }
 
   int size() const { return static_cast<int>(slots_.size()); }
+  // A plan is made of the rows: how many of the first are those of the plan before.
+  int repeated() const { return repeated_; }
+  int TakeRepeated() { return std::exchange(repeated_, size()); }
   // By row.
   std::span<const int32_t> slots() const { return slots_; }
 
@@ -55,6 +59,7 @@ class DecodeBatch {
   const Place& place(SlotId slot) const { return places_[static_cast<size_t>(slot.value)]; }
   size_t row(SlotId slot) const { return static_cast<size_t>(place(slot).row); }
 
+  int repeated_ = 0;            // rows that no slot has left since the last plan
   std::vector<int32_t> slots_;  // by row
   std::vector<uint32_t> due_;   // by row
   std::vector<Place> places_;   // by slot

@@ -8,6 +8,28 @@
 #include "plan/scheduler.h"
 
 namespace tokenspeed::plan {
+namespace {
+
+// All hashes first, two at a time: the index's memory comes in while the next ones are computed.
+void HashSealing(std::span<Request* const> requests, kv::BlockPool& pool) {
+  const auto sealed = [](const Request& request) {
+    return std::get_if<fsm::Decoding>(&request.state)->table.sealed();
+  };
+  for (size_t i = 0; i < requests.size(); i += 2) {
+    const auto pair = requests.subspan(i, std::min<size_t>(2, requests.size() - i));
+    const auto lacks_one = [&](Request* each) { return each->chain->known() == sealed(*each); };
+    if (pair.size() == 2 && std::ranges::all_of(pair, lacks_one)) {
+      kv::HashChain::ExtendBoth(*pair[0]->chain, pair[0]->tokens, *pair[1]->chain, pair[1]->tokens);
+    }
+    for (Request* request : pair) {
+      const kv::ChainKey key = request->chain->At(sealed(*request), request->tokens);
+      pool.Prefetch(key.hash);
+      pool.Prefetch(key.parent);
+    }
+  }
+}
+
+}  // namespace
 
 void Scheduler::Settle(Request& request, fsm::Decoding& state) {
   if (max_drafts_ > 0) return;  // its state hears of every row
@@ -62,13 +84,12 @@ void Scheduler::PlanDecodes() {
     if (over) {
       LeaveBatch(request, state);
     } else if (SealsNext(request, state.table, state.context) && pool_->findable()) {
-      // All hashes first: the index's memory comes in while the next one is computed.
-      const kv::ChainKey key = request.chain->At(state.table.sealed(), request.tokens);
-      pool_->Prefetch(key.hash);
-      pool_->Prefetch(key.parent);
+      sealing_.push_back(&request);
     }
     return over;
   });
+  HashSealing(sealing_, *pool_);
+  sealing_.clear();
   if (grouped()) return GrowDue();
   MakeRoomForDue();
   for (const SlotId id : due_) {
@@ -121,9 +142,12 @@ void Scheduler::WriteDecodes(InFlightStep& step) {
     if (grouped()) PlanCopies(state.groups, id, state.context);
   }
   const std::span<const int32_t> slots = batch_.slots();
-  plan_.rows.assign(slots.begin(), slots.end());
-  plan_.row_tokens.assign(slots.size(), 1);
-  plan_.row_flags.assign(slots.size(), kRowSamples);
+  const int repeated = batch_.TakeRepeated();
+  const std::span<const int32_t> others = slots.subspan(static_cast<size_t>(repeated));
+  plan_.repeated_rows = repeated;
+  plan_.rows.assign(others.begin(), others.end());
+  plan_.row_tokens.assign(others.size(), 1);
+  plan_.row_flags.assign(others.size(), kRowSamples);
   step.slots.assign(slots.begin(), slots.end());
   step.wants_logprobs = batch_logprobs_ > 0;
 }

@@ -12,7 +12,8 @@ namespace tokenspeed::plan {
 
 void Scheduler::DescribeRequest(std::ostream& out, const Request& request) const {
   out << "request " << request.name.client.value << '.' << request.name.id << " known "
-      << request.known() << " limit " << request.limit << " admitted " << request.admitted
+      << request.known() << " last slot " << request.last_slot.value << " rest "
+      << (request.rest > 0) << " limit " << request.limit << " admitted " << request.admitted
       << " preempted " << std::min(request.preemptions, kWorn) << " guest " << request.guest
       << " cached " << request.cached_tokens << " drafts " << request.drafts.Next(max_drafts_)
       << ' ';
@@ -63,8 +64,12 @@ void Scheduler::Describe(std::ostream& out) const {
     out << '\n';
   };
   list("free slots", free_slots_);
+  history_.Describe(out);
+  out << "tables";
+  worker_tables_.Describe(out);
+  out << '\n';
   list("stalled", stalled_);
-  out << "rows";
+  out << "rows repeated " << batch_.repeated() << ':';
   for (const int32_t slot : batch_.slots()) out << ' ' << slot;
   out << "\nremoved";
   for (const int32_t slot : removed_slots_) out << ' ' << slot;

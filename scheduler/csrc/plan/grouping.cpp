@@ -256,22 +256,30 @@ void Scheduler::PlanCopies(kv::GroupTables& groups, SlotId id, int context) {
   AnnounceGroups(id, groups);
 }
 
+// A state's table is one block, which is written in place: nothing of it is kept.
+void Scheduler::KeepGroups(SlotId id, kv::GroupTables& groups) {
+  for (kv::SpanTable& table : groups.spans) {
+    const kv::BlockTable& blocks = table.blocks();
+    const int gone = table.gone();
+    // Nobody reads what is gone: any id may stand there.
+    table.announced = worker_tables_.Keep(
+        plan_, id, table.group(), gone + blocks.size(),
+        [&](int i, int32_t block) { return i < gone || blocks.at(i - gone).value == block; });
+  }
+}
+
 void Scheduler::AnnounceGroups(SlotId id, kv::GroupTables& groups) {
-  const auto append = [&](int group, int32_t block) {
-    plan_.block_slots.push_back(id.value);
-    plan_.block_groups.push_back(group);
-    plan_.block_ids.push_back(block);
-  };
   for (kv::SpanTable& table : groups.spans) {
     const kv::BlockTable& blocks = table.blocks();
     for (int& next = table.announced; next < table.gone() + blocks.size(); ++next) {
-      append(table.group(), next < table.gone() ? 0 : blocks.at(next - table.gone()).value);
+      const int32_t block = next < table.gone() ? 0 : blocks.at(next - table.gone()).value;
+      worker_tables_.Append(plan_, id, table.group(), block);
     }
   }
   for (kv::StateTable& table : groups.states) {
     if (table.announced == table.live()) continue;
     table.announced = table.live();
-    append(table.group(), table.announced.value);
+    worker_tables_.Append(plan_, id, table.group(), table.announced.value);
   }
 }
 

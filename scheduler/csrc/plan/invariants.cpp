@@ -156,9 +156,9 @@ Status Scheduler::Verify() const {
   int shared = 0;
   for (int block = 1; block < blocks; ++block) {
     const int holders = held[static_cast<size_t>(block)];
-    if (holders != pool_->holders(BlockId{block})) {
+    if (holders != pool_->users(BlockId{block})) {
       return Broken("block ", block, " has ", holders, " holders, counted ",
-                    pool_->holders(BlockId{block}));
+                    pool_->users(BlockId{block}));
     }
     if (holders > 1 && open.contains(block)) return Broken("open block ", block, " is shared");
     shared += holders > 0 && !open.contains(block);

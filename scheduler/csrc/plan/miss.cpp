@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ostream>
 #include <utility>
 
 namespace tokenspeed::plan {
@@ -47,8 +48,22 @@ std::string PromptHistory::NameOf(ClientId client, std::string_view session) {
   return std::string(session);
 }
 
+PromptOverlap PromptHistory::Compare(ClientId client, std::string_view session,
+                                     std::string_view salt, std::span<const Token> prompt) const {
+  const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
+  if (found == index_.end()) return {};
+  return {CommonPrefix(prompt, found->second->tokens), found->second->version};
+}
+
+size_t PromptHistory::CommonOf(const Entry& entry, std::span<const Token> prompt,
+                               const PromptOverlap& common) {
+  if (entry.version == common.version) return common.tokens;
+  return CommonPrefix(prompt, entry.tokens);
+}
+
 MissReport PromptHistory::Explain(ClientId client, std::string_view session, std::string_view salt,
-                                  std::span<const Token> prompt, int cached, int evicted) {
+                                  std::span<const Token> prompt, int cached, int evicted,
+                                  const PromptOverlap& common) {
   MissReport report;
   int left = static_cast<int>(prompt.size()) - cached;
   const auto take = [&left](int64_t tokens) {
@@ -61,7 +76,7 @@ MissReport PromptHistory::Explain(ClientId client, std::string_view session, std
   if (const auto found = index_.find(key); found != index_.end()) {
     Entry& entry = *found->second;
     const std::span<const Token> then(entry.tokens);
-    const size_t same = CommonPrefix(prompt, then);
+    const size_t same = CommonOf(entry, prompt, common);
     const bool differs = same < prompt.size() && same < then.size();
     const bool nonce =
         differs && same < kEarly && GoesOnTheSame(prompt.subspan(same), then.subspan(same));
@@ -104,6 +119,7 @@ void PromptHistory::Remember(ClientId client, std::string_view session, std::str
   Entry& entry = entries_.front();
   tokens_ -= entry.tokens.size();
   entry.tokens = std::move(tokens);
+  entry.version = ++versions_;
   entry.trail = std::move(trail);
   tokens_ += entry.tokens.size();
   while (tokens_ > most_tokens_ || entries_.size() > kMostEntries) {
@@ -121,13 +137,13 @@ std::span<const Token> PromptHistory::Of(std::string_view session, std::string_v
 
 std::optional<Trail> PromptHistory::TakeTrail(ClientId client, std::string_view session,
                                               std::string_view salt, std::span<const Token> prompt,
-                                              int block_size) {
+                                              int block_size, const PromptOverlap& common) {
   const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
   if (found == index_.end()) return std::nullopt;
   Entry& entry = *found->second;
   if (!entry.trail || entry.trail->chain.block_size() != block_size) return std::nullopt;
   std::optional<Trail> trail = std::exchange(entry.trail, std::nullopt);
-  const auto same = CommonPrefix(prompt, entry.tokens) / static_cast<size_t>(block_size);
+  const auto same = CommonOf(entry, prompt, common) / static_cast<size_t>(block_size);
   trail->chain.Truncate(static_cast<int>(same));
   if (same < trail->blocks.size()) trail->blocks.resize(same);
   return trail;
@@ -135,7 +151,9 @@ std::optional<Trail> PromptHistory::TakeTrail(ClientId client, std::string_view 
 
 void PromptHistory::ForgetBlocks() {
   for (Entry& entry : entries_) {
-    if (entry.trail) entry.trail->blocks.clear();
+    if (!entry.trail) continue;
+    entry.trail->blocks.clear();
+    entry.trail->rest = 0;
   }
 }
 
@@ -148,6 +166,16 @@ Status PromptHistory::Verify() const {
                  " in " + std::to_string(index_.size())};
   }
   return Ok{};
+}
+
+void PromptHistory::Describe(std::ostream& out) const {
+  out << "trails";
+  for (const auto& [key, entry] : index_) {
+    out << ' ' << key.name << '/' << key.salt << " says";
+    for (const Token token : entry->tokens) out << ' ' << token;
+    if (entry->trail) out << " in " << entry->trail->slot.value << (entry->trail->rest > 0);
+  }
+  out << '\n';
 }
 
 }  // namespace tokenspeed::plan

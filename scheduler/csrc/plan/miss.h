@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <list>
 #include <map>
 #include <optional>
@@ -36,10 +37,19 @@ struct MissReport {
   StepId first_step;             // that could have a row of it
 };
 
-// What a request leaves to its session's next one: the hashes of its blocks, and which they were.
+// What a request leaves to its session's next one: the hashes of its blocks, which they were, and
+// the slot whose tables at the workers still begin with them if nobody had it since.
 struct Trail {
   kv::HashChain chain;
   std::vector<kv::BlockMark> blocks;
+  SlotId slot{-1};
+  uint64_t rest = 0;  // by which the pool knows its table at rest; 0: none
+};
+
+// How many tokens a prompt begins with that are its session's history's: compared once.
+struct PromptOverlap {
+  size_t tokens = 0;
+  uint64_t version = 0;  // of that history
 };
 
 // What sessions said last; bounded, the longest unused forgotten first.
@@ -50,16 +60,20 @@ class PromptHistory {
 
   explicit PromptHistory(size_t most_tokens = kMostTokens) : most_tokens_(most_tokens) {}
 
+  PromptOverlap Compare(ClientId client, std::string_view session, std::string_view salt,
+                        std::span<const Token> prompt) const;
   // Splits the tokens of `prompt` behind the first `cached`; `evicted` of them were seen to be.
   // `session` may be empty: then `client` stands for it.
   MissReport Explain(ClientId client, std::string_view session, std::string_view salt,
-                     std::span<const Token> prompt, int cached, int evicted);
+                     std::span<const Token> prompt, int cached, int evicted,
+                     const PromptOverlap& common = {});
   // The session's history is `tokens` from now on, and `trail`, if any, is theirs.
   void Remember(ClientId client, std::string_view session, std::string_view salt,
                 std::vector<Token> tokens, std::optional<Trail> trail = std::nullopt);
   // The history's trail as far as it is the prompt's too; it is the caller's from now on.
   std::optional<Trail> TakeTrail(ClientId client, std::string_view session, std::string_view salt,
-                                 std::span<const Token> prompt, int block_size);
+                                 std::span<const Token> prompt, int block_size,
+                                 const PromptOverlap& common = {});
   // The blocks of all trails are gone.
   void ForgetBlocks();
 
@@ -68,6 +82,8 @@ class PromptHistory {
   std::span<const Token> Of(std::string_view session, std::string_view salt) const;
 
   Status Verify() const;
+  // Writes down what decides the future.
+  void Describe(std::ostream& out) const;
 
  private:
   struct Key {
@@ -79,14 +95,19 @@ class PromptHistory {
     Key key;
     std::vector<Token> tokens;
     std::optional<Trail> trail;
-    int nonces = 0;  // requests that differed early and went on the same
+    uint64_t version = 0;  // tells these tokens from all that ever stand here
+    int nonces = 0;        // requests that differed early and went on the same
   };
   using Place = std::list<Entry>::iterator;
 
+  // What `common` says if it is of this entry, else anew.
+  static size_t CommonOf(const Entry& entry, std::span<const Token> prompt,
+                         const PromptOverlap& common);
   static std::string NameOf(ClientId client, std::string_view session);
 
   const size_t most_tokens_;
-  size_t tokens_ = 0;         // of all entries
+  size_t tokens_ = 0;  // of all entries
+  uint64_t versions_ = 0;
   std::list<Entry> entries_;  // most recently used first
   std::map<Key, Place> index_;
 };

@@ -99,6 +99,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
     counters_.recomputed_tokens += std::min(before + length, request.lost) - before;
   }
   const bool last = before + length == request.known();
+  if (grouped() && !slot(id).announced) KeepGroups(id, state.groups);
   AnnounceSlot(request, id, state.table, before);
   if (grouped()) {
     PrepareSnapshots(request, state.groups, before);
@@ -135,9 +136,15 @@ void Scheduler::FindPrefix(Request& request) {
   const int last = (request.known() - 1) / width;
   std::vector<kv::SealedBlock> found;
   if (before == 0 && !request.trail.empty()) {
-    found.reserve(static_cast<size_t>(BlocksFor(request.limit - 1)));
-    const std::span<const kv::BlockMark> trail(request.trail);
-    pool_->Retake(trail.first(std::min(trail.size(), static_cast<size_t>(last))), found);
+    const auto trail = std::span<const kv::BlockMark>(request.trail)
+                           .first(std::min(request.trail.size(), static_cast<size_t>(last)));
+    if (request.rest > 0) {
+      found = pool_->Wake(request.session->owner, std::exchange(request.rest, 0),
+                          static_cast<int>(trail.size()));
+    }
+    const auto most = static_cast<size_t>(BlocksFor(request.limit - 1));
+    if (most > found.capacity()) found.reserve(most + most / 8);  // it goes on next turn
+    pool_->Retake(trail.subspan(found.size()), found);
   }
   request.trail.clear();
   for (int block; (block = before + static_cast<int>(found.size())) < last;) {
@@ -219,7 +226,9 @@ void Scheduler::AnnounceSlot(const Request& request, SlotId id, const kv::BlockT
     if (!request.sampling.shaping.empty()) AnnounceShaping(request);
     place.announced = true;
     place.stale = false;
-    place.announced_blocks = 0;
+    place.announced_blocks = worker_tables_.Keep(
+        plan_, id, 0, table.sealed(),
+        [&table](int i, int32_t block) { return table.sealed_at(i).id().value == block; });
     AnnounceLoads(request, id);
   }
   AnnounceBlocks(id, table);
@@ -239,12 +248,9 @@ void Scheduler::AnnounceShaping(const Request& request) {
 
 void Scheduler::AnnounceBlocks(SlotId id, const kv::BlockTable& table) {
   const int known = std::exchange(slot(id).announced_blocks, table.size());
-  const size_t count = static_cast<size_t>(table.size() - known);
-  plan_.block_slots.resize(plan_.block_slots.size() + count, id.value);
-  plan_.block_groups.resize(plan_.block_groups.size() + count, 0);
-  plan_.block_ids.resize(plan_.block_ids.size() + count);
-  auto next = plan_.block_ids.end() - static_cast<ptrdiff_t>(count);
-  for (int i = known; i < table.size(); ++i) *next++ = table.at(i).value;
+  for (int i = known; i < table.size(); ++i) {
+    worker_tables_.Append(plan_, id, 0, table.at(i).value);
+  }
 }
 
 void Scheduler::AddRow(Request& request, SlotId id, int begin, int length, uint8_t flags) {

@@ -52,7 +52,7 @@ void PrefixGroups::Exit(SlotId slot) {
 void PrefixGroups::Leave(SlotId slot) {
   Exit(slot);
   Place& own = place(slot);
-  ++own.tenancy;
+  own.former = std::exchange(own.tenancy, ++own.latest);
   if (own.changed) std::erase(changed_, slot);
   own.changed = false;
 }
@@ -60,12 +60,12 @@ void PrefixGroups::Leave(SlotId slot) {
 SlotId PrefixGroups::FindPartner(SlotId slot, const kv::BlockPool& pool, int32_t* shared) {
   const kv::BlockTable& table = table_of_(slot);
   // Whoever else runs with a block of the prefix has those before it, too.
-  const auto held = [&](int i) { return pool.holders(table.sealed_at(i).id()) > 1; };
+  const auto held = [&](int i) { return pool.users(table.sealed_at(i).id()) > 1; };
   const auto all = std::views::iota(0, table.sealed());
   for (int depth = *std::ranges::partition_point(all, held); depth > 0; --depth) {
     const BlockId block = table.at(depth - 1);
     const Holder& hint = holder(block);
-    if (hint.slot == kNone || hint.slot == slot.value || pool.holders(block) < 2) continue;
+    if (hint.slot == kNone || hint.slot == slot.value || pool.users(block) < 2) continue;
     const SlotId partner{hint.slot};
     if (place(partner).tenancy != hint.tenancy) continue;
     const kv::BlockTable& other = table_of_(partner);
@@ -104,6 +104,11 @@ void PrefixGroups::Join(SlotId slot, const kv::BlockPool& pool) {
     }
   }
   const kv::BlockTable& table = table_of_(slot);
+  const Holder last = holder(table.at(table.sealed() - 1));
+  if (last.slot == slot.value && last.tenancy == place(slot).former) {
+    place(slot).tenancy = last.tenancy;  // who had the slot before left its name on all of them
+    return;
+  }
   const Holder now{slot.value, place(slot).tenancy};
   for (int i = 0; i < table.sealed(); ++i) holder(table.sealed_at(i).id()) = now;
 }

@@ -26,7 +26,7 @@ class PrefixGroups {
 
   // The slot is the one that wrote this block.
   void Wrote(SlotId slot, BlockId block);
-  // The slot's table now begins with blocks that were found in the pool.
+  // The slot's table now begins with blocks that were found in the pool, at least one.
   void Join(SlotId slot, const kv::BlockPool& pool);
   // The slot's request is gone.
   void Leave(SlotId slot);
@@ -54,7 +54,9 @@ class PrefixGroups {
   struct Place {
     int32_t group = kNone;
     bool changed = false;
-    uint32_t tenancy = 0;  // counts the requests that the slot has seen
+    uint32_t tenancy = 0;  // tells the slot's requests apart, but for those that go on as ...
+    uint32_t former = UINT32_MAX;  // ... the one before did
+    uint32_t latest = 0;           // no tenancy is larger
   };
   struct Holder {
     int32_t slot = kNone;

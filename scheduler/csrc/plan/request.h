@@ -12,6 +12,7 @@
 #include "fsm/states.h"
 #include "kv/hash_chain.h"
 #include "plan/draft_width.h"
+#include "plan/miss.h"
 #include "plan/rank.h"
 
 namespace tokenspeed::plan {
@@ -125,6 +126,9 @@ struct alignas(64) Request {
   std::string session_name;
   std::optional<kv::HashChain> chain;
   std::vector<kv::BlockMark> trail;  // of leading blocks that were its own, or its session's
+  SlotId last_slot{-1};              // where they were
+  uint64_t rest = 0;                 // by which the pool knows its session's table at rest
+  PromptOverlap common;              // of its prompt and its session's history
   Session* session = nullptr;        // from submission if it has a name, else from admission
 
   bool restarted() const { return preemptions > 0; }

@@ -107,7 +107,7 @@ void Scheduler::PrefetchRow(const InFlightStep& done, size_t row) const {
 void Scheduler::Explain(const Request& request) {
   MissReport report =
       history_.Explain(request.name.client, request.session_name, request.salt, request.tokens,
-                       request.cached_tokens, request.evicted_tokens);
+                       request.cached_tokens, request.evicted_tokens, request.common);
   report.name = request.name;
   report.host = request.host_tokens;
   report.queued = request.queued;

@@ -99,7 +99,7 @@ std::optional<Rejection> Scheduler::NeverFits(int32_t limit) const {
                        "; shorten the prompt, lower max_tokens or give the cache more memory"};
 }
 
-StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
+StatusOr<Rejection> Scheduler::Validate(const Submission& s, size_t known) const {
   const auto refuse = [](RefusalCode code, std::string message) -> StatusOr<Rejection> {
     return Rejection{code, std::move(message)};
   };
@@ -116,16 +116,17 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
                                              std::to_string(limits_.max_model_len) +
                                              " fit the model");
   }
-  for (const auto* tokens : {&s.prompt, &s.stop_ids}) {
+  const auto unknown = std::span(s.prompt).subspan(known);
+  for (const std::span<const Token> tokens : {unknown, std::span(s.stop_ids)}) {
     // The sign bit tells of an id below 0 or over the last; this loop has no branches.
     const auto last_id = static_cast<uint32_t>(limits_.vocab_size - 1);
     uint32_t signs = 0;
-    for (const Token token : *tokens) {
+    for (const Token token : tokens) {
       const auto id = static_cast<uint32_t>(token);
       signs |= id | (last_id - id);
     }
     if (signs >> 31 == 0) continue;
-    const auto bad = std::ranges::find_if(*tokens, outside);
+    const auto bad = std::ranges::find_if(tokens, outside);
     return refuse(RefusalCode::kTokenId, "token id " + std::to_string(*bad) +
                                              " is outside the vocabulary of " +
                                              std::to_string(limits_.vocab_size));
@@ -158,7 +159,8 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s) const {
 }
 
 StatusOr<Rejection> Scheduler::Submit(Submission s) {
-  StatusOr<Rejection> valid = Validate(s);
+  const auto common = history_.Compare(s.name.client, s.session, s.salt, s.prompt);
+  StatusOr<Rejection> valid = Validate(s, common.tokens);
   const auto prompt = static_cast<int32_t>(std::min<size_t>(s.prompt.size(), INT32_MAX));
   const int64_t longest = std::clamp<int64_t>(s.max_tokens, 0, INT32_MAX) + prompt;
   const auto limit = static_cast<int32_t>(std::min<int64_t>(longest, limits_.max_model_len));
@@ -177,6 +179,7 @@ StatusOr<Rejection> Scheduler::Submit(Submission s) {
   request->prompt_tokens = prompt;
   request->limit = limit;
   request->sampling = s.sampling;
+  request->common = common;
   request->stop_ids = StopIds(std::move(s.stop_ids));
   request->salt = std::move(s.salt);
   request->retain = s.retain;
@@ -242,7 +245,8 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
       [this](SlotId id) -> const kv::BlockTable& { return TableOf(id); });
   slots_.assign(static_cast<size_t>(limits_.max_slots), Slot{});
   free_slots_.clear();
-  for (int id = limits_.max_slots - 1; id >= 0; --id) free_slots_.push_back(SlotId{id});
+  for (int id = 0; id < limits_.max_slots; ++id) free_slots_.push_back(SlotId{id});
+  worker_tables_ = WorkerTables(limits_.max_slots, std::max(1, static_cast<int>(specs_.size())));
   removed_slots_.clear();
   batch_ = DecodeBatch(limits_.max_slots);
   cadence_ = {};
@@ -271,6 +275,7 @@ void Scheduler::EndEpoch() {
     if (request->admitted) lost.push_back(request);
     request->chain.reset();
     request->trail.clear();
+    request->rest = 0;
   }
   std::ranges::sort(lost, {}, &Request::arrival);
   for (Request* request : lost) End(*request, FinishReason::kWorkerLost);
@@ -319,6 +324,7 @@ void Scheduler::LeaveSlot(Request& request) {
     return;
   }
   LeaveTrail(request);
+  request.last_slot = id;
   groups_->Leave(id);
   request.former = {.slot = id, .first = slot(id).first, .last = last_step_};
   if (slot(id).announced) removed_slots_.push_back(id.value);
@@ -329,8 +335,19 @@ void Scheduler::LeaveSlot(Request& request) {
   request.guest = false;
 }
 
+uint64_t Scheduler::LayToRest(Request& request) {
+  const Session* session = request.session;
+  if (grouped() || !limits_.evict_by_reuse || session == nullptr || session->over) return 0;
+  kv::BlockTable* table = nullptr;
+  if (auto* prefilling = std::get_if<fsm::Prefilling>(&request.state)) table = &prefilling->table;
+  if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) table = &decoding->table;
+  if (table == nullptr || session->key.empty()) return 0;
+  return pool_->Rest(session->owner, table->TakeSealed());
+}
+
 void Scheduler::LeaveTrail(Request& request) {
   request.trail.clear();
+  request.rest = 0;
   if (grouped() || !pool_->findable()) return;
   const kv::BlockTable& table = TablesOf(request).table;
   request.trail.reserve(static_cast<size_t>(table.sealed()));
@@ -344,6 +361,7 @@ void Scheduler::End(Request& request, FinishReason reason) {
 
 void Scheduler::Remove(Request& request, FinishReason reason) {
   LeaveSlot(request);
+  const uint64_t rest = reason == FinishReason::kWorkerLost ? 0 : LayToRest(request);
   Depart(request);
   if (std::holds_alternative<fsm::Waiting>(request.state)) waiting_.erase(request.rank);
   if (std::holds_alternative<fsm::Preempted>(request.state)) std::erase(preempted_, &request);
@@ -353,7 +371,9 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
   ++openings_;
   if (request.admitted) {
     std::optional<Trail> trail;
-    if (request.chain) trail = {std::move(*request.chain), std::move(request.trail)};
+    if (request.chain) {
+      trail = {std::move(*request.chain), std::move(request.trail), request.last_slot, rest};
+    }
     history_.Remember(request.name.client, request.session_name, request.salt,
                       std::move(request.tokens), std::move(trail));
   }

@@ -18,7 +18,6 @@
 
 #include <deque>
 #include <iosfwd>
-#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -39,10 +38,13 @@
 #include "plan/miss.h"
 #include "plan/prefix_groups.h"
 #include "plan/request.h"
+#include "plan/row.h"
 #include "plan/session.h"
+#include "plan/slot.h"
 #include "plan/step_plan.h"
 #include "plan/token_event.h"
 #include "plan/transfers.h"
+#include "plan/worker_tables.h"
 
 namespace tokenspeed::plan {
 
@@ -124,24 +126,6 @@ class Scheduler {
 
  private:
   static constexpr int kWorn = 3;  // preemptions behind which a request is spared
-  static constexpr StepId kNever{std::numeric_limits<int64_t>::max()};
-  struct Slot {
-    Request* request = nullptr;
-    StepId first = kNever;     // that can have a row of `request`
-    StepId chunked;            // the last with a chunk of its history
-    bool announced = false;    // the workers know the slot ...
-    bool stale = false;        // ... but with a context that is behind: add it again
-    int announced_blocks = 0;  // of its table
-  };
-  // A row of the plan that is being made: tokens of the known history.
-  struct Row {
-    Request* request;
-    SlotId slot;
-    int32_t begin;  // of its tokens in the request's history
-    int32_t length;
-    uint8_t flags;
-  };
-
   Slot& slot(SlotId id) { return slots_[static_cast<size_t>(id.value)]; }
   const kv::BlockTable& TableOf(SlotId id) const;
   struct Tables {
@@ -153,7 +137,8 @@ class Scheduler {
   int BlocksFor(int tokens) const;
   // Blocks that the known history and the next token need.
   int BlocksNeeded(const Request& request) const;
-  StatusOr<Rejection> Validate(const Submission& submission) const;
+  // `known` tokens of the prompt were valid before.
+  StatusOr<Rejection> Validate(const Submission& submission, size_t known) const;
   std::optional<Rejection> NeverFits(int32_t limit) const;
 
   // Decoding.
@@ -195,6 +180,9 @@ class Scheduler {
   bool PrefillsAt(int32_t priority) const;
   // Before the first look for the request's blocks in the pool.
   void StartChain(Request& request);
+  // The slot where the workers know its blocks, else the one that is free for the longest time.
+  // REQUIRES: one is free.
+  SlotId TakeSlot(const Request& request);
   // The first of the queue; a deadline that cannot be met any more no longer counts.
   Request& Head(TimeNs now);
   bool Fits(Request& head);
@@ -276,6 +264,7 @@ class Scheduler {
   void LeaveGroups(Request& request, kv::GroupTables& groups, int context);
   void PrepareSnapshots(Request& request, kv::GroupTables& groups, int context);
   void PlanCopies(kv::GroupTables& groups, SlotId id, int context);
+  void KeepGroups(SlotId id, kv::GroupTables& groups);
   void AnnounceGroups(SlotId id, kv::GroupTables& groups);
   void ForgetGroups(Request& request, kv::GroupTables& groups);
   Status VerifyGroups() const;
@@ -320,6 +309,8 @@ class Scheduler {
   void LeaveSlot(Request& request);
   // Which blocks the request had, for when it, or its session, comes back.
   void LeaveTrail(Request& request);
+  // Its table stays whole for its session's next request.
+  uint64_t LayToRest(Request& request);
   void Requeue(Request& request);
   // Whose row it was that slot `id` had in `step`; null if nobody's is in flight.
   Request* FindTenant(SlotId id, StepId step) const;
@@ -364,7 +355,8 @@ class Scheduler {
 
   std::unique_ptr<PrefixGroups> groups_;
   std::vector<Slot> slots_;
-  std::vector<SlotId> free_slots_;
+  std::vector<SlotId> free_slots_;  // free for the longest time first
+  WorkerTables worker_tables_;
   std::vector<int32_t> removed_slots_;  // for the next plan
   std::deque<InFlightStep> in_flight_;
   std::vector<InFlightStep> spare_steps_;  // their memory
@@ -385,8 +377,9 @@ class Scheduler {
   TimeNs last_done_ = 0;
 
   StepPlan plan_;
-  std::vector<SlotId> due_;    // rows of the batch to look at in this step
-  std::vector<SlotId> grown_;  // decoding slots that got a block in this step
+  std::vector<SlotId> due_;        // rows of the batch to look at in this step
+  std::vector<Request*> sealing_;  // of those due: a block is full
+  std::vector<SlotId> grown_;      // decoding slots that got a block in this step
   std::vector<Request*> drafting_;
   std::vector<Row> short_rows_;  // of one token: they stand before the longer ones
   std::vector<Row> long_rows_;

@@ -2,6 +2,7 @@
 // One step for every rank, as deltas; columns and their meaning as in ipc/messages.py StepPlan.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -51,6 +52,10 @@ struct StepPlan {
   std::vector<uint8_t> added_shaping;
   std::vector<int32_t> added_output_counts;
   std::vector<int32_t> added_outputs;
+  std::vector<int32_t> kept_slots;
+  std::vector<int32_t> kept_groups;
+  std::vector<int32_t> kept_blocks;
+  int64_t repeated_rows = 0;
 
   // Calls visit(column) for every column in wire order.
   template <class Self, class Visit>
@@ -90,12 +95,20 @@ struct StepPlan {
     visit(plan.added_shaping);
     visit(plan.added_output_counts);
     visit(plan.added_outputs);
+    visit(plan.kept_slots);
+    visit(plan.kept_groups);
+    visit(plan.kept_blocks);
   }
-  static constexpr int kColumns = 31;
 
   // Empties the columns and keeps their memory.
   void Clear() {
     ForEachColumn(*this, [](auto& column) { column.clear(); });
+    repeated_rows = 0;
+  }
+  // Rows that sample.
+  int Sampling() const {
+    const auto samples = [](uint8_t flags) { return (flags & kRowSamples) != 0; };
+    return static_cast<int>(repeated_rows + std::ranges::count_if(row_flags, samples));
   }
 };
 

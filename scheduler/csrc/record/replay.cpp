@@ -13,11 +13,11 @@ namespace tokenspeed::record {
 namespace {
 
 std::string Summary(const plan::StepPlan& plan) {
-  int tokens = 0;
+  int64_t tokens = plan.repeated_rows;
   for (const int32_t row : plan.row_tokens) tokens += row;
   std::ostringstream text;
-  text << "step " << plan.step.value << ": " << plan.rows.size() << " rows, " << tokens
-       << " tokens";
+  text << "step " << plan.step.value << ": " << plan.repeated_rows + std::ssize(plan.rows)
+       << " rows, " << tokens << " tokens";
   if (!plan.added_slots.empty()) text << ", " << plan.added_slots.size() << " slots added";
   if (!plan.removed_slots.empty()) text << ", " << plan.removed_slots.size() << " removed";
   if (!plan.block_ids.empty()) text << ", " << plan.block_ids.size() << " blocks";

@@ -139,7 +139,7 @@ class Simulation {
     const TimeNs took = shape.tokens > 0 ? Nanoseconds(StepSeconds(setting_.device, shape)) : 0;
     device_free_ = std::max(begin + took, ready);
     outcome_.busy += device_free_ - begin;
-    outcome_.rows += static_cast<int64_t>(plan.rows.size());
+    outcome_.rows += std::ssize(rows_);
     steps_.push_back({plan.step, device_free_, static_cast<size_t>(shape.sampled)});
   }
 
@@ -147,20 +147,21 @@ class Simulation {
   StepShape Run(const plan::StepPlan& plan, TimeNs& ready) {
     StepShape shape;
     int64_t tokens = 0;
-    int64_t sampled = 0;
     int64_t read = 0;
-    for (size_t i = 0; i < plan.rows.size(); ++i) {
-      Slot& slot = slots_[static_cast<size_t>(plan.rows[i])];
-      const int32_t length = plan.row_tokens[i];
+    const auto repeated = static_cast<size_t>(plan.repeated_rows);
+    rows_.resize(repeated);
+    rows_.insert(rows_.end(), plan.rows.begin(), plan.rows.end());
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      Slot& slot = slots_[static_cast<size_t>(rows_[i])];
+      const int32_t length = i < repeated ? 1 : plan.row_tokens[i - repeated];
       shape.pairs += static_cast<double>(length) * (slot.context + 0.5 * (length + 1));
       slot.context += length;
       tokens += length;
-      sampled += (plan.row_flags[i] & plan::kRowSamples) != 0;
       read += slot.context - Repeated(slot, plan.step);
       ready = std::max(ready, slot.ready);
     }
     shape.tokens = static_cast<double>(tokens);
-    shape.sampled = static_cast<double>(sampled);
+    shape.sampled = plan.Sampling();
     shape.context_read = static_cast<double>(read);
     return shape;
   }
@@ -237,6 +238,7 @@ class Simulation {
   TimeNs now_ = 0;
   TimeNs device_free_ = 0;
   std::vector<Slot> slots_;
+  std::vector<int32_t> rows_;    // slots of the last step's rows
   std::vector<StepId> read_in_;  // by prefix group: the last step that read its prefix
   std::deque<Step> steps_;
   Link loads_;

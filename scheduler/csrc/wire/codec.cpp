@@ -109,7 +109,9 @@ class Reader {
   template <class T>
   static bool Take(const Field& field, Column<T>& value) {
     if (field.kind != Kind::kBinary || field.bytes.size() % sizeof(T) != 0) return false;
-    value.resize(field.bytes.size() / sizeof(T));
+    const size_t count = field.bytes.size() / sizeof(T);
+    value.reserve(count + count / 8);  // a long prompt's answer comes behind it without a move
+    value.resize(count);
     if (!value.empty()) std::memcpy(value.data(), field.bytes.data(), field.bytes.size());
     return true;
   }

@@ -236,6 +236,7 @@ struct StepPlan : plan::StepPlan {
     visit(s.epoch.value);
     visit(s.step.value);
     plan::StepPlan::ForEachColumn(s, visit);
+    visit(s.repeated_rows);
   }
 };
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// check_ledger [DRAFTS|groups]: every interleaving of a small world, exhaustively. Two requests
-// that share a prefix, each submitted up to twice, three blocks, two steps in flight, two epochs;
-// events are submit, abort, plan, retire and the loss of the workers. Breadth first over the states
-// of core and worker; a state is reached by playing its events into a fresh core. In each state all
-// invariants hold, every token is the one that its request gives alone, no block is written while
-// an earlier step may read it, and something can always go on. With groups, a full one and a state
-// with a snapshot every two tokens share five parents, and there is one epoch.
+// check_ledger [DRAFTS|groups|session]: every interleaving of a small world, exhaustively. Two
+// requests that share a prefix, each submitted up to twice, three blocks, two steps in flight, two
+// epochs; events are submit, abort, plan, retire and the loss of the workers. Breadth first over
+// the states of core and worker; a state is reached by playing its events into a fresh core. In
+// each state all invariants hold, every token is the one that its request gives alone, no block is
+// written while an earlier step may read it, and something can always go on. With groups, a full
+// one and a state with a snapshot every two tokens share five parents, and there is one epoch. With
+// a session both requests are of one, whose tables rest, and eviction goes by owners: states count
+// as equal where all owners stand in the same order now.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +30,7 @@ constexpr int kParents = 5;  // with groups: one request alone needs three, and 
 constexpr int kBlockSize = 2;
 constexpr int kEpochs = 2;
 constexpr int kGroups = -1;  // in the place of drafts
+constexpr int kSession = -2;
 constexpr int kVocab = 5;
 constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
 
@@ -37,7 +40,7 @@ constexpr const char* kNames[] = {"submit 0", "submit 1", "abort 0", "abort 1",
 
 class World {
  public:
-  explicit World(int drafts) : scheduler_(MakeLimits()), drafts_(drafts) { BeginEpoch(); }
+  explicit World(int drafts) : scheduler_(MakeLimits(drafts)), drafts_(drafts) { BeginEpoch(); }
 
   const std::string& failure() const { return failure_; }
   int live() const { return scheduler_.live(); }
@@ -108,7 +111,7 @@ class World {
     int left = 0;
   };
 
-  static plan::Limits MakeLimits() {
+  static plan::Limits MakeLimits(int drafts) {
     plan::Limits limits;
     limits.max_slots = kRequests;
     limits.max_step_tokens = 4;
@@ -117,7 +120,7 @@ class World {
     limits.vocab_size = kVocab;
     limits.depth = 2;
     limits.max_prefill_tokens = 2;
-    limits.evict_by_reuse = false;
+    limits.evict_by_reuse = drafts == kSession;
     return limits;
   }
 
@@ -131,7 +134,8 @@ class World {
 
   plan::EpochShape Shape() const {
     if (drafts_ != kGroups) {
-      return {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts_};
+      return {
+          .num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = std::max(drafts_, 0)};
     }
     const int32_t size = kBlockSize;
     return {.num_blocks = 1 + kParents,
@@ -148,6 +152,7 @@ class World {
     submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
     submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
     submission.max_tokens = 2 + std::max(drafts_, 0);  // room for a row of several tokens
+    if (drafts_ == kSession) submission.session = "session";
     Asked asked;
     asked.left = submission.max_tokens;
     for (const Token token : submission.prompt) asked.hash = Fold(asked.hash, token);
@@ -279,5 +284,7 @@ int Explore(int drafts) {
 
 int main(int argc, char** argv) {
   const std::string world = argc > 1 ? argv[1] : "0";
-  return tokenspeed::Explore(world == "groups" ? tokenspeed::kGroups : std::atoi(world.c_str()));
+  if (world == "groups") return tokenspeed::Explore(tokenspeed::kGroups);
+  if (world == "session") return tokenspeed::Explore(tokenspeed::kSession);
+  return tokenspeed::Explore(std::atoi(world.c_str()));
 }

@@ -43,6 +43,7 @@ class ModelGroups {
     const auto tokens = static_cast<size_t>(spec(group).tokens);
     return static_cast<int>(IsState(group) ? store.states.size() : store.cells.size() / tokens);
   }
+  bool IsState(int group) const { return spec(group).kind == kv::GroupKind::kState; }
   // What the last step touched, and began to write: names that differ between groups.
   const std::set<int32_t>& touched() const { return touched_; }
   const std::set<int32_t>& begun() const { return begun_; }
@@ -162,7 +163,6 @@ class ModelGroups {
   };
 
   const kv::GroupSpec& spec(int group) const { return specs_[static_cast<size_t>(group)]; }
-  bool IsState(int group) const { return spec(group).kind == kv::GroupKind::kState; }
 
   void Fail(const char* what, int64_t value) {
     if (error_.empty()) error_ = std::string("plan: ") + what + " " + std::to_string(value);

@@ -9,6 +9,7 @@
 #include <map>
 #include <ostream>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -65,8 +66,10 @@ class ModelWorker {
   }
 
   // Applies a plan and returns the sampled tokens; error() tells what the plan did wrong.
-  std::vector<Token> Apply(const plan::StepPlan& plan) {
+  std::vector<Token> Apply(const plan::StepPlan& deltas) {
+    const plan::StepPlan plan = Whole(deltas);
     for (const int32_t slot : plan.removed_slots) {
+      former_[slot] = At(slot).tables;
       if (slots_.erase(slot) == 0) Fail("removes an unknown slot", slot);
     }
     for (size_t i = 0; i < plan.added_slots.size(); ++i) {
@@ -75,6 +78,7 @@ class ModelWorker {
       const bool fresh = slots_.emplace(plan.added_slots[i], std::move(slot)).second;
       if (!fresh) Fail("adds a slot that is there", plan.added_slots[i]);
     }
+    Keep(plan);
     for (size_t i = 0; i < plan.block_slots.size(); ++i) {
       const int group = plan.block_groups[i];
       if (group < 0 || group >= groups_.size()) {
@@ -120,6 +124,9 @@ class ModelWorker {
       ModelGroups::Describe(out, slot.tables);
     }
     groups_.Describe(out);
+    out << "\nrows";
+    for (const int32_t row : rows_) out << ' ' << row;
+    for (const auto& [id, tables] : former_) ModelGroups::Describe(out << "\nlast " << id, tables);
     out << '\n';
   }
 
@@ -141,6 +148,41 @@ class ModelWorker {
     bool moved = false;
     std::vector<std::pair<int32_t, int32_t>> blocks;  // source, target
   };
+
+  // The plan with the rows that it repeats.
+  plan::StepPlan Whole(plan::StepPlan plan) {
+    const auto count = static_cast<size_t>(plan.repeated_rows);
+    if (count > rows_.size()) Fail("repeats rows", plan.repeated_rows);
+    rows_.resize(count);
+    rows_.insert(rows_.end(), plan.rows.begin(), plan.rows.end());
+    plan.rows = rows_;
+    plan.row_tokens.insert(plan.row_tokens.begin(), count, 1);
+    plan.row_flags.insert(plan.row_flags.begin(), count, plan::kRowSamples);
+    return plan;
+  }
+
+  // Tables of added slots begin as the slots' last ones did.
+  void Keep(const plan::StepPlan& plan) {
+    for (size_t i = 0; i < plan.kept_slots.size(); ++i) {
+      const int group = plan.kept_groups[i];
+      const auto count = static_cast<size_t>(plan.kept_blocks[i]);
+      Slot& slot = At(plan.kept_slots[i]);
+      const ModelGroups::Tables& last = former_[plan.kept_slots[i]];
+      const bool added = std::ranges::count(plan.added_slots, plan.kept_slots[i]) == 1;
+      if (!added) Fail("keeps blocks of a slot that was not added", plan.kept_slots[i]);
+      if (group < 0 || group >= groups_.size() || groups_.IsState(group)) {
+        return Fail("keeps blocks of group", group);
+      }
+      const auto place = static_cast<size_t>(group);
+      if (place >= last.size() || count == 0 || count > last[place].size()) {
+        return Fail("keeps more than there was: blocks", plan.kept_blocks[i]);
+      }
+      for (const int32_t block : std::span(last[place]).first(count)) {
+        groups_.Append(slot.tables, group, block);
+        if (group == 0) slot.blocks.push_back(block);
+      }
+    }
+  }
 
   void Start(const std::vector<int32_t>& tickets, const std::vector<int32_t>& sources,
              const std::vector<int32_t>& targets, bool is_load) {
@@ -323,6 +365,8 @@ class ModelWorker {
   std::vector<uint64_t> host_writers_;
   std::map<int32_t, Copy> copies_;
   std::map<int32_t, Slot> slots_;
+  std::vector<int32_t> rows_;                      // of the last step
+  std::map<int32_t, ModelGroups::Tables> former_;  // of the slot's last request
   std::string error_;
   int largest_ = 0;
   std::vector<int32_t> counts_;

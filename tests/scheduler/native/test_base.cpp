@@ -46,6 +46,13 @@ void HeadAndTailAreOneInput() {
   const Bytes all(input);
   EXPECT(SipHash128(key, all.first(16), all.subspan(16)) == SipHash128(key, all));
   EXPECT_DEATH(SipHash128(key, all.first(3), all.subspan(3)));
+  for (size_t size = 0; size + 24 <= all.size(); ++size) {
+    const std::array<Bytes, 2> heads = {all.first(16), all.subspan(8, 16)};
+    const std::array<Bytes, 2> tails = {all.subspan(16, size), all.subspan(24, size)};
+    const auto [one, other] = SipHash128Pair(key, heads, tails);
+    EXPECT(one == SipHash128(key, heads[0], tails[0]));
+    EXPECT(other == SipHash128(key, heads[1], tails[1]));
+  }
 }
 
 void ResultsHoldOneOfTwo() {

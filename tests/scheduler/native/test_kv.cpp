@@ -264,6 +264,19 @@ void IndexSurvivesManyInsertsAndErases() {
   }
 }
 
+void TwoChainsGrowAtOnceAsEachAlone() {
+  const std::vector<Token> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::vector<Token> others = {8, 7, 6, 5, 4, 3, 2, 1};
+  HashChain one({}, "", kWidth);
+  HashChain other({}, "salt", kWidth);
+  for (int block = 0; block < 2; ++block) {
+    HashChain::ExtendBoth(one, tokens, other, others);
+    EXPECT(one.known() == block + 1 && other.known() == block + 1);
+    EXPECT(one.Known(block) == HashChain({}, "", kWidth).At(block, tokens).hash);
+    EXPECT(other.Known(block) == HashChain({}, "salt", kWidth).At(block, others).hash);
+  }
+}
+
 void ChainsDependOnKeySaltAndAllThatCameBefore() {
   const std::vector<Token> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
   Hash128 other_key;
@@ -300,5 +313,6 @@ int main() {
   ATransferIsNotDroppedNorEndedByAnotherTicket();
   IndexSurvivesManyInsertsAndErases();
   ChainsDependOnKeySaltAndAllThatCameBefore();
+  TwoChainsGrowAtOnceAsEachAlone();
   return 0;
 }
