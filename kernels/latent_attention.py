@@ -105,3 +105,60 @@ def expanded(
     scores = torch.einsum("qkh,tkh->kqt", qh, keys) + torch.einsum("qkr,tr->kqt", qr, kr)
     weights = (scores * scale).masked_fill(ahead, float("-inf")).softmax(dim=-1)
     return torch.einsum("kqt,tku->qku", weights, values)
+
+
+@register("latent_attention_share", backend="torch")
+def latent_attention_share(
+    qh: Tensor,
+    qr: Tensor,
+    latent: Tensor,
+    kr: Tensor,
+    w_key: Tensor,
+    w_value: Tensor,
+    cache: Tensor,
+    batch: Rows,
+    scale: float,
+    place: int,
+    ways: int,
+) -> Tensor:
+    """Attend as `latent_attention` to part `place` of `ways` of the slots of every block.
+
+    The cache is `[b,s,c+r]`, s slots of blocks that have `s * ways`.  Returns `[n,k,u+1]`, float32
+    at least: the softmax-weighted mean of the values here, and the log of the weights' sum, minus
+    infinity where there is none.  Absorbed: nothing is made per cached token.
+    """
+    part = cache.shape[1]
+    size = part * ways
+    block = torch.div(batch.cache_slots, size, rounding_mode="floor")
+    slot = batch.cache_slots % size - place * part
+    mine = (slot >= 0) & (slot < part)
+    rows = torch.cat((latent, kr), dim=-1).to(cache.dtype)
+    cache[block[mine], slot[mine]] = rows[mine]
+    width = latent.shape[-1]
+    wide = torch.promote_types(qh.dtype, torch.float32)
+    w_key, w_value = w_key.to(wide), w_value.to(wide)
+    out = qh.new_zeros(*qh.shape[:2], w_value.shape[1] + 1, dtype=wide)
+    out[..., -1] = float("-inf")
+    starts = batch.query_starts.tolist()
+    for row, context in enumerate(batch.context_lens.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        blocks = batch.block_tables[row, : -(-context // size)]
+        first = torch.arange(len(blocks), device=qh.device)[:, None] * size + place * part
+        position = (first + torch.arange(part, device=qh.device)).flatten()
+        at = torch.arange(context - (end - begin), context, device=qh.device)[:, None]
+        hidden = position > at
+        # What was never written may be anything, and must not meet a weight of zero.
+        cached = cache[blocks].flatten(0, 1).to(wide).masked_fill(hidden.all(0)[:, None], 0)
+        latents, keys = cached[:, :width], cached[:, width:]
+        ql = torch.einsum("qkh,khc->qkc", qh[begin:end].to(wide), w_key)
+        scores = torch.einsum("qkc,tc->qkt", ql, latents)
+        scores = scores + torch.einsum("qkr,tr->qkt", qr[begin:end].to(wide), keys)
+        scores = (scores * scale).masked_fill(hidden[:, None], float("-inf"))
+        lse = scores.logsumexp(-1, keepdim=True)
+        weights = (scores - lse.clamp(min=torch.finfo(wide).min)).exp()
+        ol = torch.einsum("qkt,tc->qkc", weights, latents)
+        out[begin:end, :, :-1] = torch.einsum("qkc,kuc->qku", ol, w_value)
+        out[begin:end, :, -1:] = lse
+    return out

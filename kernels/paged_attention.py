@@ -86,12 +86,13 @@ def paged_attention_share(
     window: int,
     place: int,
     ways: int,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend as `paged_attention` to part `place` of `ways` of the slots of every block.
 
     Caches are `[b,k,s,h]`, s slots of blocks that have `s * ways`.  Returns `[n,k,g,h+1]`, float32
     at least: the softmax-weighted mean of the values here, and the log of the weights' sum, minus
-    infinity where there is none.
+    infinity where there is none.  `sinks[k,g]` are a term of that sum, without a value.
     """
     part = k_cache.shape[2]
     size = part * ways
@@ -120,6 +121,8 @@ def paged_attention_share(
         scores = torch.einsum("qkgh,skh->qkgs", q[begin:end].to(wide), keys) * scale
         scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
         lse = scores.logsumexp(-1, keepdim=True)
+        if sinks is not None:
+            lse = lse.logaddexp(sinks.to(wide)[..., None])
         weights = (scores - lse.clamp(min=torch.finfo(wide).min)).exp()
         # What was never written may be anything, and must not meet a weight of zero.
         values = values.masked_fill(hidden.all(0)[:, None, None], 0)

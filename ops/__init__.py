@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Functional ops: what is computed; on tensors they run a kernel, on traced values they record."""
 
+from torch import Tensor
+
 from .activation import sigmoid, silu_mul, silu_mul_packed
 from .attention import (
     LayerKV,
@@ -8,11 +10,13 @@ from .attention import (
     paged_attention,
     paged_attention_share,
     sink_attention,
+    sink_attention_share,
 )
 from .backends import BACKENDS
 from .batch import Batch, declared_batch
 from .cache_kind import CacheKind
 from .cast import widen
+from .collectives import Collectives
 from .composite import (
     all_gather_linear,
     all_reduce_add_rms_norm,
@@ -35,7 +39,7 @@ from .delta_net import (
 from .einsum import einsum, linear, split
 from .embedding import embedding, take_rows, zeros_like
 from .experts import clamped_experts, expert_bias, experts
-from .latent_attention import LayerLatent, latent_attention
+from .latent_attention import LayerLatent, latent_attention, latent_attention_share
 from .norm import add_rms_norm, rms_norm, rms_norm_by_total, squares, stack_totals
 from .parts import parts
 from .rope import rope, rope_angles, rope_pairs
@@ -64,9 +68,11 @@ __all__ = [
     "BACKENDS",
     "Batch",
     "CacheKind",
+    "Collectives",
     "LayerKV",
     "LayerLatent",
     "LayerState",
+    "Tensor",
     "WindowKV",
     "add_rms_norm",
     "all_gather_linear",
@@ -90,6 +96,7 @@ __all__ = [
     "l2_norm",
     "largest",
     "latent_attention",
+    "latent_attention_share",
     "linear",
     "linear_add",
     "linear_reduce_scatter",
@@ -119,6 +126,7 @@ __all__ = [
     "silu_mul",
     "silu_mul_packed",
     "sink_attention",
+    "sink_attention_share",
     "softmax_router",
     "split",
     "squares",

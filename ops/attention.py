@@ -113,9 +113,11 @@ _SHARE = OPS["paged_attention_share"] = Op(
         shard="k g",
         depends=((0, 1, 2, 3, 4, 5), (1, 4), (2, 5)),
         rows="n b",
+        merges="s",
     ),
     donates=((4, 1), (5, 2)),
     result=_written,
+    share="sink_attention_share",
 )
 def sink_attention(
     q: Tensor,
@@ -131,3 +133,35 @@ def sink_attention(
     run = kernel("paged_attention", q, "window", "sinks")
     o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, window, sinks)
     return o, kv
+
+
+def sink_attention_share(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    scale: float,
+    window: int,
+    place: int,
+    ways: int,
+) -> tuple[Tensor, LayerKV]:
+    """Attend as `sink_attention` does, to this rank's slots, like `paged_attention_share`.
+
+    The sinks are a term of all keys' softmax, so they are counted by the first share alone.
+    """
+    if isinstance(q, Recorder):
+        found: tuple[Tensor, LayerKV] = q.record(
+            _SINK_SHARE, (q, k, v, sinks, kv, batch, scale, window, place, ways)
+        )
+        return found
+    run = kernel("paged_attention_share", q)
+    own = sinks if place == 0 else None
+    o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, window, place, ways, own)
+    return o, kv
+
+
+_SINK_SHARE = OPS["sink_attention_share"] = Op(
+    "sink_attention_share", OPS["sink_attention"].rule, sink_attention_share
+)

@@ -8,7 +8,7 @@ placements are checked op by op.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..sharding.rule import rule
 from .activation import silu_mul_packed
 from .attention import LayerKV, paged_attention, rows_of
 from .batch import Batch
+from .collectives import Collectives
 from .einsum import linear, split
 from .experts import experts
 from .kernel import kernel
@@ -62,17 +63,6 @@ def composites_on(device_type: str, dtype: torch.dtype) -> frozenset[str]:
         for op in OPS.values()
         if op.definition and choose(op.name, device_type, dtype).backend != "torch"
     )
-
-
-class Collectives(Protocol):
-    """What a program calls collectives of; see `sharding/README.md`."""
-
-    def all_reduce(self, x: Tensor, axis: str) -> Tensor: ...
-    def all_gather(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
-    def reduce_scatter(self, x: Tensor, axis: str, dim: int) -> Tensor: ...
-    def start(self, kind: str, x: Tensor, axis: str, *given: Any) -> Any: ...
-    def wait(self, pending: Any) -> Tensor: ...
-    def size(self, axis: str) -> int: ...
 
 
 def _norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:

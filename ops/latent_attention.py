@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from ..sharding import Placed, module
-from ..sharding.op import register_rule
+from ..sharding.op import OPS, Op, Recorder, register_rule
 from ..sharding.rule import rule
 from .batch import Batch
 from .cache_kind import CacheKind
@@ -29,9 +29,11 @@ class LayerLatent:
         shard="k",
         depends=((0, 1, 2, 3, 4, 5, 6), (2, 3, 6)),
         rows="n b",
+        merges="s",
     ),
     donates=((6, 1),),
     result=lambda args, results: (results[0], LayerLatent(rows=results[1])),
+    share="latent_attention_share",
 )
 def latent_attention(
     qh: Tensor,
@@ -55,3 +57,36 @@ def latent_attention(
     run = kernel("latent_attention", qh)
     o: Tensor = run(qh, qr, latent, kr, w_key, w_value, kv.rows, batch, scale)
     return o, kv
+
+
+def latent_attention_share(
+    qh: Tensor,
+    qr: Tensor,
+    latent: Tensor,
+    kr: Tensor,
+    w_key: Tensor,
+    w_value: Tensor,
+    kv: LayerLatent,
+    batch: Batch,
+    scale: float,
+    place: int,
+    ways: int,
+) -> tuple[Tensor, LayerLatent]:
+    """Attend as `latent_attention` does, to the slots that this rank has of every block.
+
+    Those are part `place` of `ways`.  Returns `[n,k,u+1]`, float32 at least: the share of `o`, and
+    the log of its softmax weights' sum.
+    """
+    if isinstance(qh, Recorder):
+        args = (qh, qr, latent, kr, w_key, w_value, kv, batch, scale, place, ways)
+        found: tuple[Tensor, LayerLatent] = qh.record(_SHARE, args)
+        return found
+    run = kernel("latent_attention_share", qh)
+    o: Tensor = run(qh, qr, latent, kr, w_key, w_value, kv.rows, batch, scale, place, ways)
+    return o, kv
+
+
+# Only compiled plans call it, so its rule is never asked for a placement.
+_SHARE = OPS["latent_attention_share"] = Op(
+    "latent_attention_share", OPS["latent_attention"].rule, latent_attention_share
+)

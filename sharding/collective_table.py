@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from .cost import Cost, cost, nbytes
+from .cost import Cost, cost, handed, nbytes
 from .line import Line
 from .link import Links
 from .program import LOCAL, Apply, Code, Loop, Move, Program, Var
@@ -33,12 +33,15 @@ class Collective:
 
 
 def collectives(program: Program, tokens: Tokens, links: Links) -> Iterator[Collective]:
-    """Yield the collectives of each block and then of the driver, in program order."""
+    """Yield the collectives of each block and then of the driver, in program order.
+
+    Of a pipeline: those of all stages, then what they hand on.
+    """
     runs: dict[int, int] = {}
     for step in program.driver.steps:
         if isinstance(step, Loop):
             runs[id(step.block)] = runs.get(id(step.block), 0) + step.stop - step.start
-    for code in (*program.blocks, program.driver):
+    for code in program.functions:
         for step in code.steps:
             if isinstance(step, Move) and step.kind not in LOCAL:
                 link = links.over(step.axes)
@@ -49,13 +52,54 @@ def collectives(program: Program, tokens: Tokens, links: Links) -> Iterator[Coll
                     result=str(step.result),
                     axis=program.mesh.group(step.axes),
                     ranks=program.mesh.size(step.axes),
-                    times=1 if code is program.driver else runs.get(id(code), 0),
+                    times=runs.get(id(code), 0) if code in program.blocks else 1,
                     price=cost(step, program.mesh, tokens, link),
                     link=link.name,
                     line=step.line,
                     why=step.why,
                     cheaper=cheaper(step, code, program, tokens, links) or "",
                 )
+
+    yield from _handed(program, tokens, links)
+
+
+def _handed(program: Program, tokens: Tokens, links: Links) -> Iterator[Collective]:
+    """Yield what each stage of a pipeline sends to the next, and the result that the last sends."""
+    axes, driver = program.mesh.stages, program.driver
+    for index, stage in enumerate(program.stages):
+        is_last = index + 1 == len(program.stages)
+        values = driver.results if is_last else stage.code.results
+        link = links.over(axes)
+        price = handed(values, program.mesh, tokens, link)
+        yield Collective(
+            function=stage.code.name,
+            kind="publish" if is_last else "send",
+            operand=", ".join(map(str, values)),
+            result="all stages" if is_last else program.stages[index + 1].code.name,
+            axis=program.mesh.group(axes),
+            ranks=program.mesh.size(axes),
+            times=1,
+            price=price,
+            link=link.name,
+            line=values[0].line,
+            why="every rank learns the result"
+            if is_last
+            else f"layers from {stage.stop} on are the next stage's",
+            cheaper="" if is_last else _narrower_seam(stage.code.results, program, price),
+        )
+
+
+def _narrower_seam(values: Sequence[Var], program: Program, price: Cost) -> str:
+    """Return how a seam whose ranks all send the same would be cheaper."""
+    axes = {axis for var in values for axis in var.spec.axes}
+    whole = [n for n, _ in program.mesh.factors if n not in (*axes, *program.mesh.stages)]
+    if not whole:
+        return ""
+    ways = program.mesh.size(tuple(whole))
+    return (
+        f"layers that carry shards over {'+'.join(whole)} (Hidden=n@{'+'.join(whole)} d) send "
+        f"{size_text(price.payload // ways)}"
+    )
 
 
 def table(found: Sequence[Collective]) -> str:
@@ -92,10 +136,27 @@ def table(found: Sequence[Collective]) -> str:
     return "\n".join([*lines, f"a step: {total(found)}"])
 
 
+def stage_totals(
+    stages: Sequence[Program], found: Sequence[Collective], tokens: Tokens, links: Links
+) -> Iterator[str]:
+    """Yield a line for each stage of a pipeline: its layers, its collectives, what it hands on."""
+    hands = {each.function: each for each in found if each.kind in ("send", "publish")}
+    for program in stages:
+        name = program.driver.name
+        spans = [step for step in program.driver.steps if isinstance(step, Loop)]
+        sent = hands[name]
+        yield (
+            f"{name}: layers {spans[0].start}..{spans[-1].stop - 1}; "
+            f"{total(tuple(collectives(program, tokens, links)))}; {sent.kind} {sent.operand} to "
+            f"{sent.result}: {size_text(sent.price.payload)}, {sent.price.us:.1f} us"
+        )
+
+
 def total(found: Sequence[Collective], *, layer: bool = False) -> str:
     """Return counts, wire bytes and time, of a step or of one layer's run of these."""
     counts: dict[str, int] = {}
     wire, us = 0, 0.0
+    handed_on = any(each.kind == "publish" for each in found)
     for each in found:
         times = 1 if layer else each.times
         counts[each.kind] = counts.get(each.kind, 0) + times
@@ -104,6 +165,8 @@ def total(found: Sequence[Collective], *, layer: bool = False) -> str:
     if not counts:
         return "no collectives"
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    if handed_on:  # no rank issues them all
+        return f"{listed}; {us:.1f} us, stage after stage"
     return f"{listed}; {size_text(wire)} on the wire a rank, {us:.1f} us"
 
 

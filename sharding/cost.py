@@ -2,7 +2,7 @@
 """What a program's collectives cost: which there are, their bytes and predicted time."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -91,6 +91,12 @@ def _share(step: Apply) -> float:
     return active / experts
 
 
+def handed(values: Sequence[Var], mesh: Mesh, tokens: Mapping[str, int], link: Link) -> Cost:
+    """Return what it costs to send values from one stage of a pipeline to the next."""
+    payload = sum(nbytes(var, tokens, mesh) for var in values)
+    return Cost(payload, payload, link.alpha_us + payload / (link.gb_per_s * 1e3))
+
+
 def moves(code: Code) -> Iterator[tuple[Move, int]]:
     """Yield each redistribution of a function with how many times a step runs it."""
     for step in code.steps:
@@ -111,4 +117,5 @@ def groups_of(program: Program) -> tuple[tuple[str, ...], ...]:
                 found.append(axes)
             if isinstance(step, Apply) and step.op.region:
                 found += [axes] if (axes := step.op.region.told(program.mesh)) else []
+    found += [program.mesh.stages] if program.stages else []
     return tuple(dict.fromkeys(found))

@@ -41,10 +41,7 @@ def difference(
 
 
 def _pairs(left: Plan, right: Plan) -> Iterator[tuple[Code | None, Code | None]]:
-    codes = [
-        {code.name: code for code in (*plan.program.blocks, plan.program.driver)}
-        for plan in (left, right)
-    ]
+    codes = [{code.name: code for code in plan.program.functions} for plan in (left, right)]
     for name in dict.fromkeys((*codes[0], *codes[1])):
         yield codes[0].get(name), codes[1].get(name)
 

@@ -73,7 +73,7 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                         fixes=[
                             Fix(
                                 f"choose {axis} from {', '.join(map(str, legal))}",
-                                mesh=_resized(str(layout.mesh), axis, max(legal)),
+                                mesh=_resized(layout.mesh.text, axis, max(legal)),
                             ),
                             *whole,
                         ],

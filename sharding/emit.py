@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Emission: a typed local program as a readable Python file that stands alone."""
 
-import re
-import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import attrs
-
-from .composite import Columns, Joint, Over, Stored, arguments
-from .mesh import Mesh
-from .overlap import reads
-from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
-from .reduction import SUM
-
-_WIDTH = 100
+from .program import Program, Var
+from .writer import DRIVER, WIDTH, Writer, signature, typed
 
 
 def emit(program: Program, title: str, ops: str, checked: bool = False) -> str:
@@ -26,311 +16,92 @@ def emit(program: Program, title: str, ops: str, checked: bool = False) -> str:
     """
     writers = [Writer(code, program.mesh, checked) for code in program.blocks]
     functions = ["\n".join(writer.block()) for writer in writers]
-    driver = Writer(program.driver, program.mesh, checked)
-    functions.append("\n".join(driver.driver()))
+    if program.stages:
+        drivers = [StageWriter(program, index, checked) for index in range(len(program.stages))]
+        functions += ["\n".join(driver.stage()) for driver in drivers]
+        functions.append("\n".join(_pipeline(program)))
+        writers += drivers
+    else:
+        writers.append(Writer(program.driver, program.mesh, checked))
+        functions.append("\n".join(writers[-1].driver()))
     imported: dict[str, list[str]] = {ops: []}
-    modules = {name: module for each in (*writers, driver) for name, module in each.used.items()}
+    modules = {"Collectives": "", "Tensor": ""}
+    for writer in writers:
+        modules |= writer.used
     for name, module in sorted(modules.items()):
         own = module and not module.startswith(f"{ops}.")  # a model's own op
         imported.setdefault(module if own else ops, []).append(name)
-    head = [f'"""{title}"""', ""]
+    head = [f'"""{title}"""', "", "from typing import Any", ""]
     for module, names in sorted(imported.items()):
         short = f"from {module} import {', '.join(names)}"
         long = [f"from {module} import (", *(f"    {name}," for name in names), ")"]
-        head += [short] if len(short) <= _WIDTH else long
+        head += [short] if len(short) <= WIDTH else long
     return "\n".join(head) + "\n\n\n" + "\n\n\n".join(functions) + "\n"
 
 
-class Writer:
-    """Writes one function, and notes which ops it used."""
+class StageWriter(Writer):
+    """Writes the stage of a pipeline: it receives, computes and sends, and returns the result."""
 
-    def __init__(self, code: Code, mesh: Mesh, checked: bool) -> None:
-        self.code, self.mesh, self.checked = code, mesh, checked
-        self.used: dict[str, str] = {}  # each op's module, "" for one that only programs call
-        self.calls = code.calls
-        self.joined = {id(step): user for step, user in _joined(code)}
-        self.bundles = _bundles(code)
-        self.trips: dict[Var, str] = {}
-        self.pending: dict[Var, Move] = {}
+    def __init__(self, program: Program, index: int, checked: bool) -> None:
+        stage = program.stages[index]
+        super().__init__(stage.code, program.mesh, checked)
+        self.program, self.index, self.first_layer = program, index, stage.start
+        self.axis = program.mesh.group(program.mesh.stages)
 
-    def block(self) -> Iterator[str]:
-        inputs = ["c", "w", "kv", *self.constants(self.code.constants)]
-        inputs += [var.name for var in self.code.carry]
-        yield f"def {self.code.name}({', '.join(inputs)}):"
-        yield f'    """Run one layer: {_types(self.code.carry)}."""'
+    def stage(self) -> Iterator[str]:
+        program, stage = self.program, self.program.stages[self.index]
+        results = program.driver.results
+        layers = f"layers {stage.start} to {stage.stop - 1}"
+        yield from signature(self.code.name, DRIVER, ["Tensor"] * len(results) + ["Any"])
+        yield f'    """Run {layers}: {typed(self.code.results)}."""'
+        if self.code.carry:
+            yield f"    # {typed(self.code.carry)}, of the stage before"
+            types = [f'"{self.axis}"', *map(self.described, self.code.carry)]
+            made = ", ".join(map(self.name, self.code.carry))
+            comma = "," if len(self.code.carry) == 1 else ""
+            line = f"    {made}{comma} = c.receive({', '.join(types)})"
+            if len(line) > WIDTH:
+                inner = "".join(f"        {each},\n" for each in types)
+                line = f"    {made}{comma} = c.receive(\n{inner}    )"
+            yield line
         yield from self.body()
-        results = [self.name(var) for var in self.code.results]
-        yield f"    return {', '.join(results)}"
-
-    def driver(self) -> Iterator[str]:
-        yield "def forward(c, w, caches, batch):"
-        yield f'    """Run a step: {_types(self.code.results)}."""'
-        yield from self.body()
-        results = ", ".join(self.name(var) for var in self.code.results)
-        yield f"    return {results}, caches"
-
-    def body(self) -> Iterator[str]:
-        skipped = {id(user) for user in self.joined.values() if isinstance(user, Apply)}
-        for step in self.code.steps:
-            if id(step) in skipped or (isinstance(step, Move) and step.joins):
-                continue
-            if (call := self.calls.get(id(step))) and step is not call.last:
-                continue
-            yield from self.waits(call.parts if call else (step,))
-            for text, made_by in self.step(step):
-                yield from self.noted(text, made_by)
-                if self.checked and "\n" not in text:
-                    yield from self.checks(made_by)
-
-    def waits(self, steps: Sequence[Step]) -> Iterator[str]:
-        """Wait for what these steps read and what was started before them."""
-        for var in dict.fromkeys(var for step in steps for var in reads(step)):
-            if move := self.pending.pop(var, None):
-                yield f"    {self.name(var)} = c.wait({self.name(var)})"
-                if self.checked:
-                    yield from self.checks(attrs.evolve(move, started=False))
-
-    def checks(self, step: Step) -> Iterator[str]:
-        if isinstance(step, Move) and step.started:
-            return
-        for var in (var for each in self.bundles.get(id(step), (step,)) for var in each.results):
-            if not (var.kind == "cache" or id(step) in self.joined or var in self.trips):
-                yield f'    c.check({self.name(var)}, {var.spec.axes!r}, "{var}")'
-
-    def noted(self, text: str, step: Step) -> Iterator[str]:
-        """Yield a line with its note at the end if both fit, else the note above it."""
-        results = [var for each in self.bundles.get(id(step), (step,)) for var in each.results]
-        types = ", ".join(str(var.spec) for var in results if var.kind != "cache")
-        call = self.calls.get(id(step))
-        lines = [str(part.line) for part in call.parts] if call else [str(step.line)]
-        note = f"# {types}  {', '.join(dict.fromkeys(lines))}"
-        if isinstance(step, Move):
-            note += f"  {step.why}{', meanwhile' if step.started else ''}"
-        line = f"    {text}"
-        if "\n" not in text and len(line) + 2 + len(note) <= _WIDTH:
-            yield f"{line}  {note}"
+        names = ", ".join(map(self.name, self.code.results))
+        if self.index + 1 < len(program.stages):
+            yield f'    c.send("{self.axis}", {names})'
+            names = ", ".join(map(self.name, results))
+            for var in results:
+                note = "# of the last stage"
+                call = f'c.published("{self.axis}", {self.described(var)})'
+                yield f"    {self.name(var)} = {call}  {note}"
         else:
-            yield from textwrap.wrap(
-                note, _WIDTH, initial_indent="    ", subsequent_indent="    #   "
-            )
-            yield line if "\n" in text else _broken(line)
+            for var in results:
+                yield f'    {self.name(var)} = c.publish("{self.axis}", {self.name(var)})'
+        yield f"    return {names}, caches"
 
-    def step(self, step: Step) -> Iterator[tuple[str, Step]]:
-        match step:
-            case Project():
-                yield from self.project(step)
-            case Apply() | Move() if call := self.calls.get(id(step)):
-                yield f"{self.targets(step)} = {self.composite(call)}", step
-            case Apply():
-                trips = [self.trips[var] for var in step.operands if var in self.trips]
-                if trips:
-                    self.trips[step.results[0]] = trips[0]
-                yield f"{self.targets(step)} = {self.call(step)}", step
-            case Move():
-                yield self.move(step), step
-            case Loop():
-                yield self.loop(step), step
-
-    def name(self, var: Var) -> str:
-        if var.kind == "param":
-            return re.sub(r"\.(\d+)\.", r'"][\1]["', f'w["{var.name}"]')
-        if var.kind == "cache":  # one tensor of a layer's cache: kv.k, caches[0].k
-            return f"{_tree_name(var)}.{var.name.rpartition('.')[2]}"
-        return var.name
-
-    def constants(self, constants: tuple[Var, ...]) -> list[str]:
-        """Return the names of constants; the columns of the batch are one name."""
-        names = ["batch" if var.kind == "batch" else self.name(var) for var in constants]
-        return list(dict.fromkeys(names))
-
-    def argument(self, arg: Any) -> str:
-        if isinstance(arg, Var):
-            return self.name(arg)
-        if isinstance(arg, Stored):
-            return f'w["{arg.name}"]'
-        if isinstance(arg, Columns):
-            wide = len(arg.var.spec.dims) > 2
-            return f"{self.name(arg.var)}.flatten(1)" if wide else self.name(arg.var)
-        if isinstance(arg, Over):
-            return f'c, "{self.mesh.group(arg.axes)}"'
-        if isinstance(arg, Joint):
-            return _joint(arg.vars)
-        if isinstance(arg, tuple) and arg and all(isinstance(part, Var) for part in arg):
-            roots = {_tree_name(part) for part in arg}
-            assert len(roots) == 1, f"a tree of values of several origins: {arg}"
-            return str(roots.pop())
-        return repr(arg)
-
-    def call(self, step: Apply) -> str:
-        args = [self.argument(arg) for arg in step.args]
-        if step.op.text:
-            return step.op.text.format(*args)
-        if found := step.offset(self.mesh):
-            var, index, axes = found
-            local = var.local(self.mesh)[index]
-            size = f"{self.name(var)}.shape[{index}]" if local is None else str(local)
-            args.append(f'c.rank("{self.mesh.group(axes)}") * {size}')
-        name = step.op.name
-        if axes := step.share():
-            name = step.op.share
-            args += [f'c.rank("{self.mesh.group(axes)}")', str(self.mesh.size(axes))]
-        if step.op.region and (axes := step.op.region.told(self.mesh)):
-            args += [f'c.rank("{self.mesh.group(axes)}")', str(self.mesh.size(axes))]
-        self.used[name] = step.op.run.__module__
-        return f"{name}({', '.join(args)})"
-
-    def targets(self, step: Step) -> str:
-        names = (self.target(step, var) for var in step.results)
-        return ", ".join(dict.fromkeys(names))
-
-    def target(self, step: Step, var: Var) -> str:
-        if var.kind != "cache":
-            return self.name(var)
-        # It is written in place: only a layer's whole cache gets its name again.
-        name = _tree_name(var)
-        whole = isinstance(step, Apply) and not any(
-            isinstance(a, Var) and a.kind == "cache" for a in step.args
-        )
-        return name if whole and "[" not in name else "_"
-
-    def composite(self, call: Composite) -> str:
-        args = arguments(call)
-        assert args is not None, f"{call.name} is not made of {call.parts}"
-        self.used.setdefault(call.name, "")
-        return f"{call.name}({', '.join(map(self.argument, args))})"
-
-    def product(self, step: Project) -> str:
-        if call := self.calls.get(id(step)):
-            return self.composite(call)
-        self.used.setdefault("linear", "")
-        return f'linear({self.argument(Columns(step.operands[0]))}, w["{step.pack}"])'
-
-    def project(self, step: Project) -> Iterator[tuple[str, Step]]:
-        value = self.product(step)
-        shapes = [var.local(self.mesh)[1:] for var in step.results]
-        if id(step) in self.joined:
-            user = self.joined[id(step)]
-            joint = _joint(step.results)
-            yield f"{joint} = {value}", step
-            if isinstance(user, Apply):
-                self.used.setdefault(user.op.packed, "")
-                yield f"{self.targets(user)} = {user.op.packed}({joint})", user
-            return
-        if len(shapes) > 1:
-            self.used.setdefault("split", "")
-            value = f"split({value}, {', '.join(map(repr, shapes))})"
-        elif len(shapes[0]) > 1:
-            value = f"{value}.unflatten(1, {shapes[0]!r})"
-        yield f"{self.targets(step)} = {value}", step
-
-    def move(self, step: Move) -> str:
-        group = self.mesh.group(step.axes)
-        operand = self.name(step.operand)
-        made = self.name(step.result)
-        if step.kind == "merge":
-            dtype = str(step.result.dtype).removeprefix("torch.")
-            return f'{made} = c.merge({operand}, "{group}", "{dtype}")'
-        if step.kind == "combine":
-            return f'{made} = c.combine({operand}, {self.trips[step.operand]}, "{group}")'
-        if bundle := self.bundles.get(id(step)):
-            operands = ", ".join(self.name(move.operand) for move in bundle)
-            made = ", ".join(self.name(move.result) for move in bundle)
-            if step.kind == "all_gather":
-                return f'{made} = c.all_gathers(({operands}), "{group}", {step.dim})'
-            assert step.routed is not None
-            trip = f"{self.name(step.result)}_trip"
-            self.trips.update((move.result, trip) for move in bundle)
-            return f'{made}, {trip} = c.dispatch({operands}, "{group}", {step.routed[0]})'
-        if step.kind == "slice":
-            self.used.setdefault("shard", "")
-            ways = self.mesh.size(step.axes)
-            return f'{made} = shard({operand}, c.rank("{group}"), {ways}, {step.dim})'
-        if step.kind == "own":
-            self.used.setdefault("own", "")
-            return f'{made} = own({operand}, c.rank("{group}"))'
-        rest = "".join(f", {each}" for each in (step.source, step.dim) if each is not None)
-        if step.kind in ("all_reduce", "reduce_scatter") and step.operand.spec.reduce != SUM:
-            rest += f', "{step.operand.spec.reduce}"'
-        if step.started:
-            self.pending[step.result] = step
-            return f'{made} = c.start("{step.kind}", {operand}, "{group}"{rest})'
-        return f'{made} = c.{step.kind}({operand}, "{group}"{rest})'
-
-    def loop(self, step: Loop) -> str:
-        carry = ", ".join(self.name(var) for var in step.results)
-        entered = ", ".join(self.name(var) for var in step.carry)
-        constants = self.constants(step.constants)
-        span = f"[{step.start}:{step.stop}]"
-        rename = "" if carry == entered else f"{carry} = {entered}\n    "
-        args = ", ".join(["c", "p", "kv", *constants, *(self.name(v) for v in step.results)])
-        return (
-            f'{rename}for p, kv in zip(w["{step.layers}"]{span}, caches{span}, strict=True):\n'
-            f"        {carry} = {step.block.name}({args})"
-        )
+    def described(self, var: Var) -> str:
+        """Return dtype and sizes of a rank's shard, those of the step from its batch's columns."""
+        columns = [
+            (dim.name, column.name, at, self.mesh.size(dim.axes))
+            for column in self.program.driver.batch
+            for at, dim in enumerate(column.spec.dims)
+        ]
+        sizes = [f'"{str(var.dtype).removeprefix("torch.")}"']
+        for dim, size in zip(var.spec.dims, var.local(self.mesh), strict=True):
+            found = [each[1:] for each in columns if each[0] == dim.name]
+            assert size is not None or found, f"no column of the batch has the dim {dim} of {var}"
+            if size is None:
+                column, at, ways = found[0]
+                parts = self.mesh.size(dim.axes) // ways
+                sizes.append(f"{column}.shape[{at}]" + (f" // {parts}" if parts > 1 else ""))
+            else:
+                sizes.append(str(size))
+        return f"({', '.join(sizes)})"
 
 
-def _broken(line: str) -> str:
-    """Return a line that calls something, its arguments on lines of their own if it is too long."""
-    if len(line) <= _WIDTH or "(" not in line:
-        return line
-    head, _, arguments = line.partition("(")
-    indent = " " * 8
-    wrapped = textwrap.fill(
-        arguments.removesuffix(")"), _WIDTH, initial_indent=indent, subsequent_indent=indent
-    )
-    return f"{head}(\n{wrapped}\n    )" if arguments.endswith(")") else line
-
-
-def _types(values: tuple[Var, ...]) -> str:
-    return ", ".join(f"{var.name} is {var.spec}" for var in values)
-
-
-def _tree_name(var: Var) -> str:
-    """Return the name of the tree that a cache or batch column belongs to."""
-    root, *rest = var.name.split(".")
-    return f"{root}[{rest[0]}]" if len(rest) > 1 else root
-
-
-def _bundles(code: Code) -> dict[int, tuple[Move, ...]]:
-    """Return the moves that travel together, by the first of them."""
-    found: dict[int, tuple[Move, ...]] = {}
-    first = 0
-    for step in code.steps:
-        if isinstance(step, Move) and step.joins:
-            found[first] = (*found[first], step)
-        elif isinstance(step, Move):
-            first = id(step)
-            found[first] = (step,)
-    return {first: moves for first, moves in found.items() if len(moves) > 1}
-
-
-def _joint(results: tuple[Var, ...]) -> str:
-    return "_".join(var.name for var in results)
-
-
-def _joined(code: Code) -> Iterator[tuple[Project, Apply | Composite]]:
-    """Yield projections whose only use is one op that takes their results side by side."""
-    readers, calls = code.readers, code.calls
-    taken = {
-        arg.vars: call
-        for call in code.composites
-        for arg in arguments(call) or ()
-        if isinstance(arg, Joint)
-    }
-    for step in code.steps:
-        if not isinstance(step, Project) or len(step.results) < 2:
-            continue
-        if call := taken.get(step.results):
-            yield step, call
-        found = [readers.get(var, []) for var in step.results]
-        if any(len(each) != 1 for each in found):
-            continue
-        user = found[0][0]
-        if (
-            isinstance(user, Apply)
-            and id(user) not in calls
-            and user.op.packed
-            and user.operands == step.results
-            and not set(step.results) & set(code.results)
-        ):
-            yield step, user
+def _pipeline(program: Program) -> Iterator[str]:
+    """Yield `forward` of a pipeline: each rank runs its stage."""
+    names = ", ".join(stage.code.name for stage in program.stages)
+    axis = program.mesh.group(program.mesh.stages)
+    yield from signature("forward", DRIVER, ["Tensor"] * len(program.driver.results) + ["Any"])
+    yield f'    """Run one stage of a step: {typed(program.driver.results)}."""'
+    yield f'    return ({names})[c.rank("{axis}")](c, w, caches, batch)'

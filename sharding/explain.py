@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from .collective_table import cheaper, collectives, total
+from .collective_table import cheaper, collectives, stage_totals, total
 from .cost import Cost, cost
 from .link import Links
 from .overlap import hidden
@@ -27,7 +27,7 @@ def explain(
         f"{plan.name} on mesh {plan.mesh}: {plan.mesh.num_ranks} ranks, plan {plan.hash[:12]}",
         f"step of {given['n']} tokens, {given['m']} logit rows; {links} (estimates)",
     ]
-    for code in (*program.blocks, program.driver):
+    for code in program.functions:
         given_to = (*code.carry, *(var for var in code.constants if var.kind != "batch"))
         lines += ["", f"{code.name}({', '.join(map(str, given_to))})"]
         calls = code.calls
@@ -45,6 +45,8 @@ def explain(
     for code in program.blocks:
         own = [each for each in found if each.function == code.name]
         lines.append(f"a layer ({code.name}): {total(own, layer=True)}")
+    if program.stages:
+        lines += stage_totals([part.program for part in plan.stages()], found, given, links)
     return "\n".join([*lines, f"a step: {total(found)}"])
 
 

@@ -16,6 +16,10 @@ def _mesh(value: str | Mesh) -> Mesh:
     return parse_mesh(value) if isinstance(value, str) else value
 
 
+def _axes(text: str) -> tuple[str, ...]:
+    return tuple(axis for axis in text.split("+") if axis)
+
+
 def _frozen(value: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType({direct_sums(name): text for name, text in value.items()})
 
@@ -28,17 +32,32 @@ class Layout:
     an empty string replicates).  `types` overrides, by alias name, the boundary types of the
     model's functions (`{"Hidden": "n@tp d"}` is sequence parallelism).  `requests` names the axes
     along which ranks serve different requests (data parallelism): every ragged dim, which counts
-    tokens, rows or cache blocks of requests, is sharded over them before all else.
+    tokens, rows or cache blocks of requests, is sharded over them before all else.  `stages` names
+    the axis of a pipeline: ranks along it run different layers and hand on what these carry.
+
+    Raises:
+        MeshError: the mesh has no such axis.
+        AnnotationError: something is placed on the axis of a pipeline.
     """
 
     mesh: Mesh = attrs.field(default=parse_mesh("tp=1"), converter=_mesh)
     place: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
     types: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
     requests: str = ""
+    stages: str = ""
 
     def __attrs_post_init__(self) -> None:
-        axes = self.mesh.expand(tuple(axis for axis in self.requests.split("+") if axis))
-        object.__setattr__(self, "mesh", attrs.evolve(self.mesh, requests=axes))
+        requests, stages = (self.mesh.expand(_axes(t)) for t in (self.requests, self.stages))
+        object.__setattr__(self, "mesh", attrs.evolve(self.mesh, requests=requests, stages=stages))
+        placed = {f"dim {dim!r}": _axes(axes) for dim, axes in self.place.items()}
+        placed |= {f"type {name}": parse_spec(text).axes for name, text in self.types.items()}
+        placed["requests"] = _axes(self.requests)
+        for what, axes in placed.items() if stages else ():
+            if both := set(self.mesh.expand(axes)) & set(stages):
+                raise AnnotationError(
+                    f"layout places {what} on {'+'.join(sorted(both))}, the axis of its pipeline: "
+                    f"stages run other layers and share no value; place it on another axis"
+                )
 
     def but(self, **changes: Any) -> "Layout":
         """Return this layout with some fields replaced; `place` and `types` are merged."""
@@ -87,5 +106,4 @@ class Layout:
     def _placed(self, dim: Dim) -> Dim:
         if dim.name not in self.place:
             return dim
-        axes = tuple(axis for axis in self.place[dim.name].split("+") if axis)
-        return attrs.evolve(dim, axes=axes)
+        return attrs.evolve(dim, axes=_axes(self.place[dim.name]))

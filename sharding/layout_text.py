@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layouts on one line: `tp=(kv=2,rep=4); k:kv g:rep; Hidden=n@tp d`."""
+"""Layouts on one line: `dp=2 tp=(kv=2,rep=4); k:kv g:rep; requests:dp; Hidden=n@tp d`."""
 
 import re
 
@@ -7,13 +7,14 @@ from .error import MeshError
 from .layout import Layout
 
 _PLACES = re.compile(r"\w+:[\w+]*(?:\s+\w+:[\w+]*)*")
+_OVER = ("requests", "stages")
 _TYPE = re.compile(r"([A-Za-z_]\w*)\s*=\s*(\w*\D.*)")
 
 
 def parse_layout(text: str) -> Layout:
     """Parse a mesh, then parts after `;`: `dim:axes ...` places dims, `Alias=dims` types.
 
-    `dim:` with no axis keeps a dim whole.
+    `dim:` with no axis keeps a dim whole.  Two words are no dims: `requests:dp`, `stages:pp`.
 
     Raises:
         MeshError: a part has neither form, or the mesh is malformed.
@@ -32,11 +33,13 @@ def parse_layout(text: str) -> Layout:
                 f"part {part!r} of layout {text!r} is neither dim:axes nor Alias=dims; "
                 f"write for instance 'tp=(kv=2,rep=4); k:kv g:rep; Hidden=n@tp d'"
             )
-    return Layout(mesh, place, types)
+    over = {word: place.pop(word, "") for word in _OVER}
+    return Layout(mesh, place, types, **over)
 
 
 def text_of(layout: Layout) -> str:
     """Return a layout as `parse_layout` reads it."""
-    places = " ".join(f"{dim}:{axes}" for dim, axes in layout.place.items())
+    over = {word: axes for word in _OVER if (axes := getattr(layout, word))}
+    places = " ".join(f"{dim}:{axes}" for dim, axes in {**layout.place, **over}.items())
     types = (f"{name}={dims}" for name, dims in layout.types.items())
-    return "; ".join(part for part in (str(layout.mesh), places, *types) if part)
+    return "; ".join(part for part in (layout.mesh.text, places, *types) if part)

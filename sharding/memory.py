@@ -27,6 +27,7 @@ class Memory:
     activations: int
     peak: str
     piece: str = "blocks"
+    of: str = "a rank"
 
     @property
     def cache(self) -> int:
@@ -37,7 +38,7 @@ class Memory:
         return sum(self.weights.values()) + self.cache + self.activations
 
     def __str__(self) -> str:
-        lines = [f"a rank holds {size_text(self.total)}"]
+        lines = [f"{self.of} holds {size_text(self.total)}"]
         lines.append(f"  weights      {size_text(sum(self.weights.values())):>10}")
         largest = sorted(_kinds(self.weights).items(), key=lambda item: -item[1][1])
         for name, (count, size) in largest[:6]:
@@ -64,8 +65,13 @@ def memory(plan: Plan, *, tokens: Mapping[str, int], blocks: int) -> Memory:
     """Return what a rank of `plan` holds with `blocks` cache blocks, in a step of these `tokens`.
 
     `tokens` gives the dims whose sizes are known at run time only.  Activations are counted as an
-    allocator would that frees a value after its last use, without fragmentation.
+    allocator would that frees a value after its last use, without fragmentation.  Of a pipeline
+    it is the stage that holds most.
     """
+    if plan.parts:
+        held = [memory(part, tokens=tokens, blocks=blocks) for part in plan.stages()]
+        stage, most = max(enumerate(held), key=lambda each: each[1].total)
+        return attrs.evolve(most, of=f"a rank of stage_{stage}, the heaviest,")
     weights = {pack.name: math.prod(pack.shape) * pack.dtype.itemsize for pack in plan.storage}
     block = sum(
         math.prod(shape.blocks(1)) * shape.dtype.itemsize for layer in plan.cache for shape in layer

@@ -16,14 +16,24 @@ class Mesh:
     """Ranks in row-major order over `factors`; `names` maps each written axis to its factors.
 
     An axis of size 1 is known by name but has no factors: it vanishes from every placement.
-    Along the factors `requests` ranks serve different requests (`Layout.requests`).
+    Along the factors `requests` ranks serve different requests (`Layout.requests`), along those of
+    `stages` they run different layers (`Layout.stages`).
     """
 
     names: tuple[tuple[str, tuple[str, ...]], ...]
     factors: tuple[tuple[str, int], ...]
     requests: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        words = [self.text]
+        words += [f"(requests over {self.group(self.requests)})"] if self.requests else []
+        words += [f"(stages over {self.group(self.stages)})"] if self.stages else []
+        return " ".join(words)
+
+    @property
+    def text(self) -> str:
+        """The axes as `parse_mesh` reads them."""
         sizes = dict(self.factors)
         words = []
         for name, factors in self.names:
@@ -31,8 +41,6 @@ class Mesh:
                 words.append(f"{name}={sizes.get(name, 1)}")
             else:
                 words.append(f"{name}=({','.join(f'{f}={sizes[f]}' for f in factors)})")
-        if self.requests:
-            words.append(f"(requests over {self.group(self.requests)})")
         return " ".join(words)
 
     @property
@@ -79,6 +87,13 @@ class Mesh:
         for factor in factors:
             place = place * self.size((factor,)) + coordinates[factor]
         return place
+
+    def without(self, factors: tuple[str, ...]) -> "Mesh":
+        """Return the mesh of ranks that differ along other factors only, in the same order."""
+        names = tuple((n, tuple(f for f in own if f not in factors)) for n, own in self.names)
+        kept = tuple((name, size) for name, size in self.factors if name not in factors)
+        left = tuple(name for name in self.stages if name not in factors)
+        return attrs.evolve(self, names=names, factors=kept, stages=left)
 
     def groups(self, factors: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """Return the rank groups that differ only along `factors`, each in index order."""

@@ -54,7 +54,7 @@ class PlanView:
         self.memory = memory(plan, tokens=tokens, blocks=blocks)
         groups = dict.fromkeys(
             dim.axes
-            for code in (*self.program.blocks, self.program.driver)
+            for code in self.program.functions
             for step in code.steps
             for var in (*step.operands, *step.results)
             for dim in var.spec.dims
@@ -67,7 +67,7 @@ class PlanView:
         yield f'<p class="sub">{self.plan.mesh.num_ranks} ranks, plan {self.plan.hash[:12]}</p>'
         yield "".join(self.tiles())
         yield "".join(self.legend())
-        for code in (*self.program.blocks, self.program.driver):
+        for code in self.program.functions:
             yield "".join(self.card(code))
         yield "".join(self.table())
         yield (
@@ -83,7 +83,7 @@ class PlanView:
         for value, label in (
             (f"{us:,.0f} µs", "in collectives a step"),
             (f"{count}", "collectives a step"),
-            (size_text(wire), "on the wire a rank"),
+            (size_text(wire), f"on the wire{', all stages' if self.program.stages else ' a rank'}"),
             (size_text(self.memory.total), "held by a rank"),
         ):
             yield f'<div class="tile"><b>{value}</b><span>{label}</span></div>'
@@ -128,11 +128,18 @@ class PlanView:
         yield "</svg>"
         yield f'<div class="rows" style="left:{left}px">'
         entered = " ".join(map(self.chip, code.carry))
-        yield f'<div class="row edge"><p>{entered or "the step begins"}</p></div>'
+        hands = {each.function: each for each in self.found if each.kind in ("send", "publish")}
+        came = next((n for n, each in hands.items() if each.result == code.name), "")
+        came = f" <small>from {came}</small>" if came else ""
+        yield f'<div class="row edge"><p>{entered or "the step begins"}{came}</p></div>'
         for row, step in enumerate(code.steps, 1):
             yield from self.row(code, row, step, drawing)
         results = " ".join(map(self.chip, code.results))
-        yield f'<div class="row edge"><p><b>return</b> {results}</p></div>'
+        sent = ""
+        if each := hands.get(code.name):
+            price = f"{size_text(each.price.payload)} · {each.price.us:.1f} µs"
+            sent = f" <small>{each.kind} to {each.result}, {price} over {each.axis}</small>"
+        yield f'<div class="row edge"><p><b>return</b> {results}{sent}</p></div>'
         yield "</div></div></article>"
 
     def row(self, code: Code, row: int, step: Step, drawing: Drawing) -> Iterator[str]:

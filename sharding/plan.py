@@ -6,7 +6,7 @@ import linecache
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -30,10 +30,12 @@ from .pack import pack
 from .program import Program
 from .propagate import propagate
 from .spec import Spec
+from .stage import cut, packs_of
 from .storage import Pack, nest, storage
 from .trace import Traced
 from .tree import Declared, leaves, map_leaves
 from .verify import verify
+from .verify_stages import verify_stages
 
 Forward = Callable[[Any, Mapping[str, Any], Any, Any], tuple[Tensor, Any]]
 
@@ -51,6 +53,15 @@ class CacheShape:
         return tuple(count if size is None else size for size in self.shape)
 
 
+@attrs.frozen
+class Part:
+    """What ranks at one place of a pipeline keep: packs by name, caches of layers start to stop."""
+
+    packs: tuple[str, ...]
+    start: int
+    stop: int
+
+
 @attrs.frozen(eq=False, slots=False)
 class RankPlan:
     """What a rank needs to run a compiled model: the same for every rank of `mesh`.
@@ -58,7 +69,8 @@ class RankPlan:
     `groups` has the rank groups of each axis name that the program passes to `c`; `source` is the
     emitted program; `storage` lists the packs a rank keeps; `cache` one tuple of shapes a layer;
     `caches` is the declared tree of them; `constants` parameters that come from the config, by
-    path.
+    path.  Along a pipeline ranks keep one of the `parts` each, see `of_rank`; a plan of one part
+    keeps the `whole_hash`.
     """
 
     name: str
@@ -69,11 +81,29 @@ class RankPlan:
     cache: tuple[tuple[CacheShape, ...], ...]
     caches: Any
     constants: Mapping[str, Tensor]
+    parts: tuple[Part, ...] = attrs.field(default=(), kw_only=True)
+    whole_hash: str = attrs.field(default="", kw_only=True)
+
+    def of_rank(self, rank: int) -> Self:
+        """Return the plan with the storage and caches of this rank's stage only."""
+        if not self.parts:
+            return self
+        part = self.parts[self.mesh.index(rank, self.mesh.stages)]
+        return attrs.evolve(
+            self,
+            storage=tuple(pack for pack in self.storage if pack.name in set(part.packs)),
+            cache=self.cache[part.start : part.stop],
+            caches=self.caches[part.start : part.stop],
+            parts=(),
+            whole_hash=self.hash,
+        )
 
     @cached_property
     def hash(self) -> str:
         """Return a digest that ranks compare: equal plans run equal programs on equal storage."""
-        stored = "\n".join(map(str, (self.mesh, *self.storage, *self.cache)))
+        if self.whole_hash:
+            return self.whole_hash
+        stored = "\n".join(map(str, (self.mesh, *self.storage, *self.cache, *self.parts)))
         digest = hashlib.sha256(f"{self.source}\n{stored}".encode())
         for path, constant in sorted(self.constants.items()):
             digest.update(f"{path} {constant.tolist()}".encode())
@@ -132,6 +162,17 @@ class Plan(RankPlan):
     ops: str
     program: Program
 
+    def of_rank(self, rank: int) -> Self:
+        """Return the plan, and its program, of this rank's stage only."""
+        stage = self.mesh.index(rank, self.mesh.stages)
+        part = super().of_rank(rank)
+        return attrs.evolve(part, program=self.program.of_stage(stage)) if self.parts else part
+
+    def stages(self) -> tuple[Self, ...]:
+        """Return the plan of each stage of the pipeline; one without is its own."""
+        firsts = {self.mesh.index(r, self.mesh.stages): r for r in range(self.mesh.num_ranks)}
+        return tuple(self.of_rank(firsts[stage]) for stage in sorted(firsts))
+
     def checked(self) -> "Plan":
         """Return this plan with a program that hands each value to `c.check`, for simulation."""
         return attrs.evolve(
@@ -175,8 +216,9 @@ def build(
     program = fuse(propagate(traced, layout), composites)
     program = pack(carry_sums(program, composites))
     program = compose(bundle(exchange(program, tokens, link)), composites, tokens, link)
-    program = overlap(program, tokens, link)
+    program = cut(overlap(program, tokens, link))
     verify(program)
+    verify_stages(program)
     check_budgets(program)
     title = f"{name} on mesh {layout.mesh}: the program of every rank."
     source = emit(program, title, ops)
@@ -190,6 +232,9 @@ def build(
         name=name,
         mesh=layout.mesh,
         groups={layout.mesh.group(axes): layout.mesh.groups(axes) for axes in groups_of(program)},
+        parts=tuple(
+            Part(packs_of(stage, layout.mesh), stage.start, stage.stop) for stage in program.stages
+        ),
         source=source,
         storage=storage(program),
         cache=tuple(shapes[id(cache)] for cache in caches),

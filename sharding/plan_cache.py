@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .mesh import Mesh
-from .plan import CacheShape, RankPlan
+from .plan import CacheShape, Part, RankPlan
 from .storage import Pack
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class PlanFacts(msgspec.Struct, frozen=True):
     groups: dict[str, tuple[tuple[int, ...], ...]]
     storage: tuple[Pack, ...]
     cache: tuple[tuple[CacheShape, ...], ...]
+    parts: tuple[Part, ...] = ()
 
 
 class PlanFile(msgspec.Struct, frozen=True):
@@ -75,12 +76,13 @@ class PlanCache:
             cache=facts.cache,
             caches=caches,
             constants=constants,
+            parts=facts.parts,
         )
 
     def put(self, key: str, plan: RankPlan) -> None:
         """Keep `plan` under `key`; a directory that cannot be written is logged, not fatal."""
         facts = _ENCODER.encode(
-            PlanFacts(plan.name, plan.mesh, dict(plan.groups), plan.storage, plan.cache)
+            PlanFacts(plan.name, plan.mesh, dict(plan.groups), plan.storage, plan.cache, plan.parts)
         )
         kept = PlanFile(_digest(key, plan.source, facts), facts)
         try:

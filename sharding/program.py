@@ -205,9 +205,38 @@ class Code:
 
 
 @attrs.frozen(eq=False)
+class Stage:
+    """The part of the driver that ranks at one place of a pipeline run, with layers' caches.
+
+    `code` receives its `carry` from the stage before and sends its `results` to the next; those
+    of the last are the program's.  Caches are those of layers `start` to `stop`.
+    """
+
+    code: Code
+    start: int
+    stop: int
+
+
+@attrs.frozen(eq=False)
 class Program:
-    """The program of every rank of a mesh: blocks in order of definition, then the driver."""
+    """The program of every rank of a mesh: blocks in order of definition, then the driver.
+
+    Ranks of a pipeline run one of its `stages` each, which together are the driver.
+    """
 
     mesh: Mesh
     blocks: tuple[Code, ...]
     driver: Code
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def functions(self) -> tuple[Code, ...]:
+        """Return what is emitted: blocks, then the driver, or the stages in its place."""
+        return (*self.blocks, *([stage.code for stage in self.stages] or [self.driver]))
+
+    def of_stage(self, index: int) -> "Program":
+        """Return what ranks at one place of the pipeline run."""
+        code = self.stages[index].code
+        run = {id(step.block) for step in code.steps if isinstance(step, Loop)}
+        blocks = tuple(block for block in self.blocks if id(block) in run)
+        return attrs.evolve(self, blocks=blocks, driver=code, stages=())

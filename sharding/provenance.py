@@ -15,7 +15,7 @@ def why(program: Program, name: str) -> str:
         PlacementError: no such value; the nearest names are given.
     """
     known, found = [], []
-    for code in (*program.blocks, program.driver):
+    for code in program.functions:
         for var in values(code):
             known.append(f"{code.name}.{var.name}")
             if name in (var.name, known[-1]):  # a parameter and a value may share a name
@@ -63,6 +63,10 @@ class Chain:
             return f"a {var.kind} stays where its annotation and the layout place it  {var.line}"
         if var.kind == "batch":
             return f"a column of the step, the same on every rank  {var.line}"
+        codes = [stage.code for stage in self.program.stages]
+        if self.code in codes[1:] and var in self.code.carry:
+            before = codes[codes.index(self.code) - 1]
+            return f"what {before.name} sends, as its layers carry it"
         if var in self.code.carry:
             return f"the carry of {self.code.name}, fixed from layer to layer"
         return f"given to {self.code.name} from outside  {var.line}"

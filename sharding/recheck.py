@@ -38,17 +38,24 @@ def recheck(plan: Plan, source: str, path: str = "<program>") -> None:
     linecache.cache[path] = (len(source), None, lines, path)
     names: dict[str, Any] = {"__name__": path}
     exec(compile(source, path, "exec"), names)
+    if plan.parts:
+        from .recheck_stages import recheck_stages  # it runs this file's classes
+
+        return recheck_stages(plan, names["forward"])
     check = Check(plan)
     columns = {var.name.partition(".")[2]: check.given(var) for var in plan.program.driver.batch}
     batch = attrs.make_class("Columns", list(columns))(**columns)
     result, _ = names["forward"](Collectives(check), check.weights(), check.caches(), batch)
+    check_results(result, plan.program.driver.results)
+
+
+def check_results(result: Any, expected: tuple[Var, ...]) -> None:
+    """Raise VerificationError where a text's result has other types than the program's."""
     made = tuple(leaf.var for _, leaf in leaves(result))
-    expected = plan.program.driver.results
     for got, wanted in zip(made, expected, strict=True):
         if (got.spec, got.dtype) != (wanted.spec, wanted.dtype):
-            raise VerificationError(
-                f"{got.line}: the result is {got}, it should be '{wanted.spec}'"
-            )
+            wrong = f"{got.line}: the result is {got}, it should be '{wanted.spec}'"
+            raise VerificationError(wrong)
 
 
 class Check:
@@ -79,11 +86,12 @@ class Check:
 
     def caches(self) -> Any:
         specs: dict[str, Var] = {var.name: var for var in self.plan.program.driver.cache}
-        for step in self.plan.program.driver.steps:
-            if isinstance(step, Loop):
-                for layer in range(step.start, step.stop):
-                    for var in step.block.cache:
-                        specs[f"caches.{layer}.{var.name.partition('.')[2]}"] = var
+        loops = [step for step in self.plan.program.driver.steps if isinstance(step, Loop)]
+        for step in loops:
+            for layer in range(step.start, step.stop):
+                for var in step.block.cache:
+                    at = layer - loops[0].start  # a stage has its own layers' only
+                    specs[f"caches.{at}.{var.name.partition('.')[2]}"] = var
 
         def stored(path: str, _: Any) -> Any:
             var = specs.get(f"caches.{path}")

@@ -2,12 +2,14 @@
 """A mesh in one process: every value is the list of what each rank holds, ops run rank by rank."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from .channels import Channels, NothingSentError, check_type, taken
 from .error import VerificationError
 from .merge import merged
 from .mesh import Mesh
@@ -87,13 +89,20 @@ class Pending:
 
 @attrs.define
 class LockStep:
-    """Collectives of a simulated mesh: exact, sums in rank order, and a log of what was issued."""
+    """Collectives of a simulated mesh: exact, sums in rank order, and a log of what was issued.
+
+    The ranks are those of one stage of a pipeline, `stage`, if there is one.
+    """
 
     mesh: Mesh
+    stage: int = 0
+    channels: Channels = attrs.field(factory=lambda: Channels.between(1))
     log: list[tuple[str, str]] = attrs.field(factory=list)
 
-    def rank(self, axis: str) -> Ranks:
-        """Return each rank's place along `axis`."""
+    def rank(self, axis: str) -> Any:
+        """Return each rank's place along `axis`; one number along the pipeline."""
+        if not self._factors(axis):  # the pipeline's: these ranks are at one place of it
+            return self.stage
         return Ranks(
             [self.mesh.index(rank, self._factors(axis)) for rank in range(self.mesh.num_ranks)]
         )
@@ -184,6 +193,31 @@ class LockStep:
                 results[rank] = total
         return Ranks(results)
 
+    def send(self, axis: str, *values: Ranks) -> None:
+        """Hand values to the next stage."""
+        self.log.append(("send", axis))
+        self.channels.seams[self.stage + 1].put([value.parts for value in values])
+
+    def receive(self, axis: str, *types: tuple[Any, ...]) -> list[Ranks]:
+        """Return what the stage before sent, of these dtypes and sizes on each rank."""
+        values = taken(self.channels.seams[self.stage])
+        for parts, given in zip(values, types, strict=True):
+            check_type(parts, given)
+        return [Ranks(parts) for parts in values]
+
+    def publish(self, axis: str, x: Ranks) -> Ranks:
+        """Return the last stage's value, handed to all others."""
+        self.log.append(("publish", axis))
+        for channel in self.channels.results[:-1]:
+            channel.put(x.parts)
+        return x
+
+    def published(self, axis: str, given: tuple[Any, ...]) -> Ranks:
+        """Return the last stage's value, of this dtype and these sizes on each rank."""
+        parts = taken(self.channels.results[self.stage])
+        check_type(parts, given)
+        return Ranks(parts)
+
     def check(self, x: Ranks, axes: tuple[str, ...], what: str) -> None:
         """Check that a value has the same bits on ranks that differ in other axes only.
 
@@ -241,8 +275,19 @@ def _bits(x: Tensor) -> Tensor:
     return x.reshape(-1).contiguous().view(torch.uint8)
 
 
+@attrs.define(eq=False)
+class Place:
+    """The ranks of one stage, or all of them: what they run and what they hold."""
+
+    ranks: tuple[int, ...]
+    forward: Callable[..., Any]
+    weights: Mapping[str, Any]
+    caches: Any
+    collectives: LockStep
+
+
 class Simulation:
-    """A plan with weights and caches on a simulated mesh.
+    """A plan with weights and caches on a simulated mesh; stages of a pipeline run side by side.
 
     Every value is checked to have the same bits on all ranks that its placement says share it,
     unless `checked` is false: then the plan's own source runs as it is.
@@ -252,12 +297,34 @@ class Simulation:
         self, plan: Plan, params: Mapping[str, Tensor], blocks: int, checked: bool = True
     ) -> None:
         self.plan = plan
-        ranks = range(plan.mesh.num_ranks)
-        packs = [plan.place(params, rank) for rank in ranks]
-        self.weights = plan.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]})  # type: ignore[misc]
-        self.caches = _joined([plan.allocate_caches(blocks) for _ in ranks])
-        self.forward = (plan.checked() if checked else plan).load()
-        self.collectives = LockStep(plan.mesh)
+        mesh = plan.mesh
+        forward = (plan.checked() if checked else plan).load()
+        count = mesh.size(mesh.stages)
+        channels = Channels.between(count)
+        self.places = []
+        for stage in range(count):
+            ranks = tuple(r for r in range(mesh.num_ranks) if mesh.index(r, mesh.stages) == stage)
+            part = plan.of_rank(ranks[0])
+            packs = [part.place(params, rank) for rank in ranks]
+            self.places.append(
+                Place(
+                    ranks,
+                    forward,
+                    part.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]}),  # type: ignore[misc]
+                    _joined([part.allocate_caches(blocks) for _ in ranks]),
+                    LockStep(mesh.without(mesh.stages), stage, channels),
+                )
+            )
+
+    @property
+    def caches(self) -> Any:
+        """The caches of all layers, each on the ranks that have it."""
+        return tuple(cache for place in self.places for cache in place.caches)
+
+    @property
+    def collectives(self) -> LockStep:
+        """Those of the first stage, of all ranks where there is one."""
+        return self.places[0].collectives
 
     def step(self, *batches: Any) -> Tensor:
         """Run one step and return its result; a batch each where ranks serve different requests.
@@ -267,10 +334,30 @@ class Simulation:
         """
         mesh = self.plan.mesh
         own = [mesh.index(rank, mesh.requests) for rank in range(mesh.num_ranks)]
-        everywhere = _joined([batches[index] for index in own])
-        result, self.caches = self.forward(self.collectives, self.weights, self.caches, everywhere)
+
+        def run(place: Place) -> Any:
+            everywhere = _joined([batches[own[rank]] for rank in place.ranks])
+            c = place.collectives
+            try:
+                result, place.caches = place.forward(c, place.weights, place.caches, everywhere)
+            except BaseException:
+                c.channels.fail()
+                raise
+            return result
+
+        found: dict[int, Tensor] = {}
+        if len(self.places) == 1:
+            found = dict(enumerate(run(self.places[0]).parts))
+        else:
+            with ThreadPoolExecutor(len(self.places)) as pool:
+                runs = [pool.submit(run, place) for place in self.places]
+            failed = [error for each in runs if (error := each.exception())]
+            if failed:  # a stage that waited for another fails too, which tells less
+                raise min(failed, key=lambda error: isinstance(error, NothingSentError))
+            for place, each in zip(self.places, runs, strict=True):
+                found |= dict(zip(place.ranks, each.result().parts, strict=True))
         parts = [
-            agree(Ranks([result.parts[rank] for rank in group]), "the result")  # type: ignore[attr-defined]
+            agree(Ranks([found[rank] for rank in group]), "the result")
             for group in mesh.groups(tuple(n for n, _ in mesh.factors if n not in mesh.requests))
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -79,10 +79,19 @@ def storage(program: Program) -> tuple[Pack, ...]:
     Raises:
         PlacementError: one parameter is needed in two layouts.
     """
-    packs = {pack.name: pack for pack in _packs(program.driver, program.mesh)}
-    for step in program.driver.steps:
+    return stored(program.driver, program.mesh)
+
+
+def stored(code: Code, mesh: Mesh) -> tuple[Pack, ...]:
+    """Return every tensor that a rank keeps to run a driver or a stage of it.
+
+    Raises:
+        PlacementError: one parameter is needed in two layouts.
+    """
+    packs = {pack.name: pack for pack in _packs(code, mesh)}
+    for step in code.steps:
         if isinstance(step, Loop):
-            templates = list(_packs(step.block, program.mesh))
+            templates = list(_packs(step.block, mesh))
             for index in range(step.start, step.stop):
                 for pack in (_placed(each, f"{step.layers}.{index}.") for each in templates):
                     packs[pack.name] = pack

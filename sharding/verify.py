@@ -53,10 +53,13 @@ def verify(program: Program) -> None:
 
 
 class Verification:
-    """One pass over one function: the values defined so far, and the buffers given away."""
+    """One pass over one function: the values defined so far, and the buffers given away.
 
-    def __init__(self, mesh: Mesh, code: Code) -> None:
-        self.mesh, self.code = mesh, code
+    A stage of a pipeline hands its results to another function, not its carry to itself.
+    """
+
+    def __init__(self, mesh: Mesh, code: Code, is_stage: bool = False) -> None:
+        self.mesh, self.code, self.is_stage = mesh, code, is_stage
         self.live: set[Var] = set()
         self.dead: set[Var] = set()
         self.reduced: set[Var] = set()
@@ -76,12 +79,13 @@ class Verification:
             self.read(var, f"result of {code.name}")
             if var in self.routed:
                 self.fail(var, "a result lacks the rows that went to other ranks")
-        for before, after in zip(code.carry, code.results, strict=False):
+        carry = () if self.is_stage else code.carry
+        for before, after in zip(carry, code.results, strict=False):
             if after.spec.varying or before.spec.varying:
                 self.fail(after, "Varying between layers")
-            if code.carry and not _may_be(after, before):
+            if not _may_be(after, before):
                 self.fail(after, f"the carry came in as {before} and leaves as {after}")
-        if code.carry and len(code.carry) != len(code.results):
+        if carry and len(carry) != len(code.results):
             raise VerificationError(f"{code.name} takes {len(code.carry)} carries, not as many out")
         for before, after in zip(code.cache, code.cache_results, strict=False):
             if not _same_type(before, after):
@@ -165,6 +169,8 @@ class Verification:
         unknown = set(axes) - {factor for factor, _ in self.mesh.factors}
         if unknown:
             self.fail(var, f"{unknown.pop()!r} is not a factor of mesh {self.mesh}")
+        if set(axes) & set(self.mesh.stages):
+            self.fail(var, "it is placed along the pipeline, whose ranks share no value")
         for dim, size in zip(var.spec.dims, var.sizes, strict=True):
             if size is not None and size % self.mesh.size(dim.axes):
                 self.fail(var, f"{dim} does not divide its size {size}")

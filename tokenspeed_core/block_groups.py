@@ -76,6 +76,30 @@ class BlockGroups:
         """The FULL group, in whose blocks prefixes are counted."""
         return self.groups[0]
 
+    def of_rank(self, plan: RankPlan, rank: int) -> "BlockGroups":
+        """Return the groups of the layers that a rank of a pipeline has, by their place there.
+
+        Blocks and shares are those of all ranks, bytes those of the rank's layers.
+        """
+        if not plan.parts:
+            return self
+        part, own = plan.parts[plan.mesh.index(rank, plan.mesh.stages)], plan.of_rank(rank)
+        kept = [
+            tuple(layer - part.start for layer in group.layers if part.start <= layer < part.stop)
+            for group in self
+        ]
+        if len(self) == 1:
+            size = sum(_bytes(shape) for layer in own.cache for shape in layer)
+            return BlockGroups((attrs.evolve(self.first, layers=kept[0], block_bytes=size),), size)
+        unit = math.lcm(*(group.share for group in self)) * ALIGNMENT
+        shares = zip(kept, self, strict=True)
+        parent = _whole(max(_size(own, layers) * group.share for layers, group in shares), unit)
+        groups = (
+            attrs.evolve(group, layers=layers, block_bytes=parent // group.share)
+            for layers, group in zip(kept, self, strict=True)
+        )
+        return BlockGroups(tuple(groups), parent)
+
     def parents(self, tokens: int) -> int:
         """Return the parents that a request with so many tokens holds, between its chunks."""
         return sum(-(-group.blocks(tokens) // group.share) for group in self.groups)

@@ -33,15 +33,18 @@ class Collectives:
     rank and whatever the transport.
     """
 
-    def __init__(self, groups: Mapping[str, Group], sums: Mapping[str, RankSums]) -> None:
+    def __init__(
+        self, groups: Mapping[str, Group], sums: Mapping[str, RankSums], device: torch.device
+    ) -> None:
         self._groups = groups
         self._sums = sums
+        self._device = device
 
     @classmethod
     def of(cls, ranks: RankGroups) -> "Collectives":
         """Return the collectives of ranks that have met; on GPUs sums are timed here."""
         sums = {axis: RankSums.of(group, ranks) for axis, group in sorted(ranks.by_axis.items())}
-        return cls(ranks.by_axis, sums)
+        return cls(ranks.by_axis, sums, ranks.device)
 
     def rank(self, axis: str) -> int:
         """This rank's coordinate along `axis`; 0 on an axis of size 1."""
@@ -99,6 +102,50 @@ class Collectives:
             for index, value in enumerate(values)
         )
 
+    def send(self, axis: str, *values: Tensor) -> None:
+        """Send values to the next place along `axis`, as bytes of one message."""
+        group = self._groups[axis]
+        dist.send(_bytes(values), group=group.process_group, group_dst=group.rank + 1)
+
+    def receive(self, axis: str, *types: tuple[Any, ...]) -> list[Tensor]:
+        """Return what the place before sends: a (dtype, sizes...) for each value."""
+        group = self._groups[axis]
+        values = [self._empty(given) for given in types]
+        size = sum(value.nbytes for value in values)
+        packed = torch.empty(size, dtype=torch.uint8, device=self._device)
+        dist.recv(packed, group=group.process_group, group_src=group.rank - 1)
+        parts = torch.split(packed, [value.nbytes for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.view(-1).view(torch.uint8).copy_(part)
+        return values
+
+    def carried(self, x: Tensor, axis: str, source: int, target: int) -> Tensor | None:
+        """Bring x from place `source` of `axis` to `target`, where it is returned.
+
+        Both call it, with tensors of one shape.
+        """
+        group = self._groups[axis]
+        if group.rank == source:
+            dist.send(_bytes((x,)), group=group.process_group, group_dst=target)
+            return None
+        came = torch.empty_like(x, memory_format=torch.contiguous_format)
+        packed = came.view(-1).view(torch.uint8)
+        dist.recv(packed, group=group.process_group, group_src=source)
+        return came
+
+    def publish(self, axis: str, x: Tensor) -> Tensor:
+        """Return x, the value of the last place along `axis`, after sending it to all others."""
+        group = self._groups[axis]
+        dist.broadcast(_bytes((x,)), group=group.process_group, group_src=group.size - 1)
+        return x
+
+    def published(self, axis: str, given: tuple[Any, ...]) -> Tensor:
+        """Return the value, (dtype, sizes...), that the last place along `axis` publishes."""
+        group, value = self._groups[axis], self._empty(given)
+        packed = value.view(-1).view(torch.uint8)
+        dist.broadcast(packed, group=group.process_group, group_src=group.size - 1)
+        return value
+
     def dispatch(
         self, x: Tensor, ids: Tensor, weights: Tensor, axis: str, share: int
     ) -> tuple[Tensor, Tensor, Tensor, "Trip"]:
@@ -135,6 +182,10 @@ class Collectives:
         ):
             total.index_add_(0, rows, part.to(total.dtype))
         return total.to(y.dtype)
+
+    def _empty(self, given: tuple[Any, ...]) -> Tensor:
+        dtype, *sizes = given
+        return torch.empty(sizes, dtype=getattr(torch, dtype), device=self._device)
 
     @staticmethod
     def _send(x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:

@@ -7,6 +7,7 @@ from .device_executor import DeviceExecutor
 from .executor import Executor, HostExecutor
 from .grammar.library import Library
 from .graphs import Graphs
+from .group_executor import GroupExecutor
 from .runner import Runner
 from .start_clock import timed
 from .transfers import Transfers
@@ -23,6 +24,11 @@ def execution(
     captured graphs.  Models with several block groups run without, and programs that send rows to
     the ranks of their experts: the host waits for how many there are.
     """
+    mesh = runner.plan.mesh
+    if mesh.requests:
+        own = mesh.index(runner.ranks.rank, mesh.requests)
+        axis = mesh.group(mesh.requests)
+        return lambda transfers: GroupExecutor(runner, own, axis, library)
     if runner.device.type == "cpu":
         return lambda transfers: HostExecutor(runner, transfers, library)
     tables = runner.new_tables()

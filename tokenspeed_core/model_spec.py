@@ -139,13 +139,14 @@ class ModelSpec:
 
 def _refuse_idle_axes(plan: RankPlan) -> None:
     """Whatever is sharded meets again by a collective: an axis without one holds equal copies."""
-    met = {factor for group in plan.groups for factor in plan.mesh.expand(tuple(group.split("+")))}
+    met = set(plan.mesh.requests)
+    met |= {factor for group in plan.groups for factor in plan.mesh.expand(tuple(group.split("+")))}
     if idle := [f"{name}={size}" for name, size in plan.mesh.factors if name not in met]:
         raise ModelSpecError(
             f"no part of the model is spread over {', '.join(idle)} of mesh {str(plan.mesh)!r}: "
-            f"its ranks would hold copies and compute the same. Pipeline stages and requests "
-            f"spread over ranks are not served; place a dim there ('f:tp+dp', 'e:dp') or leave "
-            f"the axis out"
+            f"its ranks would hold copies and compute the same. Cut the layers into stages along "
+            f"it ('stages:{idle[0].partition('=')[0]}'), place a dim there ('f:tp+dp', 'e:dp'), or "
+            f"leave the axis out"
         )
 
 

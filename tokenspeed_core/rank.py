@@ -12,6 +12,7 @@ from .config import ConfigError, EngineConfig
 from .model_spec import ModelSpec
 from .rank_groups import RankGroups
 from .runner import Runner
+from .sharding import Mesh
 from .start_clock import timed
 from .warm_up import warm_up
 from .weights import Progress, dummy_weights, load_weights
@@ -49,6 +50,10 @@ def load_rank(
     device = _device(engine, rank)
     with timed("the plan"):
         plan = spec.rank_plan(device.type)
+    groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
+    groups, plan = groups.of_rank(plan, rank), plan.of_rank(rank)
+    if plan.mesh.requests:
+        _refuse_with_requests(engine, groups, device)
     with timed("weights"):
         if engine.load_format == "dummy":
             packs = dummy_weights(plan, rank, device)
@@ -56,9 +61,9 @@ def load_rank(
             with open_checkpoint(spec.path) as checkpoint:
                 sources = spec.family.hf(spec.config)
                 packs = load_weights(plan, sources, checkpoint, rank, progress, device)
-    groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
     with timed("meeting the other ranks"):
-        ranks = RankGroups.join(plan.groups, engine.num_ranks, rank, rendezvous, device)
+        axes = {**plan.groups, **_request_groups(plan.mesh)}
+        ranks = RankGroups.join(axes, engine.num_ranks, rank, rendezvous, device)
         collectives = Collectives.of(ranks)
     warms_up = device.type == "cuda" and len(groups) == 1
     runner = Runner.of(
@@ -98,6 +103,27 @@ def _device(engine: EngineConfig, rank: int) -> torch.device:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)  # where kernels go that no tensor leads elsewhere
     return device
+
+
+def _request_groups(mesh: Mesh) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the ranks that differ by the requests they serve: they exchange tokens and blocks."""
+    return {mesh.group(mesh.requests): mesh.groups(mesh.requests)} if mesh.requests else {}
+
+
+def _refuse_with_requests(engine: EngineConfig, groups: BlockGroups, device: torch.device) -> None:
+    """Refuse what is not built where ranks serve different requests."""
+    kinds = ", ".join(group.kind.name for group in groups)
+    for wrong, fix in (
+        (device.type != "cpu", "--device cpu"),
+        (engine.host_kv > 0, "--host-kv 0"),
+        (len(groups) > 1, f"another model: its layers keep different things ({kinds})"),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"layout = {engine.layout!r} spreads requests over ranks, which is served with "
+                f"one kind of cache, on CPUs, without a host tier only; give {fix}, or leave "
+                f"requests: out"
+            )
 
 
 def _num_blocks(

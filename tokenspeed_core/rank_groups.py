@@ -32,6 +32,7 @@ class RankGroups:
     by_axis: Mapping[str, Group] = attrs.field(factory=dict)
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     world: int = 1
+    rank: int = 0
 
     @classmethod
     def join(
@@ -70,7 +71,7 @@ class RankGroups:
             for _, group in sorted(joined.items()):
                 dist.all_reduce(torch.ones(1, device=device), group=group.process_group)
             torch.cuda.synchronize(device)
-        return cls(joined, device, world)
+        return cls(joined, device, world, rank)
 
     def smallest(self, value: int) -> int:
         """Return the smallest `value` of all ranks; each calls it, in one order."""

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .block_groups import BlockGroups, allocate_caches
@@ -190,21 +191,45 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: Step, transfers: Transfers | None = None) -> Sampled:
         """Run a step; return what its sampling rows sampled."""
-        rows = step.sampling
-        asked = bool(rows.logprobs.any())
         if step.num_tokens == 0:  # a step that only moves blocks
+            asked = bool(step.sampling.logprobs.any())
             return Sampled(torch.empty(0, dtype=torch.int32), torch.empty(0), asked)
         if self._chosen is None or step.shapers:
-            every = self.logits(step, transfers)
-            logits = every[: len(step.sampling_slots)]
-            tokens, logprobs = sample(step.shapers.shaped(logits, rows.temperature), rows)
-            tokens = step.shapers.take(tokens, logits)
-            logprobs = step.shapers.own_logprobs(logits, tokens, logprobs)
-            return Sampled(tokens, logprobs, asked, step.shapers.told(every))
-        forward = self._chosen(Choice.of(rows))
+            return self.sampled(step, self.logits(step, transfers))
+        return self.chosen(step, Choice.of(step.sampling), transfers)
+
+    @torch.inference_mode()
+    def sampled(self, step: Step, every: Tensor) -> Sampled:
+        """Return what a step's sampling rows sample of the logits `every[m+p,v]` of its rows."""
+        rows = step.sampling
+        logits = every[: len(step.sampling_slots)]
+        tokens, logprobs = sample(step.shapers.shaped(logits, rows.temperature), rows)
+        tokens = step.shapers.take(tokens, logits)
+        logprobs = step.shapers.own_logprobs(logits, tokens, logprobs)
+        return Sampled(tokens, logprobs, bool(rows.logprobs.any()), step.shapers.told(every))
+
+    @torch.inference_mode()
+    def chosen(self, step: Step, how: Choice, transfers: Transfers | None = None) -> Sampled:
+        """Run a step by the program that chooses its tokens; `how` is all that some row asks for.
+
+        Ranks that run other rows take the same program.
+        """
+        assert self._chosen is not None, "one rank samples by itself"
+        rows = step.sampling
+        forward = self._chosen(how)
         pairs = self._run(forward, step, sampled_batch(step.batch, rows), transfers)
         logprobs = pairs[:, 1].masked_fill(~rows.logprobs, torch.nan)
-        return Sampled(pairs[:, 0].int(), logprobs.float(), asked)
+        return Sampled(pairs[:, 0].int(), logprobs.float(), how.reported)
+
+    @torch.inference_mode()
+    def fetch(self, axis: str, blocks: NDArray[np.int32], source: int, target: int) -> None:
+        """Copy blocks from the rank at place `source` of `axis` to the one at `target`."""
+        index = torch.from_numpy(blocks.astype(np.int64))
+        for layer in self._caches:
+            for _, tensor in leaves(layer):
+                sent = self.collectives.carried(tensor[index], axis, source, target)
+                if sent is not None:
+                    tensor[index] = sent
 
     @torch.inference_mode()
     def copy_blocks(self, copies: Copies) -> None:

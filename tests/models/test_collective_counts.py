@@ -17,6 +17,7 @@ from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.models.sampling import Choice
 from tokenspeed_core.sharding import Layout, Plan
 from tokenspeed_core.sharding.cost import moves, nbytes
+from tokenspeed_core.sharding.layout_text import parse_layout
 from tokenspeed_core.sharding.program import LOCAL, Move
 
 YARN = {
@@ -100,6 +101,12 @@ LAYOUTS = {
         "dp=8 tp=8", place={"j": "", "e": "dp+tp", "f": ""}, types=STREAM, requests="dp"
     ),
 }
+# The defaults of transformers' configs are those of GPT-OSS-120B, Qwen3-Next-80B-A3B, MiniMax-M2.
+DEFAULTS = {
+    "GptOssForCausalLM": "GptOssConfig",
+    "Qwen3NextForCausalLM": "Qwen3NextConfig",
+    "MiniMaxM2ForCausalLM": "MiniMaxM2Config",
+}
 FILTERED = Choice(drawn=True, filtered=True)
 WIDE = (("n", "d"), ("m", "d"))
 MANY = 1 << 16  # tokens for which bytes decide
@@ -143,6 +150,58 @@ def test_counts_are_those_of_hand_written_engines(
     for move, times in collectives(plan_of(model, layout, tokens)):
         found[move.kind] += 0 if move.joins else times
     assert +found == expected
+
+
+@pytest.mark.parametrize("layout", ["tp=2", "tp=2; j: e:tp", "tp=2; Hidden=n@tp d"])
+@pytest.mark.parametrize("architecture", DEFAULTS)
+def test_sinks_delta_nets_and_wide_norms_need_what_others_issue(
+    architecture: str, layout: str
+) -> None:
+    """2 L + 1 sums, MiniMax-M2's norms over all heads two numbers a token and layer more."""
+    import transformers
+
+    stored = getattr(transformers, DEFAULTS[architecture])().to_dict()
+    family = family_of(architecture)
+    config = family.config(stored)
+    plan = compile_plan(family, config, parse_layout(layout), dtype=torch.bfloat16, block_size=64)
+    found: Counter[str] = Counter()
+    payload = 0
+    for move, times in collectives(plan):
+        found[move.kind] += 0 if move.joins else times
+        payload += times * nbytes(move.operand, {"n": 1, "m": 1})
+    sums = 2 * config.num_layers + 1
+    extra = config.num_layers if architecture == "MiniMaxM2ForCausalLM" else 0
+    if "Hidden" in layout:
+        expected = {"reduce_scatter": sums, "all_gather": sums, "all_reduce": 1 + extra}
+    else:
+        expected = {"all_reduce": sums + extra, "all_gather": 1}
+        row = sums * stored["hidden_size"] + config.vocab_size
+        assert payload == row * 2 + extra * 2 * 4
+    assert found == expected
+
+
+@pytest.mark.parametrize(("tokens", "exchange"), [(0, ()), (MANY, ("dispatch", "combine"))])
+def test_attention_over_requests_and_heads_scatters_and_gathers_beside_its_experts(
+    tokens: int, exchange: tuple[str, ...]
+) -> None:
+    """A scatter and a gather a layer, of latents, beside the pair of the experts in 58 of 61."""
+    found: Counter[str] = Counter()
+    for move, times in collectives(plan_of("deepseek-v3", "dp8-tp8-ep64", tokens)):
+        found[move.kind] += 0 if move.joins else times
+    pairs = dict.fromkeys(("all_gather", "reduce_scatter"), 62 if exchange else 120)
+    assert found == {**pairs, **dict.fromkeys(exchange, 58), "all_reduce": 1}
+
+
+def test_stages_of_a_pipeline_issue_what_the_whole_does() -> None:
+    architecture, config = MODELS["llama-3.1-70b"]
+    family = family_of(architecture)
+    layout = parse_layout("pp=4 tp=8; stages:pp")
+    plan = compile_plan(family, family.config(config), layout, dtype=torch.bfloat16, block_size=64)
+    found: Counter[str] = Counter()
+    for part in plan.stages():
+        for move, times in collectives(part):
+            found[move.kind] += times
+    assert found == {"all_reduce": 161, "all_gather": 1}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 
 import pytest
 import torch
+from test_expert_parallel import tiny
+from test_pipeline import plan_of as staged
 from tiny import BLOCK, CASES, apart, conversation, make_tiny
 
 from tests.sharding.mutants import mutants, refused
 from tokenspeed_core.models import compile_plan
 from tokenspeed_core.sharding import Layout, Plan, map_leaves
 from tokenspeed_core.sharding.merge import merged
+from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
 
 NUM_BLOCKS = 17
@@ -41,6 +44,26 @@ def test_shares_merge_to_the_whole(layout: str) -> None:
     step = many.step if plan.mesh.requests else lambda *own: torch.cat([*map(many.step, own)])
     for expected, got in apart(tiny, one.step, step):
         assert (got - expected).abs().max() < 1e-12
+
+
+OTHERS = [
+    ("deepseek-v3", "tp=2 cp=2; s:cp"),
+    ("deepseek-v2-lite", "dp=2 tp=1 cp=4; s:cp requests:dp"),
+    ("gpt-oss", "tp=2 cp=2; s:cp"),
+    ("gpt-oss", "dp=2 pp=2 tp=1 cp=4; s:cp requests:dp stages:pp"),
+]
+
+
+@pytest.mark.parametrize(("family", "text"), OTHERS)
+def test_latents_and_sinks_are_merged_once(family: str, text: str) -> None:
+    """A sink is a term of each head's softmax: counted in every share, it would weigh double."""
+    model = tiny(family)
+    plan = staged(model, text)
+    one, many = (Simulation(p, model.params, NUM_BLOCKS) for p in (staged(model, "tp=1"), plan))
+    step = many.step if plan.mesh.requests else lambda *own: torch.cat([*map(many.step, own)])
+    for expected, got in apart(model, one.step, step):
+        assert (got - expected).abs().max() < 1e-12
+    recheck(plan, plan.source)
 
 
 def test_a_rank_keeps_its_part_of_every_block() -> None:

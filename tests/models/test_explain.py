@@ -69,7 +69,7 @@ def test_every_emitted_file_passes_ruff_and_mypy(tmp_path: Path) -> None:
     mypy = [
         "mypy",
         "--config-file=",
-        "--check-untyped-defs",
+        "--strict",
         "--follow-imports=skip",
         "--cache-dir",
     ]

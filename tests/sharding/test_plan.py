@@ -136,7 +136,8 @@ def test_the_emitted_file_stands_alone(layout: str, tmp_path: Path) -> None:
     plan = plan_of({**SIZES, "rope_parameters": ROPE3}, LAYOUTS[layout])
     tree = ast.parse(plan.source)
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert [getattr(node, "module", None) for node in imports] == ["tokenspeed_core.ops"]
+    modules = [getattr(node, "module", None) for node in imports]
+    assert modules == ["typing", "tokenspeed_core.ops"]
     statements = [
         node
         for function in tree.body

@@ -151,7 +151,7 @@ def test_the_emitted_text_passes_ruff_and_mypy(tmp_path: Path) -> None:
         files.append(str(tmp_path / f"composed_{index}.py"))
         Path(files[-1]).write_text(plan_of(text, "Qwen3ForCausalLM", FORMS).source)
     rules = ["--isolated", "--line-length", "100", "--select", "E,F,I,B,UP,PT,D100,D103"]
-    options = ["--config-file=", "--check-untyped-defs", "--follow-imports=skip"]
+    options = ["--config-file=", "--strict", "--follow-imports=skip"]
     for command in (["ruff", "check", *rules], ["mypy", *options, "--cache-dir", str(tmp_path)]):
         done = subprocess.run(
             [sys.executable, "-m", *command, *files], capture_output=True, text=True, check=False

@@ -19,10 +19,12 @@ from tokenspeed_core.ops import (
     LayerLatent,
     einsum,
     latent_attention,
+    latent_attention_share,
     paged_attention,
     paged_attention_share,
     rms_norm_by_total,
     sink_attention,
+    sink_attention_share,
 )
 from tokenspeed_core.sharding.op import OPS, Op
 from tokenspeed_core.sharding.reduction import KINDS, SUM, reduced
@@ -89,12 +91,25 @@ def attend_with_sinks(*operands: Tensor) -> tuple[Tensor, ...]:
     return o, kv.k, kv.v
 
 
+def attend_with_sinks_share(place: int, ways: int, *operands: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, sinks, keys, values = operands
+    kv = LayerKV(k=keys, v=values)
+    o, kv = sink_attention_share(q, k, v, sinks, kv, STEP, 0.3, 2, place, ways)  # type: ignore[arg-type]
+    return o, kv.k, kv.v
+
+
 def norm_by_squares(x: Tensor, roots: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     return (rms_norm_by_total(x, roots.square(), w, 1, 72, 1e-5),)
 
 
 def attend_latents(*operands: Tensor) -> tuple[Tensor, ...]:
     o, kv = latent_attention(*operands[:6], LayerLatent(rows=operands[6]), STEP, 0.3)  # type: ignore[arg-type]
+    return o, kv.rows
+
+
+def attend_latents_share(place: int, ways: int, *operands: Tensor) -> tuple[Tensor, ...]:
+    kv = LayerLatent(rows=operands[6])
+    o, kv = latent_attention_share(*operands[:6], kv, STEP, 0.3, place, ways)  # type: ignore[arg-type]
     return o, kv.rows
 
 
@@ -145,11 +160,13 @@ CASES = [
         "sink_attention",
         ("n k g h", "n k h", "n k h", "k g", "b k s h", "b k s h"),
         run=attend_with_sinks,
+        share=attend_with_sinks_share,
     ),
     Case(
         "latent_attention",
         ("n k h", "n k r", "n c", "n r", "k h c", "k u c", "b s x"),
         run=attend_latents,
+        share=attend_latents_share,
     ),
     Case("causal_conv", ("n l w o", "l w o x", "b l w o y"), static=(STEP,)),
     Case("delta_gates", ("n l w", "n l w", "l w", "l w")),
@@ -286,6 +303,8 @@ def test_every_placeable_op_has_a_case() -> None:
         "split",
         "silu_mul_packed",
         "paged_attention_share",
+        "sink_attention_share",
+        "latent_attention_share",
     }
     compiled |= {"norm_linear", "rope_attention", "linear_add", "norm_gate_up", "norm_moe_add"}
     compiled |= {"all_gather_linear", "all_reduce_add_rms_norm", "linear_reduce_scatter"}
