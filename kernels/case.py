@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .float8 import Float8Matrix
 from .registry import Kernel, candidates, choose
 
 # Relative errors of a result of so many terms, in the norm.
@@ -75,6 +76,9 @@ def cases(device: str, dtype: torch.dtype, tokens: int, width: int) -> Iterator[
     yield case("add_rms_norm", rows, x, residual, gain, 1e-6)
     yield case("linear", f"{rows} o={f}", x, wide)
     yield case("norm_linear", f"{rows} o={f}", x, gain, wide, 1e-6)
+    narrow = Float8Matrix.of(wide, (1, d))
+    yield case("float8_linear", f"{rows} o={f}", x, narrow, moved=f * d + 2 * _bytes(x))
+    yield case("rank_sum", f"ranks=4 {rows}", normal(4, n, d))
     yield case("linear_add", f"n={n} i={f} o={d}", normal(n, f), normal(d, f) * f**-0.5, residual)
     yield case("norm_gate_up", f"{rows} f={f}", x, gain, gated, 1e-6)
     yield case("silu_mul", f"n={n} f={f}", normal(n, 2 * f))

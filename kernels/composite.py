@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .float8 import FLOAT8
 from .paged_attention import Rows
 from .registry import register, select
 
@@ -48,7 +49,7 @@ def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
     return y
 
 
-@register("rope_attention", backend="torch")
+@register("rope_attention", backend="torch", features=("float8",))
 def rope_attention(
     qkv: Tensor,
     q_norm: Tensor | None,
@@ -77,12 +78,11 @@ def rope_attention(
         norm = _kernel("rms_norm", qkv)
         q, k = norm(q, q_norm, eps), norm(k, k_norm, eps)
     q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-    o: Tensor
-    if window:
-        attend = _kernel("paged_attention", qkv, "window")
-        o = attend(q, k, v, k_cache, v_cache, batch, scale, window)
-    else:
-        o = _kernel("paged_attention", qkv)(q, k, v, k_cache, v_cache, batch, scale)
+    seen = (window,) if window else ()
+    needs = ("window",) * bool(window) + ("float8",) * (k_cache.dtype == FLOAT8)
+    o: Tensor = _kernel("paged_attention", qkv, *needs)(
+        q, k, v, k_cache, v_cache, batch, scale, *seen
+    )
     return o
 
 

@@ -4,11 +4,12 @@
 import torch
 from torch import Tensor
 
+from .float8 import kept
 from .paged_attention import Rows
 from .registry import register
 
 
-@register("latent_attention", backend="torch")
+@register("latent_attention", backend="torch", features=("float8",))
 def latent_attention(
     qh: Tensor,
     qr: Tensor,
@@ -29,7 +30,7 @@ def latent_attention(
     """
     size = cache.shape[1]
     block = torch.div(batch.cache_slots, size, rounding_mode="floor")
-    cache[block, batch.cache_slots % size] = torch.cat((latent, kr), dim=-1).to(cache.dtype)
+    cache[block, batch.cache_slots % size] = kept(torch.cat((latent, kr), dim=-1), cache.dtype)
     width = latent.shape[-1]
     out = qh.new_zeros(*qh.shape[:2], w_value.shape[1])
     wide = torch.promote_types(qh.dtype, torch.float32)

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .float8 import kept
 from .registry import register
 
 
@@ -22,7 +23,7 @@ class Rows(Protocol):
     def block_tables(self) -> Tensor: ...
 
 
-@register("paged_attention", backend="torch", features=("window", "sinks"))
+@register("paged_attention", backend="torch", features=("window", "sinks", "float8"))
 def paged_attention(
     q: Tensor,
     k: Tensor,
@@ -36,17 +37,17 @@ def paged_attention(
 ) -> Tensor:
     """Write `k[n,k,h]`, `v[n,k,h]` to the caches, then attend `q[n,k,g,h]`; return `o[n,k,g,h]`.
 
-    Caches are `[b,k,s,h]` (b blocks of s slots) and are written in place.  Row r's queries are
-    the last of its `context_lens[r]` tokens, each attending to itself and what precedes it: with a
-    `window`, to so many tokens in all.  `sinks[k,g]` is one more logit of each head, unscaled, that
-    has no value (Xiao et al. 2023).  The softmax is in float32 at least.  Rows of `q` that belong
-    to no request come back as zeros.
+    Caches are `[b,k,s,h]` (b blocks of s slots), written in place, saturated if in float8.  Row r's
+    queries are the last of its `context_lens[r]` tokens, each attending to itself and what precedes
+    it: with a `window`, to so many tokens in all.  `sinks[k,g]` is one more logit of each head,
+    unscaled, that has no value (Xiao et al. 2023).  The softmax is in float32 at least.  Rows of
+    `q` that belong to no request come back as zeros.
     """
     size = k_cache.shape[2]
     block = torch.div(batch.cache_slots, size, rounding_mode="floor")
     slot = batch.cache_slots % size
-    k_cache[block, :, slot] = k
-    v_cache[block, :, slot] = v
+    k_cache[block, :, slot] = kept(k, k_cache.dtype)
+    v_cache[block, :, slot] = kept(v, v_cache.dtype)
     out = torch.zeros_like(q)
     wide = torch.promote_types(q.dtype, torch.float32)
     starts = batch.query_starts.tolist()
@@ -74,7 +75,7 @@ def paged_attention(
     return out
 
 
-@register("paged_attention_share", backend="torch")
+@register("paged_attention_share", backend="torch", features=("float8",))
 def paged_attention_share(
     q: Tensor,
     k: Tensor,
@@ -99,8 +100,8 @@ def paged_attention_share(
     block = torch.div(batch.cache_slots, size, rounding_mode="floor")
     slot = batch.cache_slots % size - place * part
     mine = (slot >= 0) & (slot < part)
-    k_cache[block[mine], :, slot[mine]] = k[mine]
-    v_cache[block[mine], :, slot[mine]] = v[mine]
+    k_cache[block[mine], :, slot[mine]] = kept(k[mine], k_cache.dtype)
+    v_cache[block[mine], :, slot[mine]] = kept(v[mine], v_cache.dtype)
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(*q.shape[:-1], q.shape[-1] + 1, dtype=wide)
     out[..., -1] = float("-inf")

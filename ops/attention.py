@@ -6,6 +6,7 @@ from typing import Any, cast
 import attrs
 from torch import Tensor
 
+from ..kernels.float8 import FLOAT8
 from ..sharding import Placed, module
 from ..sharding.op import OPS, Op, Recorder, register_rule
 from ..sharding.rule import rule
@@ -42,6 +43,11 @@ def _written(args: tuple[Any, ...], results: tuple[Any, ...]) -> tuple[Any, Any]
     return results[0], attrs.evolve(cast(Any, kv), k=results[1], v=results[2])
 
 
+def kept_in(cache: Tensor) -> tuple[str, ...]:
+    """Return what a kernel must be able to do for such a cache."""
+    return ("float8",) if cache.dtype == FLOAT8 else ()
+
+
 def rows_of(batch: Batch, kv: LayerKV) -> Batch:
     """Return the batch as layers with such a cache see it."""
     return batch.windowed() if kv.keeps is CacheKind.WINDOW else batch
@@ -69,10 +75,12 @@ def paged_attention(
     """
     o: Tensor
     batch = rows_of(batch, kv)
+    needs = kept_in(kv.k)
     if window:
-        o = kernel("paged_attention", q, "window")(q, k, v, kv.k, kv.v, batch, scale, window)
+        run = kernel("paged_attention", q, "window", *needs)
+        o = run(q, k, v, kv.k, kv.v, batch, scale, window)
     else:
-        o = kernel("paged_attention", q)(q, k, v, kv.k, kv.v, batch, scale)
+        o = kernel("paged_attention", q, *needs)(q, k, v, kv.k, kv.v, batch, scale)
     return o, kv
 
 
@@ -96,7 +104,7 @@ def paged_attention_share(
         )
         return found
     *window, place, ways = window_place_ways
-    run = kernel("paged_attention_share", q)
+    run = kernel("paged_attention_share", q, *kept_in(kv.k))
     o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, *window or (0,), place, ways)
     return o, kv
 
@@ -130,7 +138,7 @@ def sink_attention(
     window: int = 0,
 ) -> tuple[Tensor, LayerKV]:
     """Attend as `paged_attention` does, `sinks[k,g]` being one more logit without a value."""
-    run = kernel("paged_attention", q, "window", "sinks")
+    run = kernel("paged_attention", q, "window", "sinks", *kept_in(kv.k))
     o: Tensor = run(q, k, v, kv.k, kv.v, rows_of(batch, kv), scale, window, sinks)
     return o, kv
 

@@ -13,11 +13,12 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..kernels.float8 import Float8Matrix
 from ..kernels.registry import choose
 from ..sharding.op import OPS, Op, dispatch
 from ..sharding.rule import rule
 from .activation import silu_mul_packed
-from .attention import LayerKV, paged_attention, rows_of
+from .attention import LayerKV, kept_in, paged_attention, rows_of
 from .batch import Batch
 from .collectives import Collectives
 from .einsum import linear, split
@@ -27,6 +28,7 @@ from .norm import add_rms_norm, rms_norm
 from .rope import rope
 from .router import softmax_router
 
+Matrix = Tensor | Float8Matrix
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -65,35 +67,41 @@ def composites_on(device_type: str, dtype: torch.dtype) -> frozenset[str]:
     )
 
 
-def _norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+def _norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     return linear(rms_norm(x, w_norm, eps), w)
 
 
 @defined_by(_norm_linear)
-def norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+def norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `linear(rms_norm(x, w_norm, eps), w)` `[n,o]`: `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
+    if isinstance(w, Float8Matrix):
+        return _norm_linear(x, w_norm, w, eps)
     y: Tensor = kernel("norm_linear", x)(x, w_norm, w, eps)
     return y
 
 
-def _linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+def _linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
     return residual + linear(x, w)
 
 
 @defined_by(_linear_add)
-def linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
     """Return `residual + linear(x, w)` `[n,o]`: `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
+    if isinstance(w, Float8Matrix):
+        return _linear_add(x, w, residual)
     y: Tensor = kernel("linear_add", x)(x, w, residual)
     return y
 
 
-def _norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+def _norm_gate_up(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     return silu_mul_packed(norm_linear(x, w_norm, w, eps))
 
 
 @defined_by(_norm_gate_up)
-def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+def norm_gate_up(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `silu(gate) * up` `[n,f]` of `norm_linear(x, w_norm, w, eps)`, gate first."""
+    if isinstance(w, Float8Matrix):
+        return _norm_gate_up(x, w_norm, w, eps)
     y: Tensor = kernel("norm_gate_up", x)(x, w_norm, w, eps)
     return y
 
@@ -137,7 +145,7 @@ def rope_attention(
     `qkv[n,(k g h)+(k h)+(k h)]` are projections side by side; `q_norm[h]`, `k_norm[h]` norm each
     head before `cos[n,r]`, `sin[n,r]` turn it; then as `paged_attention`.
     """
-    run = kernel("rope_attention", qkv)
+    run = kernel("rope_attention", qkv, *kept_in(kv.k))
     rows = rows_of(batch, kv)
     o: Tensor = run(qkv, q_norm, k_norm, cos, sin, kv.k, kv.v, rows, scale, window, eps)
     return o, kv
@@ -196,23 +204,27 @@ def all_reduce_add_rms_norm(
     return pair
 
 
-def _all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+def _all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Matrix) -> Tensor:
     return linear(c.all_gather(x, axis, 0), w)
 
 
 @defined_by(_all_gather_linear, collective=True)
-def all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+def all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Matrix) -> Tensor:
     """Return `linear(x, w)` of the rows `x[n,i]` of all ranks of `axis`, in rank order."""
+    if isinstance(w, Float8Matrix):
+        return _all_gather_linear(c, axis, x, w)
     y: Tensor = kernel("all_gather_linear", x)(c, axis, x, w)
     return y
 
 
-def _linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+def _linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Matrix) -> Tensor:
     return c.reduce_scatter(linear(x, w), axis, 0)
 
 
 @defined_by(_linear_reduce_scatter, collective=True)
-def linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Tensor) -> Tensor:
+def linear_reduce_scatter(c: Collectives, axis: str, x: Tensor, w: Matrix) -> Tensor:
     """Return this rank's even part of the rows of `linear(x, w)` summed over `axis`."""
+    if isinstance(w, Float8Matrix):
+        return _linear_reduce_scatter(c, axis, x, w)
     y: Tensor = kernel("linear_reduce_scatter", x)(c, axis, x, w)
     return y

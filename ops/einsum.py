@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..kernels.float8 import Float8Matrix
 from ..sharding.alternative import relabelled
 from ..sharding.error import AnnotationError, TraceError, explained
 from ..sharding.fix import Fix
@@ -66,12 +67,13 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     return result
 
 
-def linear(x: Tensor, w: Tensor) -> Tensor:
+def linear(x: Tensor, w: Tensor | Float8Matrix) -> Tensor:
     """Return `y[n,o] = sum_i x[n,i] w[o,i]`."""
     if isinstance(x, Recorder):
         result: Tensor = x.record(_LINEAR, (x, w))
         return result
-    y: Tensor = kernel("linear", x)(x, w)
+    op = "float8_linear" if isinstance(w, Float8Matrix) else "linear"
+    y: Tensor = kernel(op, x)(x, w)
     return y
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from ..sharding import Placed, module
 from ..sharding.op import OPS, Op, Recorder, register_rule
 from ..sharding.rule import rule
+from .attention import kept_in
 from .batch import Batch
 from .cache_kind import CacheKind
 from .kernel import kernel
@@ -54,7 +55,7 @@ def latent_attention(
     per cached token) or the latents (expanded: few products per pair) is the kernel's choice, from
     host integers that are equal on all ranks.
     """
-    run = kernel("latent_attention", qh)
+    run = kernel("latent_attention", qh, *kept_in(kv.rows))
     o: Tensor = run(qh, qr, latent, kr, w_key, w_value, kv.rows, batch, scale)
     return o, kv
 

@@ -121,13 +121,15 @@ class RankPlan:
 
     def allocate(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Return uninitialised packs by name, except for the constants, which are filled in."""
-        packs = {}
-        for pack_ in self.storage:
-            packs[pack_.name] = torch.empty(pack_.shape, dtype=pack_.dtype, device=device)
-            for member in pack_.members:
-                if member.path in self.constants:
-                    member.write(packs[pack_.name], self.constants[member.path].to(device))
-        return packs
+        return {pack_.name: self.allocate_pack(pack_, device) for pack_ in self.storage}
+
+    def allocate_pack(self, pack_: Pack, device: str | torch.device = "cpu") -> Tensor:
+        """Return one uninitialised pack, constants filled in."""
+        made = torch.empty(pack_.shape, dtype=pack_.dtype, device=device)
+        for member in pack_.members:
+            if member.path in self.constants:
+                member.write(made, self.constants[member.path].to(device))
+        return made
 
     def place(self, params: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
         """Return this rank's packs, written from whole parameters by path."""
@@ -139,7 +141,7 @@ class RankPlan:
                     member.write(packs[pack_.name], whole[member.slices(self.mesh, rank)])
         return packs
 
-    def weights(self, packs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def weights(self, packs: Mapping[str, Any]) -> dict[str, Any]:
         """Return packs by name as the tree `w` that `forward` takes."""
         return nest(packs)
 

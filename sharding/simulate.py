@@ -310,7 +310,7 @@ class Simulation:
                 Place(
                     ranks,
                     forward,
-                    part.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]}),  # type: ignore[misc]
+                    part.weights({name: Ranks([p[name] for p in packs]) for name in packs[0]}),
                     _joined([part.allocate_caches(blocks) for _ in ranks]),
                     LockStep(mesh.without(mesh.stages), stage, channels),
                 )

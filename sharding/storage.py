@@ -98,7 +98,7 @@ def stored(code: Code, mesh: Mesh) -> tuple[Pack, ...]:
     return tuple(packs.values())
 
 
-def nest(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def nest(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return packs by name as the tree a program takes: a numbered part becomes a list of dicts.
 
     `{"embed": e, "layers.0.norm": n}` becomes `{"embed": e, "layers": [{"norm": n}]}`.

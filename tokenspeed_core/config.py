@@ -18,6 +18,7 @@ import attrs
 from .config_option import ConfigError as ConfigError
 from .config_option import option, size_in_bytes
 
+WEIGHT_FORMS = ("auto", "plain", "fp8", "fp8-block", "fp8-tensor")
 _AXIS_SIZE = re.compile(r"=\s*(\d+)")
 
 
@@ -34,16 +35,15 @@ class EngineConfig:
     dtype: str = option(
         "auto", "model", "type of weights and activations", choices=("auto", "bf16", "fp32")
     )
+    weights: str = option(
+        "auto", "model", "form of layers' matrices; auto: as stored", choices=WEIGHT_FORMS
+    )
     load_format: str = option(
-        "auto",
-        "model",
-        "where weights come from; dummy: random ones, for benches",
-        choices=("auto", "dummy"),
+        "auto", "model", "where weights come from; dummy: random ones", choices=("auto", "dummy")
     )
     max_model_len: int = option(
         0, "model", "longest prompt plus answer in tokens; 0: the model's", low=0, metavar="TOKENS"
     )
-
     family: str = option(
         "",
         "model",
@@ -51,10 +51,7 @@ class EngineConfig:
         metavar="FILE",
     )
     plan_cache: str = option(
-        "",
-        "model",
-        "keep compiled plans here, or off; default: plans in the user's cache directory",
-        metavar="DIR",
+        "", "model", "keep compiled plans here, or off; default: in the user's", metavar="DIR"
     )
 
     host: str = option("127.0.0.1", "server", "address to listen on")
@@ -134,6 +131,11 @@ class EngineConfig:
         choices=("auto", "cpu", "cuda"),
     )
     cuda_graphs: bool = option(True, "parallelism", "replay captured decode steps on a GPU")
+    kernels: str = option(
+        "",
+        "parallelism",
+        "OP=BACKEND instead of the preferred kernel; tuned: time those that contest",
+    )
     time_gaps: bool = option(
         False, "parallelism", "time how long a GPU waits between steps; logged when it ends"
     )
@@ -150,7 +152,7 @@ class EngineConfig:
     )
 
     kv_cache: str = option(
-        "auto", "cache", "type of keys and values", choices=("auto", "bf16", "fp32")
+        "auto", "cache", "type of keys and values", choices=("auto", "bf16", "fp32", "fp8")
     )
     block_size: int = option(16, "cache", "tokens in a block", low=1, metavar="TOKENS")
     kv_cache_bytes: int = option(

@@ -11,6 +11,7 @@ import torch
 
 from .checkpoint import open_checkpoint
 from .config import EngineConfig
+from .kernels.float8 import FLOAT8
 from .model_definition import family_in
 from .model_source import cache_directory, resolve
 from .models.family import Family, compile_plan, plan_key
@@ -23,8 +24,10 @@ from .sharding.plan import Forward
 from .sharding.plan_cache import PlanCache
 from .sharding.spec import parse_spec
 from .stored_config import stored_config
+from .weight_format import PLAIN
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_CACHE_DTYPES = {**_DTYPES, "fp8": FLOAT8}
 
 
 class ModelSpecError(ValueError):
@@ -47,6 +50,7 @@ class ModelSpec:
     block_size: int
     max_model_len: int
     plan_cache: PlanCache | None
+    weights: str  # a format of `weight_format`
 
     @classmethod
     def of(cls, engine: EngineConfig) -> "ModelSpec":
@@ -57,7 +61,11 @@ class ModelSpec:
             ModelSpecError: a setting does not suit this model.
         """
         path = resolve(engine.model, weights=engine.load_format != "dummy").path
-        stored = stored_config(engine.model) if engine.load_format == "dummy" else _stored(path)
+        if engine.load_format == "dummy":
+            stored, form = stored_config(engine.model), PLAIN
+        else:
+            with open_checkpoint(path) as checkpoint:
+                stored, form = checkpoint.config, checkpoint.form
         dtype = _dtype(engine.dtype, stored)
         family = family_in(engine.family) if engine.family else _registered(stored, path)
         config = family.config(stored)
@@ -67,7 +75,7 @@ class ModelSpec:
                 f"max_model_len = {engine.max_model_len} exceeds the {longest} positions that "
                 f"{path} was made for; give at most {longest}"
             )
-        cache_dtype = dtype if engine.kv_cache == "auto" else _DTYPES[engine.kv_cache]
+        cache_dtype = dtype if engine.kv_cache == "auto" else _CACHE_DTYPES[engine.kv_cache]
         return cls(
             path=path,
             family=family,
@@ -78,6 +86,7 @@ class ModelSpec:
             block_size=engine.block_size,
             max_model_len=engine.max_model_len or longest,
             plan_cache=_plan_cache(engine),
+            weights=form if engine.weights == "auto" else engine.weights,
         )
 
     @property
@@ -165,11 +174,6 @@ def _plan_cache(engine: EngineConfig) -> PlanCache | None:
     if engine.plan_cache == "off" or engine.family:
         return None
     return PlanCache(Path(engine.plan_cache or cache_directory() / "plans").expanduser())
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    with open_checkpoint(path) as checkpoint:
-        return checkpoint.config
 
 
 def _dtype(setting: str, config: Mapping[str, Any]) -> torch.dtype:

@@ -2,6 +2,7 @@
 """One rank of an engine: its process group, plan, weights and runner."""
 
 import logging
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,9 @@ from .block_groups import BlockGroups, block_groups
 from .checkpoint import open_checkpoint
 from .collectives import Collectives
 from .config import ConfigError, EngineConfig
+from .kernels import registry
+from .kernels.tuning import TABLE
+from .model_source import cache_directory
 from .model_spec import ModelSpec
 from .rank_groups import RankGroups
 from .runner import Runner
@@ -48,6 +52,11 @@ def load_rank(
     torch.set_num_threads(engine.threads or max(1, torch.get_num_threads() // engine.num_ranks))
     spec = ModelSpec.of(engine)
     device = _device(engine, rank)
+    if device.type == "cuda" and (engine.kv_cache == "fp8" or spec.weights.startswith("fp8")):
+        raise ConfigError(
+            "float8 has no kernels on GPUs yet; leave --kv-cache fp8 out, and give --weights plain"
+        )
+    _choose_kernels(engine, spec, device)
     with timed("the plan"):
         plan = spec.rank_plan(device.type)
     groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
@@ -56,11 +65,13 @@ def load_rank(
         _refuse_with_requests(engine, groups, device)
     with timed("weights"):
         if engine.load_format == "dummy":
-            packs = dummy_weights(plan, rank, device)
+            packs = dummy_weights(plan, rank, device, spec.weights)
         else:
             with open_checkpoint(spec.path) as checkpoint:
                 sources = spec.family.hf(spec.config)
-                packs = load_weights(plan, sources, checkpoint, rank, progress, device)
+                packs = load_weights(
+                    plan, sources, checkpoint, rank, progress, device, spec.weights
+                )
     with timed("meeting the other ranks"):
         axes = {**plan.groups, **_request_groups(plan.mesh)}
         ranks = RankGroups.join(axes, engine.num_ranks, rank, rendezvous, device)
@@ -83,6 +94,8 @@ def load_rank(
         return runner
     with timed("kernels"):
         taken = warm_up(runner, engine.step_tokens)
+    if TABLE.tunes and rank == 0:
+        TABLE.save(tuning_file())
     _log.info("steps of %d tokens take %d MiB", engine.step_tokens, taken >> 20)
     return runner.with_blocks(ranks.smallest(_num_blocks(engine, spec, groups, device, taken)))
 
@@ -124,6 +137,34 @@ def _refuse_with_requests(engine: EngineConfig, groups: BlockGroups, device: tor
                 f"one kind of cache, on CPUs, without a host tier only; give {fix}, or leave "
                 f"requests: out"
             )
+
+
+def tuning_file() -> Path:
+    """Return where measured kernels are kept."""
+    return cache_directory() / "kernels.json"
+
+
+def _choose_kernels(engine: EngineConfig, spec: ModelSpec, device: torch.device) -> None:
+    """Load plug-ins, and what was measured or asked for.
+
+    Raises:
+        ConfigError: a kernel that was asked for is not legal here.
+    """
+    if found := registry.load_plug_ins():
+        _log.info("kernels of %s", ", ".join(found))
+    asked = [each.strip() for each in engine.kernels.split(",") if each.strip()]
+    registry.tune("tuned" in asked)
+    if TABLE.tunes and engine.num_ranks == 1:  # ranks might find different files
+        TABLE.load(tuning_file())
+    wanted = dict(each.split("=", 1) for each in asked if "=" in each)
+    if unread := [each for each in asked if "=" not in each and each != "tuned"]:
+        raise ConfigError(
+            f"kernels = {engine.kernels!r} has {unread[0]!r}, which is neither OP=BACKEND nor tuned"
+        )
+    try:
+        registry.prefer(wanted, device.type, spec.dtype)
+    except registry.NoKernelError as error:
+        raise ConfigError(f"kernels = {engine.kernels!r}: {error}") from error
 
 
 def _num_blocks(

@@ -17,6 +17,7 @@ from .device_tables import DeviceTables
 from .grammar.library import Library
 from .host_pool import HostPool
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
+from .kernels.float8 import FLOAT8, Float8Matrix
 from .models.sampling import Choice, sample, sampled_batch
 from .ops import Batch
 from .ops.attention import LayerKV
@@ -53,7 +54,7 @@ class Runner:
     def of(
         cls,
         plan: RankPlan,
-        packs: Mapping[str, Tensor],
+        packs: Mapping[str, Tensor | Float8Matrix],
         collectives: Collectives,
         *,
         ranks: RankGroups,
@@ -80,7 +81,7 @@ class Runner:
             host_blocks=host_blocks,
             forward=plan.load(),
             weights=plan.weights(packs),
-            caches=allocate_caches(plan, groups, num_blocks, next(iter(packs.values())).device),
+            caches=allocate_caches(plan, groups, num_blocks, ranks.device),
             collectives=collectives,
             token_multiple=token_multiple,
             chosen=cache(chosen) if chosen else None,
@@ -153,7 +154,11 @@ class Runner:
         """Fill the caches with standard normal values, for benches."""
         for layer in self._caches:
             for _, tensor in leaves(layer):
-                tensor.normal_(generator=draw)
+                if tensor.dtype == FLOAT8:
+                    for block in tensor:
+                        block.copy_(torch.randn(block.shape, generator=draw, device=draw.device))
+                else:
+                    tensor.normal_(generator=draw)
 
     def new_transfers(
         self, notify: Callable[[], None], pool: type[HostPool] = HostPool
@@ -248,6 +253,9 @@ class Runner:
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
+        return
+    if isinstance(tree, Float8Matrix):
+        yield from (tree.data, tree.scale)
         return
     for each in tree.values() if isinstance(tree, Mapping) else tree:
         yield from _tensors(each)

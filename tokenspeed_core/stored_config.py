@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from .checkpoint import CheckpointError, open_checkpoint
+from .checkpoint.float8_checkpoint import plain_config
 from .model_source import resolve
 
 
@@ -21,6 +22,6 @@ def stored_config(model: str) -> dict[str, Any]:
             return checkpoint.config
     file = source.path / "config.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return plain_config(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is not a JSON object: {error}") from error

@@ -71,7 +71,7 @@ def load_trace(
     trace: Trace | None = None
     block = kept = requests = too_long = 0
     decoder = msgspec.json.Decoder(_Line)
-    for number, text in enumerate(_lines(path), 1):
+    for number, text in enumerate(lines(path), 1):
         try:
             line = decoder.decode(text)
             rows = [_row(row, i, line.block, coarse) for i, row in enumerate(line.rows)]
@@ -111,7 +111,8 @@ def load_trace(
     return trace, TraceShape(kept, requests, too_long)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path) -> Iterator[bytes]:
+    """Return the lines of a file, plain or gzipped; TraceError if it cannot be read."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":

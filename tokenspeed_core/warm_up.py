@@ -11,6 +11,7 @@ from .device_tables import DeviceTables
 from .extend_graph import TOKENS
 from .graphs import Graphs
 from .kernels.triton_backend import compile_ahead
+from .kernels.tuning import TABLE
 from .models.sampling import Choice, choose
 from .ops import Batch
 from .ops.sampling import SamplingRows
@@ -96,6 +97,11 @@ def warm_up(runner: Runner, chunk: int) -> int:
         about = (runner.program_hash.hex(), runner.num_slots, runner.max_model_len, chunk)
         with timed("compiling"):
             compile_ahead(every, repr(about), runner.ranks.any)
+        if TABLE.tunes:
+            with TABLE.measuring(runner.ranks.greatest):
+                eager()
+                for rows in buckets(runner.num_slots):
+                    runner.forward(scratch_batch(tables, 1, 0, 0, rows))
         took = _taken(eager, tables.device)
         took = max(took, _taken(lambda: _sample(runner, tables), tables.device))
         took += _taken(largest, tables.device)

@@ -291,7 +291,10 @@ def main(arguments: list[str] | None = None) -> int:
     _tell(Ready(time.monotonic() - started))
     time_gaps = engine.time_gaps and runner.device.type == "cuda"
     worker = Worker(run, options.rank, engine.num_ranks, runner, new_executor, time_gaps)
-    reason = worker.serve()
+    try:
+        reason = worker.serve()
+    finally:
+        runner.ranks.abort()
     library.close()
     _log.info("rank %d ends: %s", options.rank, reason)
     return 0

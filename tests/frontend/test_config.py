@@ -34,7 +34,7 @@ def other_value(name: str) -> tuple[str, object]:
             name, ("3", 3)
         ),
         float: ("2.5", 2.5),
-        str: ("ipc://other", "ipc://other"),
+        str: {"kernels": ("linear=torch",) * 2}.get(name, ("ipc://other",) * 2),
     }[type(field.default)]
 
 

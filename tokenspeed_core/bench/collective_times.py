@@ -58,12 +58,20 @@ class Noted:
         method = getattr(self._collectives, kind)
 
         def call(*args: Any) -> Any:
-            if kind.removesuffix("s") in TRIPS:
+            if kind == "start":
+                whole = partial(_whole, self._collectives, args)
+                self.calls.append(Call(args[0], args[1], self._world, whole))
+            elif kind.removesuffix("s") in TRIPS:
                 operand = args[0][0] if isinstance(args[0], tuple) else args[0]
                 self.calls.append(Call(kind, operand, self._world, partial(method, *args)))
             return method(*args)
 
         return call
+
+
+def _whole(collectives: Any, args: tuple[Any, ...]) -> object:
+    """Start a collective and wait for it."""
+    return collectives.wait(collectives.start(*args))
 
 
 @torch.inference_mode()

@@ -23,6 +23,8 @@ class Options:
     graphs: bool = True
     tp: int = 1
     layout: str = ""
+    kv_cache: str = "auto"
+    weights: str = "auto"
 
     def __attrs_post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -44,10 +46,14 @@ class Options:
             num_blocks=self.blocks,
             tp=self.tp,
             layout=self.layout,
+            kv_cache=self.kv_cache,
+            weights=self.weights,
         )
 
     @property
     def name(self) -> str:
         """The shape, and what differs from one rank in bfloat16."""
         spread = self.layout or (f"tp={self.tp}" if self.tp > 1 else "")
-        return " ".join(filter(None, (self.shape, spread)))
+        kept = f"kv={self.kv_cache}" if self.kv_cache != "auto" else ""
+        form = f"weights={self.weights}" if self.weights != "auto" else ""
+        return " ".join(filter(None, (self.shape, spread, kept, form)))

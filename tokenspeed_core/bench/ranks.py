@@ -6,7 +6,10 @@ import sys
 import tempfile
 import time
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from typing import Any
 
+import attrs
 import torch
 
 from ..device_gaps import DeviceGaps
@@ -18,6 +21,7 @@ from .dummy import dummy_runner
 from .floor import Floor
 from .offline import Offline
 from .options import Options
+from .row import Row
 from .shape import SHAPES
 
 _GRACE_S = 10.0
@@ -27,8 +31,8 @@ class RankDiedError(RuntimeError):
     """A rank of a bench ended before its time; it has printed why."""
 
 
-def time_ranks(options: Options) -> None:
-    """Run a bench's cases and print their rows.
+def time_ranks(options: Options) -> list[Row]:
+    """Run a bench's cases, print their rows and return them.
 
     Raises:
         RankDiedError: a rank died; the others were ended.
@@ -36,12 +40,13 @@ def time_ranks(options: Options) -> None:
     with tempfile.TemporaryDirectory() as directory:
         count = options.engine(directory).num_ranks
         if count == 1:
-            time_rank(options)
-            return
+            return time_rank(options)
         context = multiprocessing.get_context("spawn")
         meet = f"file://{directory}/ranks"
+        printed = context.SimpleQueue()
         ranks = [
-            context.Process(target=time_rank, args=(options, rank, meet)) for rank in range(count)
+            context.Process(target=_tell_rows, args=(printed, options, rank, meet))
+            for rank in range(count)
         ]
         for each in ranks:
             each.start()
@@ -60,10 +65,19 @@ def time_ranks(options: Options) -> None:
                 each.terminate()
                 each.join(_GRACE_S)
                 each.kill()
+        return [Row(**attributes) for attributes in printed.get()]
 
 
-def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> None:
-    """Run a bench's cases as one of its ranks, which meet at `rendezvous`."""
+def _tell_rows(
+    printed: "SimpleQueue[list[dict[str, Any]]]", options: Options, rank: int, rendezvous: str
+) -> None:
+    rows = time_rank(options, rank, rendezvous)
+    if rank == 0:
+        printed.put([attrs.asdict(row) for row in rows])
+
+
+def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> list[Row]:
+    """Run a bench's cases as one of its ranks, which meet at `rendezvous`; rank 0 prints."""
     started = time.perf_counter()
     runner = dummy_runner(options, rank, rendezvous)
     loaded = time.perf_counter()
@@ -83,10 +97,13 @@ def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> None:
     executor = DeviceGaps(new_executor(None)) if on_gpu else new_executor(None)
     offline = Offline(executor, runner.block_size, runner.num_blocks, int(shape["vocab_size"]))
     chosen = cases(options.shape, options.bench)
+    found = []
     for case in chosen[: options.most or len(chosen)]:
         rows = list(measure(case, offline, options.name, card, floor.ms(case, card)))
         if runner.ranks.world > 1 and options.bench == "decode":
             rows += collective_rows(case, runner, options.name, card)
         for row in rows if rank == 0 else ():
             print(row.json(), flush=True)
+        found += rows
     runner.ranks.abort()
+    return found

@@ -27,6 +27,11 @@ class Checkpoint(abc.ABC):
         """The model's configuration in the terms of a Hugging Face `config.json`."""
 
     @property
+    def form(self) -> str:
+        """The form of matrices that keeps them as they are stored, as `--weights` names it."""
+        return "plain"
+
+    @property
     @abc.abstractmethod
     def names(self) -> Collection[str]:
         """The Hugging Face names of all tensors."""

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint, CheckpointError
+from .float8_checkpoint import Float8Checkpoint
 from .gguf_checkpoint import GgufCheckpoint
 from .safetensors_checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint
 
@@ -31,7 +32,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             f"{path} is no .gguf file; for safetensors give the directory that holds config.json"
         )
     if (path / INDEX_NAME).exists() or (path / SINGLE_NAME).exists():
-        return SafetensorsCheckpoint(path)
+        return Float8Checkpoint.around(SafetensorsCheckpoint(path))
     files = sorted(file for file in path.iterdir() if file.is_file())
     quantised = [file for file in files if file.suffix == ".gguf"]
     if len(quantised) == 1:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 HELP = "list, explain, check or time the kernels of this machine"
 DESCRIPTION = (
-    "list: every kernel of every op; explain: which one an op runs here, and why not the others; "
+    "list: every kernel of every op; explain: which one an op runs here, why not the others, and "
+    "what --kernels tuned measured; "
     "check: each kernel against the torch reference in float64 on random data, exit 1 if one "
     "differs; bench: the time of each beside the least time that its bytes take."
 )
@@ -41,7 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     from .. import ops  # noqa: F401  (registers every backend)
     from ..kernels.case import TOLERANCE, cases, microseconds
-    from ..kernels.registry import NoKernelError, operations
+    from ..kernels.registry import NoKernelError, load_plug_ins, operations
+    from ..kernels.tuning import TABLE
+    from ..rank import tuning_file
+
+    load_plug_ins()
+    TABLE.load(tuning_file())
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, arguments.dtype)
@@ -79,15 +85,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _describe(op: str, device: str, dtype: "torch.dtype", explains: bool) -> None:
     """Print the kernels of an op, those that are legal here first in order of preference."""
     from ..kernels.registry import candidates
+    from ..kernels.tuning import TABLE, explained
 
     kernels = sorted(candidates(op), key=lambda kernel: -kernel.preference)
     legal = [kernel for kernel in kernels if kernel.supports(device, dtype)]
     for kernel in kernels:
-        state = "not legal" if kernel not in legal else "runs" if kernel is legal[0] else "legal"
+        runs = "contests" if kernel.contests else "legal"
+        state = "not legal" if kernel not in legal else "runs" if kernel is legal[0] else runs
         features = ", ".join(sorted(kernel.features))
         line = f"{op:<24} {kernel.backend:<8} {state:<10} {features}".rstrip()
         if explains and kernel not in legal:
             line += f"  (its predicate refuses {device} with {dtype})"
         elif explains and kernel is not legal[0]:
             line += f"  (preference {kernel.preference} < {legal[0].preference})"
+        print(line)
+    for line in explained(op, TABLE.times) if explains else ():
         print(line)
