@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Step plans carried out where ranks serve different requests."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class GroupExecutor:
     def launch(self, plan: StepPlan) -> Sampled:
         """Run a step."""
         step = self._slots.prepare(plan)
-        for fetch in fetched_by(self._groups.apply(plan), self._own):
+        counts = np.diff(step.batch.query_starts.numpy())
+        for fetch in fetched_by(self._groups.apply(plan, step.rows, counts), self._own):
             self._runner.fetch(self._axis, fetch.blocks, fetch.source, fetch.target)
         if step.num_tokens == 0:
             return self._runner.run(step)

@@ -43,6 +43,7 @@ class RequestGroups:
         self._count, self._block_size = count, block_size
         self._group_of = np.full(num_slots, -1, np.int32)
         self._context = np.zeros(num_slots, np.int64)
+        # Those of the last request, until the slot is another's: a plan may give some back.
         self._blocks: list[list[int]] = [[] for _ in range(num_slots)]
         self._holds = np.zeros((count, num_blocks), np.bool_)
         self._holds[:, 0] = True  # scratch
@@ -53,11 +54,15 @@ class RequestGroups:
         found: Int32 = self._group_of[slots]
         return found
 
-    def apply(self, plan: StepPlan) -> list[Fetch]:
-        """Take note of a plan; return what to fetch before its rows run."""
-        for slot in _int32(plan.removed_slots).tolist():
-            self._group_of[slot] = -1
-            self._blocks[slot] = []
+    def apply(self, plan: StepPlan, rows: Int32, counts: Int32) -> list[Fetch]:
+        """Take note of a plan; return what to fetch before it runs `counts[i]` tokens of `rows[i]`.
+
+        Rows are those of the step that slots make of the plan, which may repeat some.
+        """
+        self._group_of[_int32(plan.removed_slots)] = -1
+        kept = dict(
+            zip(_int32(plan.kept_slots).tolist(), _int32(plan.kept_blocks).tolist(), strict=True)
+        )
         slots, ids = _int32(plan.block_slots), _int32(plan.block_ids)
         added = _int32(plan.added_slots).tolist()
         wanted: dict[tuple[int, int], list[int]] = {}
@@ -65,7 +70,9 @@ class RequestGroups:
             if slot not in added:
                 self._append(slot, ids[slots == slot])
         for slot, context in zip(added, _int32(plan.added_context).tolist(), strict=True):
-            own, found = ids[slots == slot], -(-context // self._block_size)
+            before = np.array(self._blocks[slot][: kept.get(slot, 0)], np.int32)
+            own = np.concatenate((before, ids[slots == slot]))
+            found = -(-context // self._block_size)
             group = self._choice(own[:found])
             self._group_of[slot], self._context[slot] = group, context
             self._fetch(own[:found], group, wanted)
@@ -77,12 +84,10 @@ class RequestGroups:
             for group in range(self._count):  # whose a target is, a copy does not say
                 self._fetch(np.array([source], np.int32), group, wanted)
             self._holds[:, target] = True
-        for slot, count in zip(
-            _int32(plan.rows).tolist(), _int32(plan.row_tokens).tolist(), strict=True
-        ):
-            before, after = self._context[slot], self._context[slot] + count
+        for slot, count in zip(rows.tolist(), counts.tolist(), strict=True):
+            begin, after = self._context[slot], self._context[slot] + count
             size = self._block_size
-            self._is_written[self._blocks[slot][before // size : after // size]] = True
+            self._is_written[self._blocks[slot][begin // size : after // size]] = True
             self._context[slot] = after
         return [
             Fetch(source, target, np.array(blocks, np.int32))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenspeed_core.block_table import Int32
 from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import StepPlan
 from tokenspeed_core.ops import Batch
@@ -14,6 +15,7 @@ from tokenspeed_core.slots import Copies, Step
 
 BLOCK = 4
 NONE = np.empty(0, np.int32)
+Planned = tuple[StepPlan, Int32, Int32]  # the rows, and how many tokens of each
 
 
 def plan(
@@ -21,10 +23,11 @@ def plan(
     added: dict[int, int] | None = None,
     removed: tuple[int, ...] = (),
     blocks: dict[int, list[int]] | None = None,
+    kept: dict[int, int] | None = None,
     rows: dict[int, int] | None = None,
-) -> StepPlan:
+) -> Planned:
     pairs = [(slot, block) for slot, ids in (blocks or {}).items() for block in ids]
-    return StepPlan(
+    made = StepPlan(
         1,
         1,
         removed_slots=int32_column(removed),
@@ -33,34 +36,37 @@ def plan(
         block_slots=int32_column(slot for slot, _ in pairs),
         block_groups=int32_column(0 for _ in pairs),
         block_ids=int32_column(block for _, block in pairs),
-        rows=int32_column((rows or {}).keys()),
-        row_tokens=int32_column((rows or {}).values()),
+        kept_slots=int32_column((kept or {}).keys()),
+        kept_groups=int32_column(0 for _ in kept or {}),
+        kept_blocks=int32_column((kept or {}).values()),
     )
+    run = np.array(list((rows or {}).items()), np.int32).reshape(-1, 2)
+    return made, run[:, 0], run[:, 1]
 
 
-def fetched(groups: RequestGroups, step: StepPlan) -> list[tuple[int, int, list[int]]]:
-    return [(each.source, each.target, each.blocks.tolist()) for each in groups.apply(step)]
+def fetched(groups: RequestGroups, step: Planned) -> list[tuple[int, int, list[int]]]:
+    return [(each.source, each.target, each.blocks.tolist()) for each in groups.apply(*step)]
 
 
 def test_requests_go_where_the_fewest_run() -> None:
     groups = RequestGroups(2, 8, 32, BLOCK)
-    groups.apply(plan(added={0: 0, 1: 0, 2: 0}, blocks={0: [1], 1: [2], 2: [3]}))
+    groups.apply(*plan(added={0: 0, 1: 0, 2: 0}, blocks={0: [1], 1: [2], 2: [3]}))
     assert groups.of(np.array([0, 1, 2], np.int32)).tolist() == [0, 1, 0]
-    groups.apply(plan(removed=(0,), added={3: 0}, blocks={3: [1]}))
-    groups.apply(plan(removed=(2,), added={4: 0}, blocks={4: [3]}))
+    groups.apply(*plan(removed=(0,), added={3: 0}, blocks={3: [1]}))
+    groups.apply(*plan(removed=(2,), added={4: 0}, blocks={4: [3]}))
     assert groups.of(np.array([3, 4], np.int32)).tolist() == [0, 0]
 
 
 def test_found_blocks_are_fetched_once_from_whom_wrote_them() -> None:
     groups = RequestGroups(2, 8, 32, BLOCK)
-    groups.apply(plan(added={0: 0}, blocks={0: [1, 2, 3]}, rows={0: 11}))
+    groups.apply(*plan(added={0: 0}, blocks={0: [1, 2, 3]}, rows={0: 11}))
     again = plan(added={1: 8}, blocks={1: [1, 2, 4]}, rows={1: 2})
     assert fetched(groups, again) == [(0, 1, [1, 2])]
     assert groups.of(np.array([1], np.int32)).tolist() == [1]
     third = plan(removed=(0,), added={2: 8}, blocks={2: [1, 2, 5]}, rows={2: 2})
     assert fetched(groups, third) == [], "group 0 wrote them and holds them still"
     # A block that is given to another request holds nothing of the old one.
-    groups.apply(plan(removed=(1, 2), added={3: 0}, blocks={3: [1]}, rows={3: 4}))
+    groups.apply(*plan(removed=(1, 2), added={3: 0}, blocks={3: [1]}, rows={3: 4}))
     assert fetched(groups, plan(added={4: 4}, blocks={4: [1, 6]}, rows={4: 1})) == [(0, 1, [1])]
 
 
@@ -73,10 +79,24 @@ def test_a_block_that_is_being_written_is_read_where_it_is_written() -> None:
     later = plan(added={2: 8}, blocks={2: [1, 2, 5]}, rows={2: 1})
     assert fetched(groups, later) == [(0, 1, [1, 2])]
     # Given in an earlier step, but not full yet.
-    groups.apply(plan(blocks={0: [7]}, rows={0: 1}))
+    groups.apply(*plan(blocks={0: [7]}, rows={0: 1}))
     chunk = plan(added={3: 16}, blocks={3: [1, 2, 3, 7, 8]}, rows={0: 4, 3: 1})
     assert fetched(groups, chunk) == []
     assert groups.of(np.array([3], np.int32)).tolist() == [0]
+
+
+def test_blocks_that_a_slot_keeps_are_found_ones() -> None:
+    groups = RequestGroups(2, 8, 32, BLOCK)
+    groups.apply(*plan(added={0: 0, 1: 0}, blocks={0: [1, 2, 3], 1: [4]}, rows={0: 9, 1: 4}))
+    groups.apply(*plan(removed=(0,)))
+    groups.apply(*plan(added={2: 0}, blocks={2: [5]}, rows={2: 4}))
+    # Group 0 has a request and group 1 one; the kept blocks are group 0's.
+    again = plan(added={0: 8}, kept={0: 2}, blocks={0: [6]}, rows={0: 1})
+    assert fetched(groups, again) == []
+    assert groups.of(np.array([0], np.int32)).tolist() == [0]
+    groups.apply(*plan(removed=(0, 1)))
+    elsewhere = plan(added={0: 8}, kept={0: 2}, blocks={0: [7]}, rows={0: 1})
+    assert fetched(groups, elsewhere) == [(0, 1, [1, 2])], "group 0 runs slot 2 yet"
 
 
 def step() -> Step:
