@@ -3,6 +3,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class Offline:
             prompt_tokens=int32_column(prompt),
         )
 
-    def _launch(self, **columns: bytes) -> Sampled:
+    def _launch(self, **columns: Any) -> Sampled:
         self._step += 1
         return self._executor.launch(StepPlan(1, self._step, **columns))
 
