@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -90,8 +91,8 @@ class Connection:
     async def open(self) -> None:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
 
-    async def post(self, path: str, body: bytes) -> tuple[int, int]:
-        """Send a request; return its status and when its last byte was sent (monotonic ns)."""
+    async def post(self, path: str, body: bytes) -> tuple[dict[str, Any], int]:
+        """Send a request; return its answer and when its last byte was sent (monotonic ns)."""
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body[:-1])
         await self._writer.drain()
@@ -103,8 +104,9 @@ class Connection:
         while (line := await self._reader.readline()) != b"\r\n":
             name, _, value = line.partition(b":")
             length = int(value) if name.lower() == b"content-length" else length
-        await self._reader.readexactly(length)
-        return status, sent
+        answer = await self._reader.readexactly(length)
+        assert status == 200, answer
+        return json.loads(answer), sent
 
     async def lines(self, path: str, body: bytes) -> int:
         """Read a streamed answer to its end; return its bytes."""
@@ -125,27 +127,31 @@ def text(tokens: int, seed: int) -> str:
     return " ".join(WORDS[(seed * 7 + at * at) % len(WORDS)] for at in range(tokens))
 
 
-async def turns(address: str, marks: Path, size: int, count: int) -> tuple[float, list[float]]:
-    """One conversation: a cold turn of `size` tokens, then warm ones; ms to the plan of each."""
+async def turns(address: str, marks: Path, size: int, count: int) -> tuple[int, list[float]]:
+    """One conversation: a cold turn of about `size` tokens, then warm ones that add 700.
+
+    Return the tokens of the last prompt, and the ms to the plan of each turn.
+    """
     connection = Connection(address)
     await connection.open()
     messages = [{"role": "system", "content": text(2000, 0)}]
     for at in range(size // 1000):
         role = "assistant" if at % 2 else "user"
-        messages.append({"role": role, "content": text(960, at)})
+        messages.append({"role": role, "content": text(760, at)})
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": text(20, 1)})
-    found = []
+    found: list[float] = []
+    tokens = 0
     for turn in range(count + 1):
         body = {"model": "m", "messages": messages, "max_tokens": 1, "session_id": "bench"}
         before = marks.stat().st_size
-        status, sent = await connection.post("/v1/chat/completions", json.dumps(body).encode())
-        assert status == 200, status
+        answer, sent = await connection.post("/v1/chat/completions", json.dumps(body).encode())
         raw = marks.read_bytes()[before:]
         found.append((struct.unpack("<q", raw[:8])[0] - sent) / 1e6)
-        messages.append({"role": "assistant", "content": text(100, turn)})
-        messages.append({"role": "user", "content": text(600, turn + 3)})
-    return found[0], found[1:]
+        tokens = answer["usage"]["prompt_tokens"]
+        messages.append({"role": "assistant", "content": text(80, turn)})
+        messages.append({"role": "user", "content": text(470, turn + 3)})
+    return tokens, found
 
 
 async def sse(address: str, streams: int, tokens: int) -> float:
@@ -186,7 +192,7 @@ TOKEN = 504
 
 
 async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[str, object]:
-    with engine(max_model_len=size + 40_000) as (run, address, marks):
+    with engine(max_model_len=2 * size) as (run, address, marks):
         async with Client(run) as client:
             await client.ready(60)
         for _ in range(600):
@@ -194,7 +200,7 @@ async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[st
                 await Connection(address).open()
                 break
             await asyncio.sleep(0.1)
-        cold, warm = await turns(address, marks, size, 4 * repeats)
+        length, (cold, *warm) = await turns(address, marks, size, 4 * repeats)
         over_sse = [await sse(address, streams, tokens) for _ in range(repeats)]
         over_sdk = [await sdk(run, streams, tokens) for _ in range(repeats)]
 
@@ -203,7 +209,7 @@ async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[st
 
     return {
         "cores": os.cpu_count(),
-        "prompt_tokens": size,
+        "prompt_tokens": length,
         "cold_turn_ms": round(cold, 1),
         "warm_turn_ms": spread(warm),
         "sse_tokens_per_s": spread(over_sse),
