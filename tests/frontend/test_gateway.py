@@ -45,33 +45,40 @@ def free_port() -> int:
         return found
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
-    started = []
-    try:
-        for _ in range(2):
-            config = EngineConfig(
-                model=MODEL,
-                port=0,
-                dtype="fp32",
-                num_blocks=512,
-                max_model_len=2048,
-                threads=1,
-                grpc_port=free_port(),
-                kv_events=f"ipc://{tmp_path_factory.mktemp('kv')}/kv",
-            )
-            started.append(Engine.start(config, serve_http=True))
-        for engine in started:
-            engine.wait_ready(PATIENCE_S)
-        yield started
-    finally:
-        for engine in started:
-            engine.stop()
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Engine]:
+    config = EngineConfig(
+        model=MODEL,
+        port=0,
+        dtype="fp32",
+        num_blocks=512,
+        max_model_len=2048,
+        threads=1,
+        grpc_port=free_port(),
+        kv_events=f"ipc://{folder}/kv",
+    )
+    with Engine.start(config, serve_http=True) as engine:
+        engine.wait_ready(PATIENCE_S)
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def stub(engines: list[Engine]) -> Iterator[Any]:
-    with grpc.insecure_channel(f"127.0.0.1:{engines[0].config.grpc_port}") as channel:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with serving(tmp_path_factory.mktemp("kv")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def engines(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
+    if shutil.which("smg") is None:
+        pytest.skip("no smg on this machine: pip install smg")
+    with serving(tmp_path_factory.mktemp("kv")) as other:
+        yield [engine, other]
+
+
+@pytest.fixture(scope="module")
+def stub(engine: Engine) -> Iterator[Any]:
+    with grpc.insecure_channel(f"127.0.0.1:{engine.config.grpc_port}") as channel:
         grpc.channel_ready_future(channel).result(PATIENCE_S)
         yield TokenSpeedSchedulerStub(channel)
 
@@ -108,9 +115,9 @@ def over_http(engine: Engine, prompt: str | list[int], **more: Any) -> dict[str,
     return found
 
 
-def test_frames_carry_the_tokens_that_http_gives(engines: list[Engine], stub: Any) -> None:
-    ids = ids_of(engines[0], "The capital of France is")
-    expected = over_http(engines[0], ids, return_token_ids=True)["choices"][0]["token_ids"]
+def test_frames_carry_the_tokens_that_http_gives(engine: Engine, stub: Any) -> None:
+    ids = ids_of(engine, "The capital of France is")
+    expected = over_http(engine, ids, return_token_ids=True)["choices"][0]["token_ids"]
     frames = list(stub.Generate(asked(ids, "streamed", stream=True, return_logprob=True)))
     chunks = [frame.chunk for frame in frames if frame.HasField("chunk")]
     complete = frames[-1].complete
@@ -125,9 +132,9 @@ def test_frames_carry_the_tokens_that_http_gives(engines: list[Engine], stub: An
     assert sorted(frame.complete.index for frame in several) == [0, 1, 2]
 
 
-def test_stops_and_refusals(engines: list[Engine], stub: Any) -> None:
-    ids = ids_of(engines[0], "One, two, three,")
-    text = over_http(engines[0], ids)["choices"][0]["text"]
+def test_stops_and_refusals(engine: Engine, stub: Any) -> None:
+    ids = ids_of(engine, "One, two, three,")
+    text = over_http(engine, ids)["choices"][0]["text"]
     word = text.split()[1]
     (stopped,) = stub.Generate(asked(ids, "stopped", sampling={"stop": [word]}))
     assert stopped.complete.finish_reason == "stop"
@@ -151,8 +158,8 @@ def gauge(engine: Engine, name: str) -> float:
     return float(lines[0][1])
 
 
-def test_requests_are_aborted_by_name_and_by_leaving(engines: list[Engine], stub: Any) -> None:
-    ids = ids_of(engines[0], "Count to a thousand: one,")
+def test_requests_are_aborted_by_name_and_by_leaving(engine: Engine, stub: Any) -> None:
+    ids = ids_of(engine, "Count to a thousand: one,")
     endless = {"max_new_tokens": 1500, "ignore_eos": True}
     for end in ("abort", "leave"):
         call = stub.Generate(asked(ids, f"endless-{end}", stream=True, sampling=endless))
@@ -161,11 +168,11 @@ def test_requests_are_aborted_by_name_and_by_leaving(engines: list[Engine], stub
             assert stub.Abort(protocol.AbortRequest(request_id="endless-abort")).success
         else:
             call.cancel()
-        until(lambda: gauge(engines[0], "num_requests_running") == 0)
+        until(lambda: gauge(engine, "num_requests_running") == 0)
     assert stub.Abort(protocol.AbortRequest(request_id="never heard of")).success
 
 
-def test_what_a_gateway_asks_first(engines: list[Engine], stub: Any) -> None:
+def test_what_a_gateway_asks_first(engine: Engine, stub: Any) -> None:
     assert stub.HealthCheck(protocol.HealthCheckRequest()).healthy
     model = stub.GetModelInfo(protocol.GetModelInfoRequest())
     assert (model.served_model_name, model.max_context_length) == (MODEL, 2048)
@@ -177,13 +184,13 @@ def test_what_a_gateway_asks_first(engines: list[Engine], stub: Any) -> None:
     assert len(chunks[-1].sha256) == 64
     told = tokenizers.Tokenizer.from_str(archive.read("tokenizer.json").decode())
     text = "Grüße, 世界! <|im_start|>user"
-    assert told.encode(text, add_special_tokens=True).ids == ids_of(engines[0], text)
+    assert told.encode(text, add_special_tokens=True).ids == ids_of(engine, text)
 
 
-def test_kv_events_are_told(engines: list[Engine], stub: Any) -> None:
+def test_kv_events_are_told(engine: Engine, stub: Any) -> None:
     prompt = list(range(2000, 2064))
     call = stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest(), timeout=PATIENCE_S)
-    over_http(engines[0], prompt, max_tokens=1)
+    over_http(engine, prompt, max_tokens=1)
     seen: list[int] = []
     for batch in call:
         for event in batch.events:
@@ -197,8 +204,7 @@ def test_kv_events_are_told(engines: list[Engine], stub: Any) -> None:
 def smg(folder: Path, *workers: str) -> Iterator[httpx.Client]:
     """Run the gateway in front of workers until it answers, and to the end of the test."""
     executable = shutil.which("smg")
-    if executable is None:
-        pytest.skip("no smg on this machine: pip install smg")
+    assert executable is not None
     port, log = free_port(), folder / "smg.log"
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--policy", "cache_aware"]
     metrics = ["--prometheus-port", str(free_port())]
