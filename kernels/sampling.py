@@ -166,3 +166,36 @@ def reported(pair: Tensor, logit: Tensor, top: Tensor, total: Tensor) -> Tensor:
     token = torch.where(pair[:, 0].isfinite(), pair[:, 1], -1.0)
     logprob = logit.double() - top.double() - (total.double() / _UNIT).log()
     return torch.stack((token, torch.where(token < 0, torch.nan, logprob)), -1)
+
+
+@register("draw_tokens", backend="torch")
+def draw_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    filtered: bool,
+) -> Tensor:
+    """Return float64 pairs `[m,2]` of whole `logits[m,v]`: the greatest score and its token.
+
+    `filtered` says whether any row has a `top_k[m]` or `top_p[m]`.
+    """
+    scores = draw_scores(logits, temperature, seed, position)
+    if not filtered:
+        return pick(scores)
+    keys = token_keys(logits, logits.shape[-1])
+    counted = _floor(keys, units(keys), count_target(top_k))
+    kept = masses_from(masses(logits, largest(logits), temperature), keys, counted)
+    massed = _floor(keys, kept, mass_target(kept, top_p))
+    return pick(scores_from(scores_from(scores, keys, counted), keys, massed))
+
+
+def _floor(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Return the greatest key `[m]` from which weights reach a target, or 0."""
+    order = keys.argsort(-1, descending=True)
+    reached = weights.gather(-1, order).cumsum(-1) >= target[:, None]
+    last = reached.int().argmax(-1, keepdim=True)
+    floor = keys.gather(-1, order.gather(-1, last))[:, 0]
+    return floor.masked_fill(~reached.any(-1), 0)

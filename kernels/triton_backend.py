@@ -35,13 +35,17 @@ if BUILT:
         all_reduce,
         attention,
         columns,
+        delta_chunks,
         delta_net,
         experts,
+        float8,
         latent_attention,
+        library,
         linear,
         norm,
         pointwise,
         router,
+        sampling,
     )
 
     for _function, _features in (
@@ -55,13 +59,15 @@ if BUILT:
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
         (pointwise.rope_pairs, ()),
+        (sampling.draw_tokens, ()),
         (all_reduce.rank_sum, ()),
         (experts.experts, ()),
         (experts.norm_moe_add, ()),
         (router.softmax_router, ()),
-        (attention.paged_attention, ("window", "sinks")),
-        (attention.rope_attention, ()),
-        (latent_attention.latent_attention, ()),
+        (attention.paged_attention, ("window", "sinks", "float8")),
+        (attention.rope_attention, ("float8",)),
+        (latent_attention.latent_attention, ("float8",)),
+        (float8.float8_linear, ()),
         (delta_net.gated_delta_rule, ()),
         (delta_net.causal_conv, ()),
     ):
@@ -79,3 +85,28 @@ if BUILT:
         supports=lambda device_type, dtype: device_type == "cuda" and dtype == torch.int32,
         preference=10,
     )(columns.decode_columns)
+
+    for _function in (
+        library.linear,
+        library.norm_linear,
+        library.linear_add,
+        library.norm_gate_up,
+    ):
+        register(
+            _function.__name__, backend="library", supports=_supports, preference=1, contests=True
+        )(_function)
+
+    # Not timed on a GPU yet: it runs where asked for (`--kernels gated_delta_rule=chunked`).
+    register(
+        "gated_delta_rule", backend="chunked", supports=_supports, preference=1, contests=True
+    )(delta_chunks.gated_delta_rule)
+
+    # Legal where asked for by name: it rounds activations too, so its bits are others.
+    register(
+        "float8_linear",
+        backend="scaled_mm",
+        supports=lambda device_type, dtype: (
+            _supports(device_type, dtype) and dtype == torch.bfloat16
+        ),
+        preference=-1,
+    )(float8.scaled_linear)

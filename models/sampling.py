@@ -20,6 +20,7 @@ from ..ops.sampling import (
     count_target,
     descend,
     draw_scores,
+    draw_tokens,
     histogram,
     largest,
     logit_of,
@@ -71,6 +72,17 @@ def choose(logits: Tensor, rows: SamplingRows, how: Choice, vocabulary: int) -> 
     if not how.reported:
         return chosen(pair)
     assert top is not None
+    return reported(pair, logit_of(logits, pair), top, total_mass(logits, top))
+
+
+def choose_whole(logits: Tensor, rows: SamplingRows, how: Choice) -> Tensor:
+    """Return what `choose` does for whole `logits[m,v]`, by one kernel where there is one."""
+    if not how.drawn:
+        return choose(logits, rows, how, logits.shape[-1])
+    pair = draw_tokens(logits, rows, how.filtered)
+    if not how.reported:
+        return chosen(pair)
+    top = largest(logits)
     return reported(pair, logit_of(logits, pair), top, total_mass(logits, top))
 
 

@@ -181,3 +181,16 @@ def reported(pair: Tensor, logit: Tensor, top: Tensor, total: Tensor) -> Tensor:
     """Return float64 `[m,2]`: the token as `chosen` does, and its log-probability."""
     y: Tensor = kernel("reported", pair)(pair, logit, top, total)
     return y
+
+
+def draw_tokens(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
+    """Return float64 pairs `[m,2]` of whole `logits[m,v]`: the greatest score kept and its token.
+
+    What `pick` gives of `draw_scores`, those that top-k and top-p leave out aside where some row is
+    `filtered`.  Not for recorded values.
+    """
+    run = kernel("draw_tokens", logits)
+    pairs: Tensor = run(
+        logits, rows.temperature, rows.top_k, rows.top_p, rows.seed, rows.position, filtered
+    )
+    return pairs

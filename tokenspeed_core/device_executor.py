@@ -12,7 +12,7 @@ from .device_tables import DeviceTables
 from .grammar.library import Library
 from .graphs import Graphs
 from .ipc.messages import StepPlan
-from .models.sampling import Choice, choose
+from .models.sampling import Choice, choose_whole
 from .runner import Runner
 from .sampled import Sampled
 from .shared_prefix import SharedPrefix
@@ -96,7 +96,7 @@ class DeviceExecutor:
         how = Choice.of(step.sampling)
         rows = moved(step.sampling, self._tables.device)
         shaped = step.shapers.shaped(logits, step.sampling.temperature)
-        found = choose(shaped, rows, how, logits.shape[-1])
+        found = choose_whole(shaped, rows, how)
         tokens = step.shapers.take(found[:, 0].int(), logits)
         if len(step.sampling_slots):
             self._tables.record(uploaded(step.sampling_slots, self._tables.device), tokens)

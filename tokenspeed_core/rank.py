@@ -52,9 +52,10 @@ def load_rank(
     torch.set_num_threads(engine.threads or max(1, torch.get_num_threads() // engine.num_ranks))
     spec = ModelSpec.of(engine)
     device = _device(engine, rank)
-    if device.type == "cuda" and (engine.kv_cache == "fp8" or spec.weights.startswith("fp8")):
+    if device.type == "cuda" and _in_float8(engine, spec) and _architecture(device) < (8, 9):
         raise ConfigError(
-            "float8 has no kernels on GPUs yet; leave --kv-cache fp8 out, and give --weights plain"
+            f"this GPU has no float8 (it is of architecture {_architecture(device)}, 8.9 and newer "
+            f"have); leave --kv-cache fp8 and --weights fp8 out, or give --weights plain"
         )
     _choose_kernels(engine, spec, device)
     with timed("the plan"):
@@ -165,6 +166,14 @@ def _choose_kernels(engine: EngineConfig, spec: ModelSpec, device: torch.device)
         registry.prefer(wanted, device.type, spec.dtype)
     except registry.NoKernelError as error:
         raise ConfigError(f"kernels = {engine.kernels!r}: {error}") from error
+
+
+def _in_float8(engine: EngineConfig, spec: ModelSpec) -> bool:
+    return engine.kv_cache == "fp8" or spec.weights.startswith("fp8")
+
+
+def _architecture(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _num_blocks(

@@ -12,7 +12,7 @@ from .extend_graph import TOKENS
 from .graphs import Graphs
 from .kernels.triton_backend import compile_ahead
 from .kernels.tuning import TABLE
-from .models.sampling import Choice, choose
+from .models.sampling import Choice, choose_whole
 from .ops import Batch
 from .ops.sampling import SamplingRows
 from .runner import Runner
@@ -122,7 +122,7 @@ def _sample(runner: Runner, tables: DeviceTables) -> Tensor:
         position=whole,
         logprobs=whole.bool(),
     )
-    return choose(logits, asked, Choice(True, True, True), logits.shape[-1])
+    return choose_whole(logits, asked, Choice(True, True, True))
 
 
 def _taken(run: Callable[[], object], device: torch.device) -> int:

@@ -192,12 +192,14 @@ def _attend(
     )  # fmt: skip
     extended, reach = requests - decoded, -(-batch.max_context // 128) * 128
     keys, values, stride, held = k_cache, v_cache, k_cache.stride(0), size
-    gathers = _gathers(device, k_cache, group, extended * reach, n - decoded, window)
+    gathers = _gathers(
+        device, k_cache, q.element_size(), group, extended * reach, n - decoded, window
+    )
     height, tile, stages, warps = _extend_tile(
         device, head_block, group, q.element_size(), reach if gathers else 0
     )
     if gathers:
-        keys = torch.empty(extended, heads, reach, h, dtype=k_cache.dtype, device=q.device)
+        keys = torch.empty(extended, heads, reach, h, dtype=q.dtype, device=q.device)
         values, stride, held = torch.empty_like(keys), reach * h, 0
         gather[(reach // 128, heads, extended)](
             k_cache, v_cache, lengths, table, keys, values, decoded, k_cache.stride(0), stride,
@@ -279,23 +281,30 @@ def _extend_tile(
 
 
 def _gathers(
-    device: Device, cache: Tensor, group: int, tokens: int, queries: int, window: int
+    device: Device,
+    cache: Tensor,
+    itemsize: int,
+    group: int,
+    tokens: int,
+    queries: int,
+    window: int,
 ) -> bool:
-    """Return whether keys of so many `tokens` in all are better laid in rows first.
+    """Return whether keys of so many `tokens` in all are better laid in rows first, wider maybe.
 
     Attention then does without addresses by the key, which is half as fast again; a copy of a key
     pays from some hundred queries on.
     """
     if device.processors <= 4:  # the interpreter
         return tokens >= GATHER_TOKENS and not window
-    room = tokens * 2 * cache.stride(0) // cache.shape[2] * cache.element_size()
+    room = tokens * 2 * cache.stride(0) // cache.shape[2] * itemsize
     return (
         not window
         and queries >= 256
         and tokens >= GATHER_TOKENS
         and room <= _GATHER_BYTES
         and cache.shape[3] == 128
-        and cache.element_size() == 2
+        and cache.element_size() <= 2
+        and itemsize == 2
         and group <= 64
         and device.shared_bytes >= 225 << 10
     )

@@ -17,6 +17,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def kept(x, DTYPE: tl.constexpr):
+    """Return `x` as a cache of DTYPE keeps it: float8 saturates."""
+    if DTYPE == tl.float8e4nv:  # noqa: SIM300
+        x = tl.minimum(tl.maximum(x.to(tl.float32), -448.0), 448.0)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def normed_and_turned(
     base, gain, cos, sin, live, d, eps,
     D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr, DTYPE: tl.constexpr,
@@ -160,9 +168,9 @@ def decode(
                 at, k_gain, cos + row * R, sin + row * R, one[:, None] == 0, d, eps, D, R, NORM,
                 DTYPE,
             )  # fmt: skip
-            new_k = new.to(DTYPE).to(k_cache.dtype.element_ty)
+            new_k = kept(new.to(DTYPE), k_cache.dtype.element_ty)
             value = tl.load(v + row * v_stride + head * D + d, mask=d < D, other=0.0)
-            new_v = value.to(v_cache.dtype.element_ty)
+            new_v = kept(value, v_cache.dtype.element_ty)
             slot = tl.load(slots + row)
             home = (slot // S) * block_stride + (head * S + slot % S) * D
             tl.store(k_cache + home + d[None, :], new_k, mask=(d < D)[None, :])

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import merged, normed_and_turned
+from .decode_attention import kept, merged, normed_and_turned
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Parts that a merge loads at once.
@@ -58,9 +58,9 @@ def prepare(
         value = tl.load(v + token * v_stride + head * D + d, mask=d < D, other=0.0)
         slot = tl.load(slots + token)
         home = (slot // S) * block_stride + (head * S + slot % S) * D
-        kept = key.to(DTYPE).to(k_cache.dtype.element_ty)
-        tl.store(k_cache + home + d[None, :], kept, mask=(d < D)[None, :])
-        tl.store(v_cache + home + d, value.to(v_cache.dtype.element_ty), mask=d < D)
+        new = kept(key.to(DTYPE), k_cache.dtype.element_ty)
+        tl.store(k_cache + home + d[None, :], new, mask=(d < D)[None, :])
+        tl.store(v_cache + home + d, kept(value, v_cache.dtype.element_ty), mask=d < D)
 
 
 @triton.jit(
@@ -74,7 +74,8 @@ def gather(
 ):  # fmt: skip
     """Lay the keys and values of requests from `skipped` on in rows `k_row`, `v_row`.
 
-    Head h of the i-th of them has its row at `(i * K + h) * row_stride`, D numbers a token.
+    Head h of the i-th of them has its row at `(i * K + h) * row_stride`, D numbers a token, of the
+    rows' dtype.
     """
     at = tl.program_id(0) * BN + tl.arange(0, BN)
     head = tl.program_id(1)
@@ -91,8 +92,10 @@ def gather(
         held = ok[:, None] & (d < D)[None, :]
         place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
         row = (request * K + head).to(tl.int64) * row_stride + at[:, None] * D + d[None, :]
-        tl.store(k_row + row, tl.load(k_cache + place, mask=held, other=0.0), mask=held)
-        tl.store(v_row + row, tl.load(v_cache + place, mask=held, other=0.0), mask=held)
+        keys = tl.load(k_cache + place, mask=held, other=0.0)
+        tl.store(k_row + row, keys.to(k_row.dtype.element_ty), mask=held)
+        values = tl.load(v_cache + place, mask=held, other=0.0)
+        tl.store(v_row + row, values.to(v_row.dtype.element_ty), mask=held)
 
 
 @triton.jit

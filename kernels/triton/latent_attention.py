@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .attention import Rows, request_block
+from .decode_attention import kept
 from .device import Device, device_of
 from .extend_attention import LOG2E, MERGED, merge, tile_of
 
@@ -114,7 +115,7 @@ def keep_latents(
     turned = tl.load(kr + token * R + x - C, mask=(x >= C) & (x < C + R), other=0.0)
     value = tl.where(x < C, plain, turned.to(plain.dtype))
     to = cache + (slot // S) * block_stride + (slot % S) * (C + R) + x
-    tl.store(to, value.to(cache.dtype.element_ty), mask=x < C + R)
+    tl.store(to, kept(value, cache.dtype.element_ty), mask=x < C + R)
 
 
 @triton.jit(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Matrices in float8 against float64, and caches in it: the references."""
+"""Matrices in float8 against float64, and caches in it: references, and kernels interpreted."""
 
 import random
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +77,28 @@ def test_attention_reads_what_a_cache_in_float8_keeps() -> None:
     wide = attended(torch.float32, paged_attention, torch.float32)
     error = (narrow - wide).norm() / wide.norm()
     assert 1e-3 < error < 0.1
+
+
+if find_spec("triton") and not torch.cuda.is_available():
+    from tests.kernels import interpreted  # noqa: F401
+    from tokenspeed_core.kernels.triton import attention, float8
+
+    @pytest.mark.parametrize("tokens", [1, 5, 17, 40, 70])
+    @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+    def test_the_kernel_multiplies_as_the_reference(tokens: int, block: tuple[int, int]) -> None:
+        w, x = Float8Matrix.of(matrix(), block), torch.randn(tokens, 100).half()
+        want = x.double() @ w.dequantised(torch.float64).T
+        got = float8.float8_linear(x, w)
+        assert (got.double() - want).norm() / want.norm() < 3e-3
+
+    def test_wide_matrices_have_scales_of_many_blocks() -> None:
+        w, x = Float8Matrix.of(matrix(40, 300), (128, 128)), torch.randn(3, 300).half()
+        want = x.double() @ w.dequantised(torch.float64).T
+        assert (float8.float8_linear(x, w).double() - want).norm() / want.norm() < 3e-3
+        exact = w.dequantised(torch.float16)
+        assert torch.equal(float8.dequantised(w, torch.float16), exact)
+
+    def test_kernels_attend_over_a_cache_in_float8() -> None:
+        want = attended(FLOAT8, paged_attention, torch.float32, exact=True)
+        got = attended(FLOAT8, attention.paged_attention, torch.float32, exact=True)
+        assert (got - want).norm() / want.norm() < 1e-4

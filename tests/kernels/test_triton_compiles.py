@@ -17,7 +17,8 @@ KERNELS = {
     "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "slot_row", "rotate_heads",
     "decode", "attend_shared", "attend_latents", "delta_rule", "convolve", "prepare", "extend",
     "merge", "choose", "row_hidden", "row_update", "ranks", "expert_hidden", "expert_down",
-    "expert_sum", "keep_latents", "sum_ranks", "sum_parts",
+    "expert_sum", "keep_latents", "sum_ranks", "sum_parts", "draw",
+    "solve_chunk", "walk_chunks",
 }  # fmt: skip
 
 
@@ -29,7 +30,8 @@ _NEAR = [pytest.param(name, marks=pytest.mark.soak) for name in ("sm_100", "gfx9
 def test_every_kernel_compiles(target: str, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in _ran(tmp_path, "tests.kernels.triton_compile", target)]
     gathered = {"gather"} if target in ("sm_90", "sm_100") else set()  # it needs much shared memory
-    assert {row[0] for row in rows} == KERNELS | gathered
+    narrow = {"float8_matrix", "float8_row"} if target in ("sm_90", "sm_100", "gfx950") else set()
+    assert {row[0] for row in rows} == KERNELS | gathered | narrow
     for name, shared, limit, waits in rows:
         assert shared <= limit, name
         # A kernel launched ahead of its predecessor's end must wait for it, or break others.

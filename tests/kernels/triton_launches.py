@@ -13,24 +13,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.runtime.jit import JITFunction
 
+from tokenspeed_core.kernels.float8 import FLOAT8, Float8Matrix
 from tokenspeed_core.kernels.triton import (
     all_reduce,
     attention,
     columns,
+    delta_chunks,
     delta_net,
     expert_order,
     experts,
+    float8,
     latent_attention,
     linear,
     norm,
     pointwise,
     router,
+    sampling,
 )
 from tokenspeed_core.kernels.triton.device import Device
 
 NAMES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
-    torch.int64: "*i64", torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int64: "*i64", torch.float64: "*fp64", torch.float8_e4m3fn: "*fp8e4nv",
 }  # fmt: skip
 
 
@@ -90,22 +94,28 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
             all_reduce,
             attention,
             columns,
+            delta_chunks,
             delta_net,
             experts,
             expert_order,
+            float8,
             latent_attention,
             linear,
             norm,
             pointwise,
             router,
+            sampling,
         ):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
     found.extend(launches.values())
 
 
-def every_call(variants: bool) -> list[Callable[[], object]]:
-    """Return a call for each kernel; with `variants` in float32, with windows and sinks too."""
+def every_call(variants: bool, narrow: bool) -> list[Callable[[], object]]:
+    """Return a call for each kernel.
+
+    With `variants` in float32, with windows and sinks too; `narrow`: the device has float8.
+    """
     calls = [*_few_rows(torch.bfloat16), *_attention(torch.bfloat16, 128, False)]
     slots = torch.empty(3, dtype=torch.int32)
     table = torch.empty(9, 2560, dtype=torch.int32)
@@ -115,6 +125,9 @@ def every_call(variants: bool) -> list[Callable[[], object]]:
     exchange = all_reduce.Exchange.of(four, 1)
     calls += [partial(all_reduce.all_reduce, x, exchange, twice) for twice in (False, True)]
     calls.append(partial(all_reduce.rank_sum, x))
+    calls += _draws()
+    if narrow:
+        calls += [*_attention(torch.bfloat16, 128, False, FLOAT8), *_float8()]
     if variants:
         calls += [*_few_rows(torch.float32), *_attention(torch.bfloat16, 64, True)]
     return calls
@@ -152,7 +165,9 @@ def _few_rows(dtype: torch.dtype) -> list[Callable[[], object]]:
     ]
 
 
-def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], object]]:
+def _attention(
+    dtype: torch.dtype, h: int, plain: bool, kept: torch.dtype | None = None
+) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = []
     for requests, queries, sharing in (
         (1, 1, False),
@@ -174,7 +189,7 @@ def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], obj
             most_parts=33,
         )
         n = requests * queries
-        kv = torch.empty(1, 2, 16, h, dtype=dtype)
+        kv = torch.empty(1, 2, 16, h, dtype=kept or dtype)
         qkv, gain = torch.empty(n, 12 * h, dtype=dtype), torch.empty(h, dtype=dtype)
         if plain:
             q, k = qkv[:, : 8 * h].view(-1, 2, 4, h), qkv[:, 8 * h : 10 * h].view(-1, 2, h)
@@ -187,6 +202,31 @@ def _attention(dtype: torch.dtype, h: int, plain: bool) -> list[Callable[[], obj
                 1e-6,
             )  # fmt: skip
         calls.append(call)
+    return calls
+
+
+def _draws() -> list[Callable[[], object]]:
+    """Return draws of two rows, of all tokens and of a part."""
+    share, whole = torch.empty(2), torch.zeros(2, dtype=torch.int32)
+    rows = (share, whole, share, whole.long(), whole)
+    logits = torch.empty(2, 151936)
+    return [partial(sampling.draw_tokens, logits, *rows, kept) for kept in (False, True)]
+
+
+def _float8() -> list[Callable[[], object]]:
+    """Return products of few rows and a copy, with scales of outputs and of blocks."""
+    calls: list[Callable[[], object]] = []
+    for block in ((1, 2048), (128, 128)):
+        w = Float8Matrix(
+            torch.empty(512, 2048, dtype=FLOAT8),
+            torch.empty(512 // block[0], 2048 // block[1]),
+            block,
+        )
+        calls += [
+            partial(float8.float8_linear, torch.empty(n, 2048, dtype=torch.bfloat16), w)
+            for n in (1, 40)
+        ]
+        calls.append(partial(float8.dequantised, w, torch.bfloat16))
     return calls
 
 
@@ -222,5 +262,6 @@ def _delta_net(dtype: torch.dtype) -> list[Callable[[], object]]:
     taps, kept = torch.empty(16, 2, 128, 4, dtype=dtype), torch.empty(3, 16, 2, 128, 3, dtype=dtype)
     return [
         partial(delta_net.gated_delta_rule, q, q, v, rates, rates, states, batch, 0.1),
+        partial(delta_chunks.gated_delta_rule, q, q, v, rates, rates, states, batch, 0.1),
         partial(delta_net.causal_conv, v, taps, kept, batch),
     ]

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Products with matrices in float8: few rows read the eight bits, many a copy in sixteen.
+
+Activations stay as they are; an element of a tile becomes one of theirs before it is multiplied.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ..float8 import Float8Matrix
+from .device import device_of
+
+# Above so many rows the copy costs less than the conversions of every tile.
+MAX_ROWS = 64
+
+
+@triton.jit(do_not_specialize=["M"])
+def float8_matrix(
+    x, w, scale, y, M, x_stride,
+    N: tl.constexpr, K: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`y[M,N]` of `x[M,K]` and `w[N,K]`, of which TALL x WIDE elements share a `scale[.,Q]`."""
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    ms = tl.program_id(1) * BM + tl.arange(0, BM)
+    cols = tl.arange(0, BK)
+    row_ok, live = rows < N, ms < M
+    at = rows[:, None].to(tl.int64) * K + cols[None, :]
+    x_at = ms[:, None].to(tl.int64) * x_stride + cols[None, :]
+    scales = scale + rows // TALL * Q
+    acc = tl.zeros([BM, BN], tl.float32)
+    EVEN: tl.constexpr = K % BK == 0 and N % BN == 0
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    for k in tl.range(0, K, BK, num_stages=STAGES):
+        if EVEN:
+            value = tl.load(x + x_at + k, mask=live[:, None], other=0.0)
+            weight = tl.load(w + at + k)
+        else:
+            col_ok = k + cols < K
+            value = tl.load(x + x_at + k, mask=live[:, None] & col_ok[None, :], other=0.0)
+            weight = tl.load(w + at + k, mask=row_ok[:, None] & col_ok[None, :], other=0.0)
+        weight = weight.to(value.dtype)
+        if Q == 1:
+            acc = tl.dot(value, weight.T, acc, input_precision="ieee")
+        else:
+            own = tl.load(scales + k // WIDE, mask=row_ok, other=0.0)
+            acc += tl.dot(value, weight.T, input_precision="ieee") * own[None, :]
+    if Q == 1:
+        acc *= tl.load(scales, mask=row_ok, other=0.0)[None, :]
+    out = ms[:, None].to(tl.int64) * N + rows[None, :]
+    tl.store(y + out, acc.to(y.dtype.element_ty), mask=live[:, None] & row_ok[None, :])
+
+
+@triton.jit
+def float8_row(
+    w, scale, y, K: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr,
+    BK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`y[N,K]`, BK elements of a row of `w[N,K]` times their scales."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    own = tl.load(scale + row // TALL * Q + k // WIDE, mask=k < K, other=0.0)
+    value = tl.load(w + row * K + k, mask=k < K, other=0.0).to(tl.float32) * own
+    tl.store(y + row * K + k, value.to(y.dtype.element_ty), mask=k < K)
+
+
+def float8_linear(x: Tensor, w: Float8Matrix) -> Tensor:
+    """Return `y[n,o] = sum_i x[n,i] w[o,i]`; blocks of `w` are whole rows or 128 inputs wide."""
+    n, k = x.shape
+    rows = w.data.shape[0]
+    if n > MAX_ROWS:
+        return functional.linear(x, dequantised(w, x.dtype))
+    y = torch.empty(n, rows, dtype=x.dtype, device=x.device)
+    if not n:
+        return y
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    device = device_of(x)
+    tall, wide = w.block
+    height = 16 if n <= 16 else 32 if n <= 32 else 64
+    inputs = 128 if x.element_size() == 2 else 64
+    assert w.scale.shape[1] == 1 or wide % inputs == 0, w.block
+    grid = (triton.cdiv(rows, 32), triton.cdiv(n, height))
+    float8_matrix[grid](
+        x, w.data, w.scale, y, n, x.stride(0), rows, k, tall, wide, w.scale.shape[1],
+        height, 32, inputs, min(4, device.max_stages), device.has_dependent_launch,
+        **device.options(4),
+    )  # fmt: skip
+    return y
+
+
+def dequantised(w: Float8Matrix, dtype: torch.dtype) -> Tensor:
+    """Return the matrix `[o,i]` in `dtype`."""
+    rows, k = w.data.shape
+    y = torch.empty(rows, k, dtype=dtype, device=w.data.device)
+    device = device_of(y)
+    float8_row[(rows, triton.cdiv(k, 1024))](
+        w.data, w.scale, y, k, *w.block, w.scale.shape[1], 1024, device.has_dependent_launch,
+        **device.options(4),
+    )  # fmt: skip
+    return y
+
+
+def scaled_linear(x: Tensor, w: Float8Matrix) -> Tensor:
+    """Return the product of float8 with float8: rows of `x` are rounded to it too, so bits differ.
+
+    For matrices whose blocks are whole rows.
+    """
+    assert w.scale.shape[1] == 1, w.block
+    own = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448.0
+    small = (x / own).to(torch.float8_e4m3fn)
+    scale = w.scale.expand(-(-w.data.shape[0] // w.block[0]), 1)
+    scale = scale.repeat_interleave(w.block[0], 0)[: w.data.shape[0]]
+    y: Tensor = torch._scaled_mm(
+        small, w.data.t(), scale_a=own, scale_b=scale.t().contiguous(), out_dtype=x.dtype
+    )
+    return y
