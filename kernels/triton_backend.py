@@ -59,7 +59,6 @@ if BUILT:
         (pointwise.embedding, ()),
         (pointwise.rope, ()),
         (pointwise.rope_pairs, ()),
-        (sampling.draw_tokens, ()),
         (all_reduce.rank_sum, ()),
         (experts.experts, ()),
         (experts.norm_moe_add, ()),
@@ -96,7 +95,10 @@ if BUILT:
             _function.__name__, backend="library", supports=_supports, preference=1, contests=True
         )(_function)
 
-    # Not timed on a GPU yet: it runs where asked for (`--kernels gated_delta_rule=chunked`).
+    # Not timed on a GPU yet: they run where asked for (`--kernels gated_delta_rule=chunked`).
+    register("draw_tokens", backend="triton", supports=_supports, preference=-1, contests=True)(
+        sampling.draw_tokens
+    )
     register(
         "gated_delta_rule", backend="chunked", supports=_supports, preference=1, contests=True
     )(delta_chunks.gated_delta_rule)
