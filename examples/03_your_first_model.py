@@ -2,9 +2,8 @@
 """A model from nothing: frozen parameters, pure functions, placements in the types.
 
 It predicts the next token from this one alone.  The same functions run eagerly, and compiled for
-four ranks, simulated in this process; the numbers agree, and functorch finds nothing that the
-trace does not tell.  `tokenspeed check` does all of this, and more, for a file that names a
-family: models/WRITE_YOUR_OWN.md goes on from here to a served model.
+four simulated ranks; functorch finds nothing that the trace does not tell.  `tokenspeed check` does
+all of this for a file that names a family: models/WRITE_YOUR_OWN.md goes on to a served model.
 """
 
 import torch
@@ -58,9 +57,8 @@ def main() -> None:
     batch = Batch(tokens=tokens, **unused)
     params = map_leaves(lambda path, _: values[path], declared)
     eager, _ = forward(params, (), batch)
-    traced = trace(forward, declared, (), declared_batch())
-    plan = build(traced, Layout("tp=4"), name="bigram", ops="tokenspeed_core.ops",
-                 params=declared, caches=(), constants={})  # fmt: skip
+    plan = build(trace(forward, declared, (), declared_batch()), Layout("tp=4"), name="bigram",
+                 ops="tokenspeed_core.ops", params=declared, caches=(), constants={})  # fmt: skip
     print(plan.source)
     simulated = Simulation(plan, values, blocks=1).step(batch)
     print(f"four simulated ranks differ from eager by {(simulated - eager).abs().max():.1e}")

@@ -16,7 +16,8 @@ plans = Decoder(StepPlan)
 def show(plan: StepPlan) -> None:
     rows = zip(read_column("i", plan.rows), read_column("i", plan.row_tokens), strict=True)
     text = ", ".join(f"slot {slot} runs {tokens} tokens" for slot, tokens in rows)
-    print(f"step {plan.step}: {text}")
+    again = f"the last step's first {plan.repeated_rows} rows again" if plan.repeated_rows else ""
+    print(f"step {plan.step}: {', '.join(filter(None, (again, text)))}")
     added = zip(
         read_column("i", plan.added_slots), read_column("i", plan.added_context), strict=True
     )
@@ -38,7 +39,7 @@ def main() -> None:
     while (frame := core.plan()) is not None:
         plan = plans.decode(frame)
         show(plan)
-        sampled = sum(bool(flags & ROW_SAMPLES) for flags in plan.row_flags)
+        sampled = plan.repeated_rows + sum(bool(flags & ROW_SAMPLES) for flags in plan.row_flags)
         core.advance(plan.step, int32_column([plan.step] * sampled))
         for _, request, token, _, reason, cached in core.take_events():
             end = f", end: {FinishReason(reason).name}" if reason else ""

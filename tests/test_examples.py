@@ -12,7 +12,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 EXPECTED = {
     "01_generate": "Paris",
     "02_trace_llama": "all_reduce",
-    "03_your_first_model": "6 ops, the same in both",
+    "03_your_first_model": "9 ops, the same in both",
     "04_tensor_parallel": "sequence parallel      off by",
     "05_scheduler_without_gpu": "cached",
     "06_stream": "",
