@@ -94,6 +94,17 @@ class RankGroups:
         largest: list[float] = found.tolist()
         return largest
 
+    def leave(self) -> None:
+        """End what the ranks share; each calls it when none waits for another.
+
+        Gloo's threads must be gone before a process ends; graphs may hold NCCL's communicators.
+        """
+        if self.device.type == "cuda":
+            self.abort()
+        elif self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def abort(self) -> None:
         """End what this rank waits for on a GPU: its peers may be gone."""
         if self.world > 1 and self.device.type == "cuda":

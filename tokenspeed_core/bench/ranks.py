@@ -105,5 +105,5 @@ def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> list[Row
         for row in rows if rank == 0 else ():
             print(row.json(), flush=True)
         found += rows
-    runner.ranks.abort()
+    runner.ranks.leave()
     return found
