@@ -77,11 +77,12 @@ build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
-	cmake --build $(FUZZ) --target fuzz_scheduler test_kv
+	cmake --build $(FUZZ) --target fuzz_scheduler check_ledger test_kv
 
 test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz
 	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
+	$(BIN)/ctest --test-dir $(FUZZ) --output-on-failure -j 2 -R check_ledger
 	$(FUZZ)/native/fuzz_scheduler $(FUZZ_EVENTS)
 
 mutants: $(STAMP) ## twenty-three seeded mistakes in the core: the fuzzer or a unit test must find each
