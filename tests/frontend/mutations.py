@@ -11,7 +11,7 @@ import attrs
 
 TURN = {"role": "user", "content": "Hi"}
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
-# By route; every field that a client may send stands in one of them.
+# By route.
 GOOD: Mapping[str, Sequence[dict[str, Any]]] = {
     "/v1/chat/completions": (
         {"messages": [TURN], "max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 3},

@@ -7,10 +7,10 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from test_sum_kinds import batch
 from torch import Tensor
 
-from tokenspeed_core.ops import declared_batch, einsum, embedding, parts, rms_norm, silu_mul
+from tests.sharding.compiled import compiled as compare
+from tokenspeed_core.ops import einsum, embedding, parts, rms_norm, silu_mul
 from tokenspeed_core.sharding import (
     AnnotationError,
     Layout,
@@ -20,17 +20,10 @@ from tokenspeed_core.sharding import (
     Plan,
     TraceError,
     VerificationError,
-    build,
-    declare,
-    leaves,
-    map_leaves,
     module,
     parse_spec,
-    trace,
 )
 from tokenspeed_core.sharding.program import Apply, Move
-from tokenspeed_core.sharding.recheck import recheck
-from tokenspeed_core.sharding.simulate import Simulation
 from tokenspeed_core.sharding.verify import verify
 
 SIZES = {"v": 8, "d": 8, "g": 12, "u": 12, "q": 16, "k": 4}
@@ -60,27 +53,7 @@ def gated(p: Params, batch: Any) -> Tensor:
 
 
 def compiled(function: Callable[..., Any], layout: Layout, **sizes: int) -> tuple[Plan, float]:
-    """Compile, simulate, re-check; return the plan and its distance from the eager result."""
-
-    def forward(p: Any, caches: Any, batch: Any) -> Any:
-        return function(p, batch), caches
-
-    declared = declare(Params, {**SIZES, **sizes}, torch.float64)
-    plan = build(
-        trace(forward, declared, (), declared_batch()),
-        layout,
-        name="sums",
-        ops="tokenspeed_core.ops",
-        params=declared,
-        caches=(),
-        constants={},
-    )
-    recheck(plan, plan.source)
-    torch.manual_seed(1)
-    values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
-    eager, _ = forward(map_leaves(lambda path, _: values[path], declared), (), batch())
-    got = Simulation(plan, values, blocks=1).step(batch())
-    return plan, float((got - eager).abs().max())
+    return compare(Params, {**SIZES, **sizes}, function, layout)
 
 
 @pytest.mark.parametrize("mesh", MESHES)

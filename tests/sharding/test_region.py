@@ -2,33 +2,27 @@
 """Local regions: per-rank code runs where it declares, and is held to what it declares."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from test_sum_kinds import batch
 from torch import Tensor
 
-from tokenspeed_core.ops import declared_batch, einsum, embedding, rms_norm
+from tests.sharding.compiled import compiled as compare
+from tokenspeed_core.ops import einsum, embedding, rms_norm
 from tokenspeed_core.sharding import (
     AnnotationError,
     Layout,
     Placed,
     PlacementError,
-    Plan,
     VerificationError,
-    build,
-    declare,
-    leaves,
     local,
-    map_leaves,
     module,
-    trace,
 )
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.region import prove
-from tokenspeed_core.sharding.simulate import Simulation
 
 MESHES = ["tp=1", "tp=2", "tp=4", "dp=2 tp=2", "tp=(a=2,b=2)"]
 
@@ -69,28 +63,7 @@ def summed(x: Tensor) -> Tensor:
     return x * 1.0
 
 
-def compiled(function: Callable[..., Any], layout: Layout) -> tuple[Plan, float]:
-    """Compile, simulate, re-check; return the plan and its distance from the eager result."""
-
-    def forward(p: Any, caches: Any, batch: Any) -> Any:
-        return function(p, batch), caches
-
-    declared = declare(Params, {"v": 8, "d": 8, "f": 16}, torch.float64)
-    plan = build(
-        trace(forward, declared, (), declared_batch()),
-        layout,
-        name="regions",
-        ops="tokenspeed_core.ops",
-        params=declared,
-        caches=(),
-        constants={},
-    )
-    recheck(plan, plan.source)
-    torch.manual_seed(1)
-    values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
-    eager, _ = forward(map_leaves(lambda path, _: values[path], declared), (), batch())
-    got = Simulation(plan, values, blocks=1).step(batch())
-    return plan, float((got - eager).abs().max())
+compiled = partial(compare, Params, {"v": 8, "d": 8, "f": 16})
 
 
 def model(p: Params, batch: Any) -> Tensor:

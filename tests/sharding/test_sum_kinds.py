@@ -2,15 +2,15 @@
 """Sums of a special kind: one rank adds alone (sum1), or all add squares (sumsq)."""
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.sharding.compiled import compiled as compare
 from tokenspeed_core.ops import (
-    Batch,
-    declared_batch,
     einsum,
     embedding,
     rms_norm,
@@ -24,18 +24,13 @@ from tokenspeed_core.sharding import (
     Placed,
     Plan,
     VerificationError,
-    build,
-    declare,
-    leaves,
-    map_leaves,
     module,
     parse_mesh,
-    trace,
 )
 from tokenspeed_core.sharding.program import Apply, Move
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.reduction import KINDS, SUM1, SUMS, passes, reduced, weakest
-from tokenspeed_core.sharding.simulate import LockStep, Ranks, Simulation
+from tokenspeed_core.sharding.simulate import LockStep, Ranks
 
 SIZES = {"d": 8, "f": 16, "v": 8}
 
@@ -50,36 +45,7 @@ class Params:
     wide_norm: Placed[Tensor, "f@tp"]
 
 
-def batch() -> Batch:
-    ids = torch.arange(8, dtype=torch.int32)
-    columns = "positions cache_slots query_starts context_lens block_tables logit_rows state_blocks"
-    counts = "num_rows num_decode_rows max_query max_context"
-    unused = dict.fromkeys(columns.split(), ids) | dict.fromkeys(counts.split(), 8)
-    return Batch(tokens=ids.flip(0), **unused)
-
-
-def compiled(function: Any, layout: Layout) -> tuple[Plan, float]:
-    """Compile, simulate, re-check; return the plan and its distance from the eager result."""
-
-    def forward(p: Any, caches: Any, batch: Any) -> Any:
-        return function(p, batch), caches
-
-    declared = declare(Params, SIZES, torch.float64)
-    plan = build(
-        trace(forward, declared, (), declared_batch()),
-        layout,
-        name="sums",
-        ops="tokenspeed_core.ops",
-        params=declared,
-        caches=(),
-        constants={},
-    )
-    recheck(plan, plan.source)
-    torch.manual_seed(1)
-    values = {path: torch.randn(leaf.sizes).double() for path, leaf in leaves(declared)}
-    eager, _ = forward(map_leaves(lambda path, _: values[path], declared), (), batch())
-    got = Simulation(plan, values, blocks=1).step(batch())
-    return plan, float((got - eager).abs().max())
+compiled = partial(compare, Params, SIZES)
 
 
 def issued(plan: Plan) -> list[str]:
