@@ -21,6 +21,7 @@ from .messages import (
     Role,
     ToFrontend,
 )
+from .remote_engine import RemoteEngine
 from .run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class FrontendChannel:
 
     def __init__(
         self,
-        run: RunDirectory,
+        run: RunDirectory | RemoteEngine,
         name: str,
         on_message: Callable[[msgspec.Struct], None],
         on_lost: Callable[[str], None],
@@ -71,6 +72,10 @@ class FrontendChannel:
             (zmq.RECONNECT_IVL_MAX, 1000),
         ):
             self._socket.setsockopt(option, value)
+        if isinstance(self._run, RemoteEngine):
+            self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = 1000, 5000
+            self._socket.curve_serverkey = self._run.server_key.encode()
+            self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )

@@ -291,6 +291,9 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     kv_replay: str = ""  # ... at which it tells that again
     kv_topic: str = ""
     kv_curve_secret: str = ""  # Z85; empty: no encryption
+    frontend_tcp: str = ""  # one more endpoint for frontends, tcp://...; empty: none
+    frontend_curve_secret: str = ""  # its secret key, Z85
+    frontend_tcp_token: bytes = b""  # what a hello there may show instead of `token`
 
 
 Peer = Welcome | Refused | Heartbeat | HelloRequired

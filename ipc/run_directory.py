@@ -51,6 +51,11 @@ class RunDirectory:
         Raises:
             RunDirectoryError: there is no engine's token at `path`.
         """
+        if "://" in str(path):
+            raise RunDirectoryError(
+                f"{path} is an endpoint, not a run directory; another machine's engine is reached "
+                f"with CURVE keys only: Client(RemoteEngine.read(FILE)), see `tokenspeed keys`"
+            )
         run = cls(Path(path))
         if not (run.path / "token").is_file():
             raise RunDirectoryError(
@@ -58,6 +63,11 @@ class RunDirectory:
                 f"`tokenspeed serve` prints the right path when it starts"
             )
         return run
+
+    @property
+    def is_there(self) -> bool:
+        """The engine has not removed it."""
+        return self.path.is_dir()
 
     @property
     def token(self) -> bytes:

@@ -20,6 +20,7 @@ COMMANDS = (
     "top",
     "profile",
     "env",
+    "keys",
     "pull",
 )
 

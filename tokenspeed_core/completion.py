@@ -58,6 +58,7 @@ class Completion:
     usage: Usage
     tops: list[Tops] = attrs.field(factory=list)
     prompt_scores: list[PromptScore] = attrs.field(factory=list)
+    deltas: list[TextDelta] = attrs.field(factory=list, repr=False, eq=False)  # as they came
 
 
 def joined(deltas: list[TextDelta]) -> Completion:
@@ -73,6 +74,7 @@ def joined(deltas: list[TextDelta]) -> Completion:
         last.usage,
         [tops for delta in deltas for tops in delta.tops],
         deltas[0].prompt_scores,
+        deltas,
     )
 
 

@@ -61,8 +61,11 @@ class EngineConfig:
     cache_per_key: bool = option(False, "server", "callers of different keys share no cache")
     open_metrics: bool = option(False, "server", "answer /metrics without a key")
     api_processes: int = option(1, "server", "processes behind the port", low=1, high=64)
+    max_connections: int = option(
+        4096, "server", "open connections of an API process; more get 503", low=1
+    )
     stored_responses: int = option(
-        1000, "server", "answers of /v1/responses to keep; several API processes keep none", low=0
+        1000, "server", "answers of /v1/responses to keep, over all API processes", low=0
     )
     response_ttl_s: float = option(3600.0, "server", "seconds to keep one after its use", low=1)
     ssl_certfile: str = option("", "server", "serve HTTPS with this certificate", metavar="PEM")
@@ -225,6 +228,8 @@ class EngineConfig:
         "certificate with the secret CURVE key of kv_events, as pyzmq writes it",
         metavar="FILE",
     )
+    bind: str = option("", "processes", "listen for SDK clients too", metavar="tcp://HOST:PORT")
+    curve_keys: str = option("", "processes", "file of `tokenspeed keys`, for bind", metavar="FILE")
     run_dir: str = option(
         "", "processes", "parent directory of sockets; default: the temporary one", metavar="DIR"
     )
@@ -286,45 +291,6 @@ class EngineConfig:
 
 
 FIELDS = {field.name: field for field in attrs.fields(EngineConfig)}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and a flag for every field, grouped; a missing flag leaves no attribute."""
-    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help=_help("model"))
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings named as below")
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, field in FIELDS.items():
-        group = field.metadata["group"]
-        if group not in groups:
-            groups[group] = parser.add_argument_group(group)
-        flag = "--" + name.replace("_", "-")
-        if isinstance(field.default, bool):
-            groups[group].add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=_help(name),
-            )
-        else:
-            groups[group].add_argument(
-                flag,
-                dest="model_flag" if name == "model" else name,
-                default=argparse.SUPPRESS,
-                metavar=_metavar(field),
-                help=_help(name),
-            )
-
-
-def _metavar(field: "attrs.Attribute[Any]") -> str:
-    if field.metadata["choices"]:
-        return "{" + ",".join(field.metadata["choices"]) + "}"
-    return field.metadata["metavar"] or {int: "N", float: "X", str: "TEXT"}[type(field.default)]
-
-
-def _help(name: str) -> str:
-    field = FIELDS[name]
-    shown = "" if field.default in ("", 0) or name == "model" else f" (default: {field.default})"
-    return f"{field.metadata['help']}{shown}"
 
 
 def from_arguments(arguments: argparse.Namespace) -> EngineConfig:

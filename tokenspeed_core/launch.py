@@ -26,6 +26,7 @@ from .engine_watch import EngineWatch, WatchLimits, WatchRefusedError
 from .ipc.codec import encode
 from .ipc.kv_events import CurveKeyError, replay_endpoint, secret_key
 from .ipc.messages import WIRE_VERSION, SchedulerConfig
+from .ipc.remote_engine import CurveKeys, CurveKeysError
 from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
 from .model_source import ModelNotFoundError
@@ -65,6 +66,7 @@ class Engine:
         self.config = model.config
         parent = _parent(model.config)
         remove_abandoned(parent)
+        self._keys = CurveKeys.of(model.config.bind, model.config.curve_keys)
         self.run = RunDirectory.create(parent)
         self._lock = RunLock.take(self.run)
         self._limits = limits
@@ -184,6 +186,9 @@ class Engine:
             kv_replay=replay_endpoint(config.kv_events) if config.kv_events else "",
             kv_topic=f"kv@{config.host}:{config.port}@{config.model_name}",
             kv_curve_secret=secret_key(config.kv_events_key) if config.kv_events_key else "",
+            frontend_tcp=config.bind,
+            frontend_curve_secret=self._keys.secret_key if self._keys else "",
+            frontend_tcp_token=self._keys.token if self._keys else b"",
         )
 
     @property
@@ -363,6 +368,7 @@ def _run(
 _START_ERRORS = (
     ConfigError,
     CurveKeyError,
+    CurveKeysError,
     ModelNotFoundError,
     CheckpointError,
     RunDirectoryError,

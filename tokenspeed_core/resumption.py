@@ -10,6 +10,7 @@ import msgspec
 from .engine_errors import EngineLostError
 from .ipc.codec import int32_column
 from .ipc.messages import Submit
+from .ipc.remote_engine import RemoteEngine
 from .ipc.run_directory import RunDirectory
 from .request_stream import RequestStream
 from .shaping import resumed
@@ -44,7 +45,10 @@ class Resumption:
     """
 
     def __init__(
-        self, run: RunDirectory, send: Callable[[RequestStream], bool], patience_s: float
+        self,
+        run: RunDirectory | RemoteEngine,
+        send: Callable[[RequestStream], bool],
+        patience_s: float,
     ) -> None:
         self._run = run
         self._send = send
@@ -82,7 +86,7 @@ class Resumption:
 
     async def _resume(self) -> None:
         while self._lost:
-            if not self._run.path.is_dir():
+            if not self._run.is_there:
                 self.close("the engine was stopped")
                 return
             now = time.monotonic()

@@ -35,6 +35,7 @@ from .ipc.messages import (
     TokenDeltas,
     Welcome,
 )
+from .ipc.remote_engine import RemoteEngine as RemoteEngine
 from .ipc.run_directory import RunDirectory
 from .request_stream import Delta as Delta
 from .request_stream import RequestStream as RequestStream
@@ -58,14 +59,14 @@ class Client:
 
     def __init__(
         self,
-        run_dir: RunDirectory | Path | str,
+        run_dir: RunDirectory | RemoteEngine | Path | str,
         *,
         name: str = "sdk",
         max_unread_tokens: int = MAX_UNREAD_TOKENS,
         connect_timeout_s: float = 10.0,
         resume_s: float = RESUME_S,
     ) -> None:
-        self._run = run_dir if isinstance(run_dir, RunDirectory) else RunDirectory.join(run_dir)
+        self._run = RunDirectory.join(run_dir) if isinstance(run_dir, Path | str) else run_dir
         self._channel = FrontendChannel(self._run, name, self._on_message, self._on_lost)
         self._max_unread_tokens = max_unread_tokens
         self._connect_timeout_s = connect_timeout_s
@@ -226,7 +227,8 @@ class Client:
 
     @property
     def run_path(self) -> Path:
-        """The run directory."""
+        """The run directory; only of an engine on this machine."""
+        assert isinstance(self._run, RunDirectory), "a remote engine has none here"
         return self._run.path
 
     def profile(self, directory: Path | None) -> bool:

@@ -14,6 +14,7 @@ from tokenspeed_core.ipc.run_directory import RunDirectory
 from tokenspeed_core.listener import bind
 from tokenspeed_core.server.access import Access
 from tokenspeed_core.server.app import create_app, new_service
+from tokenspeed_core.server.connection import ConnectionLimit
 from tokenspeed_core.server.endpoint import Service
 from tokenspeed_core.server.http_server import HttpServer as Server
 
@@ -62,13 +63,16 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def served(
-    run_dir: Path, codec: TextCodec, access: Access | None = None
+    run_dir: Path,
+    codec: TextCodec,
+    access: Access | None = None,
+    limit: ConnectionLimit | None = None,
 ) -> AsyncIterator[tuple[str, Service]]:
     """Serve HTTP in front of the scheduler of a run directory."""
     async with AsyncLLM("smollm2", run_dir=run_dir, codec=codec, resume_s=0) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
-        server = Server.of(create_app(service, access))
+        server = Server.of(create_app(service, access), limit=limit)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:

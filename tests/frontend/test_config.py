@@ -9,11 +9,11 @@ from tokenspeed_core.config import (
     FIELDS,
     ConfigError,
     EngineConfig,
-    add_flags,
     from_arguments,
     read_config,
     write_config,
 )
+from tokenspeed_core.config_flags import add_flags
 
 
 def parse(*given: str) -> EngineConfig:

@@ -14,6 +14,7 @@ from tests.frontend.conftest import served
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.dialect.families import FAMILIES
 from tokenspeed_core.launch import Engine
+from tokenspeed_core.server.conversation import EFFORTS
 from tokenspeed_core.text_codec import TextCodec
 
 MODEL = "smollm2"
@@ -143,17 +144,30 @@ async def test_a_form_of_the_content_beside_tools(hermes: str) -> None:
 THINKS = template("hermes", "<think>\n")
 
 
-async def test_thinking_ends_within_its_budget(engine: Engine, codec: TextCodec) -> None:
+async def test_thinking_ends_within_its_budget(
+    engine: Engine, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EFFORTS, "low", 6)
     async with served(engine.run.path, codec.with_template(THINKS)) as (url, _):
         asked = {**ASK, "tools": [], "max_tokens": 20}
-        for extra in ({}, {"response_format": {"type": "json_object"}}):
-            answer = await client(url).chat.completions.create(
-                **asked, **extra, extra_body={"thinking_budget": 6, "return_token_ids": True}
-            )
+        for extra in (
+            {"thinking_budget": 6},
+            {"thinking_budget": 6, "response_format": {"type": "json_object"}},
+            {"reasoning_effort": "low"},
+        ):
+            answer = await client(url).chat.completions.create(**asked, extra_body=extra)
             message = answer.choices[0].message
             thought = codec.tokenizer.encode(message.reasoning_content or "", add_special=False)
             assert len(thought) <= 6
             assert message.content
+        response = await client(url).responses.create(
+            model=MODEL,
+            input="How is the weather in Rome?",
+            max_output_tokens=20,
+            temperature=0,
+            reasoning={"effort": "none"},
+        )
+        assert response.output_text
         free = await client(url).chat.completions.create(**asked)
         assert not free.choices[0].message.content  # it would still be thinking
         async with anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0) as other:

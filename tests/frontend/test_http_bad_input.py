@@ -106,6 +106,8 @@ async def test_every_numeric_field_refuses_every_bad_value(
         ("prompt_logprobs", 21),
         ("prompt_logprobs", -1),
         ("thinking_budget", 5),
+        ("reasoning_effort", "low"),
+        ("reasoning_effort", "huge"),
         ("logit_bias", {"x": 1}),
         ("logit_bias", {"49152": 1}),
         ("logit_bias", {"5": 101}),

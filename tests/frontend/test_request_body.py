@@ -209,7 +209,7 @@ def test_every_field_that_is_known_has_an_effect() -> None:
 
 REFUSED = {
     MessageFields: {"n": 2, "stop": "x", "return_token_ids": True, "stream_options": {}},
-    ResponseFields: {"n": 2, "return_token_ids": True, "stream_options": {}, "background": True},
+    ResponseFields: {"n": 2, "return_token_ids": True, "stream_options": {}},
 }
 # what test_messages.py, test_responses.py and test_response_store.py show
 FORMATS = {
@@ -222,7 +222,7 @@ SHOWN_ELSEWHERE = {
     },
     ResponseFields: FORMATS | {
         "model", "stream", "tools", "tool_choice", "parallel_tool_calls", "request_id", "rid",
-        "previous_response_id", "store", "text",
+        "previous_response_id", "store", "text", "background", "include", "top_logprobs",
     },
 }  # fmt: skip
 TOLD: dict[type, dict[str, Any]] = {
@@ -265,7 +265,8 @@ def test_every_field_of_messages_and_responses_has_an_effect_or_is_refused(kind:
     for field, value in REFUSED[kind].items():
         body = json.dumps({**ASKED[kind], field: value, "stream": True}).encode()
         parsed = parse(body, kind, lambda _: None)
-        checks = parsed.check if kind is ResponseFields else partial(parsed.refuse, *REFUSED[kind])
+        check = partial(parsed.refuse, *REFUSED[kind])
+        checks = partial(parsed.check, is_stored=True) if kind is ResponseFields else check
         with pytest.raises(ApiError, match=field):
             checks()
 

@@ -14,6 +14,7 @@ from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tests.frontend.test_http import eventually
 from tests.frontend.test_tools import CALL, TEMPLATE, TOOLS, prompt
 from tokenspeed_core.async_llm import TextCodec
+from tokenspeed_core.ipc.messages import RefusalCode
 from tokenspeed_core.keyring import Keyring
 from tokenspeed_core.server.access import Access
 from tokenspeed_core.server.caller import Caller
@@ -106,7 +107,9 @@ async def test_a_conversation_goes_on_by_its_last_response(http: HttpServer) -> 
     http.answers(f"I look.\n{CALL}")
     first = await client.responses.create(**MODEL, input="Read it.", tools=tools)
     assert first.store is True
-    assert (await client.responses.retrieve(first.id)).output == first.output
+    kept = await client.responses.retrieve(first.id)
+    assert (kept.status, kept.output) == ("completed", first.output)
+    assert kept.usage.model_dump() == first.usage.model_dump()
     listed = await client.responses.input_items.list(first.id)
     assert listed.data[0].content == "Read it."
     http.answers("Seven.")
@@ -181,3 +184,55 @@ async def test_responses_belong_to_their_callers(
         assert "Mine" not in "".join(answer.text for answer in answers)
         await asyncio.sleep(0)
         assert (await alice.responses.retrieve(kept.id)).id == kept.id
+
+
+async def test_an_answer_in_the_background_is_fetched(http: HttpServer) -> None:
+    client, asked = http.client(), {**MODEL, "input": "Count.", "max_output_tokens": 30}
+    whole = await client.responses.create(**asked)
+    begun = await client.responses.create(**asked, background=True)
+    assert (begun.status, begun.output, begun.background) == ("queued", [], True)
+
+    async def ended(id: str) -> Any:
+        async with asyncio.timeout(30):
+            while (found := await client.responses.retrieve(id)).status in (
+                "queued",
+                "in_progress",
+            ):
+                await asyncio.sleep(0.01)
+        return found
+
+    found = await ended(begun.id)
+    assert (found.status, found.output_text) == (whole.status, whole.output_text)
+    assert found.usage.model_dump() == whole.usage.model_dump()
+    http.scheduler.step_s = 0.01
+    long = await client.responses.create(
+        **MODEL, input="Count.", max_output_tokens=5000, background=True
+    )
+    await eventually(lambda: len(http.scheduler.running) == 1)
+    assert (await client.responses.cancel(long.id)).status == "cancelled"
+    assert (await ended(long.id)).status == "cancelled"
+    http.scheduler.reject = RefusalCode.QUEUE_FULL
+    refused = await client.responses.create(**asked, background=True)
+    failed = await ended(refused.id)
+    assert (failed.status, failed.error.code) == ("failed", "rate_limit_exceeded")
+    http.scheduler.reject = None
+    for more in ({"stream": True}, {"store": False}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.responses.create(**asked, background=True, **more)
+        assert caught.value.param == "background"
+    await eventually(lambda: not http.scheduler.running and not http.service.background)
+    assert http.service.in_flight == 0
+
+
+async def test_a_response_that_never_began_does_not_stay(http: HttpServer) -> None:
+    http.scheduler.step_s = 0.01
+    client, asked = http.client(), {**MODEL, "input": "Count.", "extra_body": {"rid": "mine"}}
+    running = await client.responses.create(**asked, max_output_tokens=5000, background=True)
+    await eventually(lambda: len(http.scheduler.running) == 1)
+    for _ in range(3):
+        with pytest.raises(openai.ConflictError):
+            await client.responses.create(**asked)
+    kept = http.service.responses._stored.values()
+    assert sorted(each.is_running for each in kept) == [False, False, False, True]
+    assert (await client.responses.cancel(running.id)).status == "cancelled"
+    await eventually(lambda: not any(each.is_running for each in kept))

@@ -79,7 +79,9 @@ async def test_the_input_is_rendered(http: HttpServer) -> None:
         ("input", [{"type": "item_reference", "id": "x"}]),
         ("input", [{"role": "user", "content": [{"type": "input_image"}]}]),
         ("input", 7),
-        ("background", True),
+        ("include", ["everything"]),
+        ("top_logprobs", 2),
+        ("reasoning", {"effort": "huge"}),
         ("text", {"format": {"type": "xml"}}),
         ("tools", [{"type": "web_search"}]),
         ("tool_choice", "sometimes"),
@@ -92,3 +94,26 @@ async def test_what_is_not_built_is_refused_by_name(
         await http.client().responses.create(**ASKED, extra_body={field: value})
     assert caught.value.param == field
     assert not http.scheduler.submits
+
+
+LOGPROBS = {"include": ["message.output_text.logprobs", "reasoning.encrypted_content"]}
+
+
+async def test_logprobs_are_of_the_message_alone(http: HttpServer) -> None:
+    http.answers(f"<think>\nHm, well.\n</think>\n\nI look.\n{CALL}")
+    client = http.client()
+    whole = await client.responses.create(**ASKED, **LOGPROBS)
+    told = whole.output[1].content[0].logprobs
+    assert "".join(each.token for each in told).strip() == whole.output_text == "I look."
+    assert {each.logprob for each in told} == {-0.5}
+    assert bytes(told[0].bytes).decode() == told[0].token
+    assert 0 < whole.usage.output_tokens_details.reasoning_tokens < whole.usage.output_tokens
+    events = [e async for e in await client.responses.create(**ASKED, **LOGPROBS, stream=True)]
+    deltas = [e for e in events if e.type == "response.output_text.delta"]
+    assert [each.token for e in deltas for each in e.logprobs] == [each.token for each in told]
+    (done,) = (e for e in events if e.type == "response.output_text.done")
+    assert [each.token for each in done.logprobs] == [each.token for each in told]
+    assert events[-1].response.output[1].content[0].logprobs == told
+    assert events[-1].response.usage.model_dump() == whole.usage.model_dump()
+    plain = await client.responses.create(**ASKED)
+    assert not plain.output[1].content[0].logprobs

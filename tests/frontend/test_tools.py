@@ -11,6 +11,7 @@ import pytest
 
 from tests.frontend.conftest import HttpServer, listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
+from tests.frontend.test_http import eventually
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.ipc.messages import SessionAction
 
@@ -163,6 +164,9 @@ async def test_the_session_is_told_that_its_step_called_a_tool(http: HttpServer)
         await http.client().completions.create(model="smollm2", prompt="x", max_tokens=1)
         hints = [h for h in http.scheduler.hints if h.action == SessionAction.TOOL_CALL]
         assert [hint.session for hint in hints] == ["talk"] * told
+    whole = {**ASKED, "extra_body": {"session_id": "whole"}}
+    assert (await http.client().chat.completions.create(**whole)).choices[0].message.tool_calls
+    await eventually(lambda: http.scheduler.hints[-1].session == "whole")
 
 
 async def test_choices_side_by_side(http: HttpServer) -> None:

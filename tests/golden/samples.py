@@ -107,6 +107,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
         1, DIGEST, DIGEST, "ipc:///run/f", "ipc:///run/w", 8, 256, 8192, 131_072, 4096, 152_064,
         3, False, 100, 4242, 2048, "lru", 1.25, 5000, "/run/box", 1_000_000,
         2500, "ipc:///run/kv", "ipc:///run/kv-replay", "kv@pod@model", "z" * 40,
+        "tcp://0.0.0.0:5555", "y" * 40, DIGEST,
     ),
 }  # fmt: skip
 

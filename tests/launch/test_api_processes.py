@@ -144,6 +144,32 @@ def test_one_page_tells_the_series_of_all(serving: Served) -> None:
         client.close()
 
 
+def test_what_one_keeps_the_other_finds(serving: Served) -> None:
+    by_owner, made = connected(serving)
+    asked = {"model": "tiny", "input": "One, two,", "max_output_tokens": 4, "temperature": 0}
+    first = by_owner["0"].post("/v1/responses", json=asked).json()
+    assert first["id"].startswith("resp-0-")
+    path = f"/v1/responses/{first['id']}"
+    for client in by_owner.values():
+        assert client.get(path).json() == first
+        assert client.get(path + "/input_items").json()["data"][0]["content"] == "One, two,"
+    follow = {**asked, "input": "Three.", "previous_response_id": first["id"]}
+    usages = []
+    for index, client in by_owner.items():
+        answer = client.post("/v1/responses", json=follow).json()
+        assert answer["id"].startswith(f"resp-{index}-")
+        usages.append(answer["usage"]["input_tokens"])
+    assert usages[0] == usages[1] > first["usage"]["input_tokens"] + 4
+    begun = by_owner["0"].post("/v1/responses", json={**asked, "background": True}).json()
+    until(lambda: by_owner["1"].get(f"/v1/responses/{begun['id']}").json()["usage"])
+    assert by_owner["1"].delete(path).json()["deleted"] is True
+    for client in by_owner.values():
+        assert client.get(path).status_code == 404
+        assert client.get("/v1/responses/resp-7-none").status_code == 404
+    for client in made:
+        client.close()
+
+
 def test_a_taken_port_is_one_line(smollm2: Path, serving: Served, tmp_path: Path) -> None:
     port = int(serving.url.rpartition(":")[2])
     other = start(tmp_path, tmp_path / "log", model=str(smollm2), port=port)

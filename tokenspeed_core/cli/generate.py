@@ -4,7 +4,8 @@
 import argparse
 import sys
 
-from ..config import add_flags, from_arguments
+from ..config import from_arguments
+from ..config_flags import add_flags
 
 HELP = "generate text for one prompt in the terminal"
 DESCRIPTION = (

@@ -4,7 +4,8 @@
 import argparse
 import json
 
-from ..config import ConfigError, EngineConfig, add_flags, from_arguments
+from ..config import ConfigError, EngineConfig, from_arguments
+from ..config_flags import add_flags
 
 HELP = "serve a model over HTTP"
 DESCRIPTION = "Serve a model over HTTP, compatible with OpenAI's API, until SIGTERM."

@@ -24,6 +24,7 @@ from ..sdk import EngineLostError, RefusedError
 from ..tls import server_context
 from .access import Access
 from .app import create_app, create_private_app, new_service
+from .connection import ConnectionLimit
 from .endpoint import Service
 from .http_server import HttpServer
 from .siblings import Siblings
@@ -44,14 +45,20 @@ async def serve(
     """
     access, tls = Access.of(config), server_context(config)
     async with AsyncLLM(config, run_dir=run.path, name=f"api {index}") as llm:
-        service = new_service(llm)
+        service = new_service(llm, index)
         sinks = Sinks.of(config, llm.codec.table)
         sinks.join(service.observer, service.metrics)
         gc.collect()
         gc.freeze()  # the vocabulary's tables need no scanning while tokens flow
         siblings = Siblings(run, index, config.api_processes)
         application = create_app(service, access, siblings)
-        server = HttpServer.of(application, log_level=config.log_level, tls=tls)
+        limit = ConnectionLimit(config.max_connections)
+        service.metrics.follow(
+            "connections_turned_away",
+            "Requests refused because too many connections were open.",
+            lambda: limit.turned_away,
+        )
+        server = HttpServer.of(application, log_level=config.log_level, tls=tls, limit=limit)
         private = HttpServer.at_path(create_private_app(service), run.api_socket(index))
         draining: list[asyncio.Task[None]] = []
 

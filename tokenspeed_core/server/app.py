@@ -27,6 +27,7 @@ from .endpoint import Service
 from .failure import ApiError
 from .gate import Gate
 from .health import Verdict, health, readiness
+from .kept_responses import KeptResponses, ResponseQuery
 from .messages import MessageEndpoint
 from .metrics import Metrics
 from .observer import Observer
@@ -38,18 +39,17 @@ from .responses import ResponseEndpoint
 from .siblings import Siblings
 from .tokens import CountTokens, Detokenize, Tokenize
 
-_SECRET = ("api_key", "api_keys", "ssl_keyfile")
+_SECRET = ("api_key", "api_keys", "curve_keys", "ssl_keyfile")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def new_service(llm: AsyncLLM) -> Service:
-    """Return the state of a server in front of `llm`, which must be connected."""
+def new_service(llm: AsyncLLM, index: int = 0) -> Service:
+    """Return the state of an API process in front of `llm`, which must be connected."""
     name = llm.config.model_name
     metrics = Metrics(name, lambda: llm.client.stats, llm.codec.stages)
-    service = Service(llm, name, metrics, Observer(metrics), started=int(time.time()))
-    # several processes would not find what another keeps
-    kept = llm.config.stored_responses if llm.config.api_processes == 1 else 0
+    service = Service(llm, name, metrics, Observer(metrics), started=int(time.time()), index=index)
+    kept = -(-llm.config.stored_responses // llm.config.api_processes)
     service.responses = ResponseStore(kept, llm.config.response_ttl_s)
     return service
 
@@ -73,8 +73,18 @@ def create_private_app(service: Service) -> ASGIApp:
         asked = msgspec.json.decode(await request.body(), type=SiblingAbort)
         return _json(service.requests.abort(asked.caller, asked.ids))
 
+    async def response(request: Request) -> Response:
+        query = msgspec.json.decode(await request.body(), type=ResponseQuery)
+        told = kept.told(query)
+        return Response(told or b"", 404 if told is None else 200)
+
+    kept = KeptResponses(service, None)
     own = [route for route in routes(service) if route.path in paths]
-    return Starlette(routes=[*own, Route("/abort", abort, methods=["POST"])])
+    asked = [
+        Route("/abort", abort, methods=["POST"]),
+        Route("/responses", response, methods=["POST"]),
+    ]
+    return Starlette(routes=[*own, *asked])
 
 
 def routes(service: Service, siblings: Siblings | None = None) -> list[Route]:
@@ -124,7 +134,7 @@ def routes(service: Service, siblings: Siblings | None = None) -> list[Route]:
     found = [
         *(Route(path, _called(body), methods=["POST"]) for path, body in taken.items()),
         *operator_routes(service),
-        *response_routes(service),
+        *response_routes(KeptResponses(service, siblings)),
         Route("/server_info", server_info, methods=["GET"]),
         Route("/v1/sessions/{name}", delete_session, methods=["DELETE"]),
         Route("/v1/models", models, methods=["GET"]),
@@ -143,7 +153,7 @@ def bodies(service: Service, siblings: Siblings | None = None) -> dict[str, Body
     return {
         "/v1/chat/completions": ChatEndpoint(service),
         "/v1/completions": CompletionEndpoint(service),
-        "/v1/responses": ResponseEndpoint(service),
+        "/v1/responses": ResponseEndpoint(service, KeptResponses(service, siblings)),
         "/v1/messages": MessageEndpoint(service),
         "/v1/messages/count_tokens": CountTokens(service),
         "/tokenize": Tokenize(service),

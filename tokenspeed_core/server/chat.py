@@ -19,7 +19,7 @@ from .answer import (
     new_id,
 )
 from .caller import Caller
-from .conversation import Conversation, checked_budget
+from .conversation import Conversation, checked_budget, effort_budget
 from .endpoint import Endpoint, Job
 from .envelope import Envelope
 from .failure import ApiError
@@ -51,6 +51,9 @@ class ChatEndpoint(Endpoint[ChatFields]):
         )
         codec = self.service.llm.codec
         thinking_tokens = checked_budget(fields.thinking_budget, codec)
+        by_effort = effort_budget(fields.reasoning_effort, codec, "reasoning_effort")
+        if thinking_tokens is None:
+            thinking_tokens = by_effort
         asked = fields.asked_format()
         chat = await Conversation.of(codec, fields.messages, how, tools, asked, thinking_tokens)
         envelope = Envelope.of(

@@ -19,6 +19,15 @@ from .failure import ApiError
 from .tools import Tools
 
 MAX_THINKING = 2**31 - 1
+# Tokens of reasoning that an effort allows, where the chat template knows of no efforts.
+EFFORTS: dict[str, int | None] = {
+    "none": 0,
+    "minimal": 512,
+    "low": 1024,
+    "medium": 8192,
+    "high": None,
+    "xhigh": None,
+}
 
 
 @attrs.frozen
@@ -83,3 +92,23 @@ def checked_budget(tokens: int | None, codec: TextCodec) -> int | None:
     else:
         return tokens
     raise ApiError(400, f"thinking_budget {why}", param="thinking_budget", code="invalid_parameter")
+
+
+def effort_budget(effort: str | None, codec: TextCodec, field: str) -> int | None:
+    """Return how many tokens an effort lets a model think, None if as long as it will.
+
+    A template that takes the effort does what it means to.
+
+    Raises:
+        ApiError: there is no such effort, or the model does not think.
+    """
+    template = codec.template
+    if effort is None or (template is not None and "reasoning_effort" in template.takes):
+        return None
+    if effort not in EFFORTS:
+        why = f"is {effort[:40]!r}; give {', '.join(EFFORTS)}"
+    elif effort != "none" and not may_think(codec, codec.dialect):
+        why = f"is {effort!r}, and this model has no reasoning to bound; leave it out"
+    else:
+        return EFFORTS[effort] if may_think(codec, codec.dialect) else None
+    raise ApiError(400, f"{field} {why}", param=field, code="invalid_parameter")

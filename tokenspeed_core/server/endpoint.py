@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The way of a generating request: body, fields, prompt, deltas, answer."""
 
+import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
@@ -48,6 +49,8 @@ class Service:
     is_draining: bool = False
     in_flight: int = 0  # generating requests, streams included
     requests: RequestTable = attrs.field(factory=RequestTable)
+    index: int = 0  # of this API process
+    background: set[asyncio.Task[None]] = attrs.field(factory=set)  # answers that nobody waits for
     responses: ResponseStore = attrs.field(factory=lambda: ResponseStore(0, 0.0))
 
 
@@ -61,7 +64,9 @@ class Job:
     table: TokenText | None = None  # how tokens are spelled; None: as text for the user
     grammar: Grammar | None = None  # the form of the answers, in that spelling
     id: str = ""  # for /abort, where the client gives none
-    on_end: Callable[[], None] = lambda: None  # once no more is generated, whatever the cause
+    # once no more is generated, with the failure if there was one
+    on_end: Callable[[Exception | None], None] = lambda _: None
+    in_background: Callable[[], bytes] | None = None  # what is answered at once, if nobody waits
 
 
 class Route(ABC):
@@ -155,8 +160,17 @@ class Endpoint(Route, Generic[Fields]):
 
         count = len(job.prompts) * job.num_choices
         starts = [partial(start, index) for index in range(count)]
-        entry = self.service.requests.begin(caller, fields.request_id or fields.rid or job.id)
+        try:
+            entry = self.service.requests.begin(caller, fields.request_id or fields.rid or job.id)
+        except ApiError as error:
+            job.on_end(error)
+            raise
         deltas = self._counted(job, session, entry, interleaved(starts, job.num_choices))
+        if job.in_background is not None:
+            task = asyncio.create_task(self._unwatched(job.writer, arrival, deltas))
+            self.service.background.add(task)
+            task.add_done_callback(self.service.background.discard)
+            return Response(job.in_background(), media_type="application/json")
         if not fields.stream:
             return await self._whole(job, deltas)
         # the status line waits for the first delta: until then a failure has a status of its own
@@ -170,11 +184,27 @@ class Endpoint(Route, Generic[Fields]):
     async def _whole(self, job: Job, deltas: AsyncGenerator[ChoiceDelta, None]) -> Response:
         count = len(job.prompts) * job.num_choices
         choices: list[list[TextDelta]] = [[] for _ in range(count)]
+        running, body = count, b""
         async with contextlib.aclosing(deltas):
             async for index, delta in deltas:
                 choices[index].append(delta)
-            body = job.writer.whole([joined(choice) for choice in choices])
+                running -= delta.finish_reason is not None
+                if not running:  # written before the stream of deltas notes its end
+                    body = job.writer.whole([joined(choice) for choice in choices])
         return Response(body, media_type="application/json")
+
+    async def _unwatched(
+        self, writer: Writer, arrival: Arrival, deltas: AsyncGenerator[ChoiceDelta, None]
+    ) -> None:
+        """Write an answer that is kept for later; the writer tells of a failure."""
+        try:
+            first = await anext(deltas)
+        except Exception as error:
+            self.service.observer.refused(arrival, self.failure(error))
+            return
+        async with contextlib.aclosing(self._events(writer, arrival, first, deltas)) as events:
+            async for _ in events:
+                pass
 
     async def _counted(
         self,
@@ -184,14 +214,18 @@ class Endpoint(Route, Generic[Fields]):
         deltas: AsyncGenerator[ChoiceDelta, None],
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.service.in_flight += 1
+        failure: Exception | None = None
         try:
             async for delta in deltas:
                 yield delta
+        except Exception as error:
+            failure = error
+            raise
         finally:
             await deltas.aclose()
             self.service.in_flight -= 1
             self.service.requests.end(entry)
-            job.on_end()
+            job.on_end(failure)
             if job.writer.called_tools:
                 self.service.llm.hint(session, SessionAction.TOOL_CALL)
 

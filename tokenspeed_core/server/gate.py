@@ -4,6 +4,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Access
+from .connection import TURNED_AWAY
 from .failure import ApiError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -28,11 +29,17 @@ class Gate:
         try:
             self._check(scope)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            response = error.response()
+            if error.code == "too_many_connections":
+                response.headers["connection"] = "close"
+            await response(scope, receive, send)
             return
         await self._app(scope, _bounded(receive), send)
 
     def _check(self, scope: Scope) -> None:
+        turned_away: ApiError | None = scope.get("state", {}).get(TURNED_AWAY)
+        if turned_away is not None:
+            raise turned_away
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:

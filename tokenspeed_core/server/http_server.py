@@ -4,12 +4,13 @@
 import contextlib
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from .connection import BoundedConnection
+from .connection import BoundedConnection, ConnectionLimit
 
 # Longer than clients and load balancers keep an idle connection: one that closes it first while the
 # other side sends fails a request that was well-formed.
@@ -21,10 +22,15 @@ class HttpServer(uvicorn.Server):
 
     @classmethod
     def of(
-        cls, app: ASGIApp, *, log_level: str = "warning", tls: ssl.SSLContext | None = None
+        cls,
+        app: ASGIApp,
+        *,
+        log_level: str = "warning",
+        tls: ssl.SSLContext | None = None,
+        limit: ConnectionLimit | None = None,
     ) -> "HttpServer":
         """Return a server for sockets that are given to its `serve`."""
-        return cls(_config(app, log_level=log_level, tls=tls))
+        return cls(_config(app, log_level=log_level, tls=tls, limit=limit))
 
     @classmethod
     def at_path(cls, app: ASGIApp, path: Path) -> "HttpServer":
@@ -44,11 +50,12 @@ def _config(
     log_level: str = "warning",
     tls: ssl.SSLContext | None = None,
     path: str | None = None,
+    limit: ConnectionLimit | None = None,
 ) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         uds=path,
-        http=BoundedConnection,
+        http=partial(BoundedConnection, limit=limit),  # type: ignore[arg-type]
         lifespan="off",
         access_log=False,
         server_header=False,

@@ -7,11 +7,23 @@ from typing import Any
 import msgspec
 
 from ..chat_template import Rendering
-from ..sampling_params import SamplingParams
+from ..sampling_params import SamplingError, SamplingParams
 from .answer_format import Asked, asked_format
 from .failure import ApiError
 from .request_body import GenerationFields
 from .tools import Tools
+
+LOGPROBS = "message.output_text.logprobs"
+# More of items that no answer has: nothing is missing without them.
+ABSENT = (
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+)
 
 
 class ReasoningOptions(msgspec.Struct, frozen=True):
@@ -32,14 +44,16 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
     reasoning: ReasoningOptions = ReasoningOptions()
     text: dict[str, Any] = msgspec.field(default_factory=dict)
     previous_response_id: str = ""
-    background: bool = False
+    background: bool = False  # answer at once, generate on; GET tells what came of it
+    include: list[str] = msgspec.field(default_factory=list)
+    top_logprobs: int = 0
     store: bool = True
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def wants_logprobs(self) -> bool:
-        """Log-probabilities are not built here."""
-        return False
+        """The log-probability of each token of the messages is to be reported."""
+        return LOGPROBS in self.include
 
     def sampling_params(self) -> SamplingParams:
         """Return the request's sampling.
@@ -47,15 +61,22 @@ class ResponseFields(GenerationFields, frozen=True, kw_only=True):
         Raises:
             SamplingError: a value is out of range.
         """
-        limit = self.max_tokens if self.max_output_tokens is None else self.max_output_tokens
-        limited = msgspec.structs.replace(self, max_tokens=limit)
-        return super(ResponseFields, limited).sampling_params()
+        if self.top_logprobs and not self.wants_logprobs:
+            raise SamplingError("top_logprobs", f"needs {LOGPROBS} in include")
+        return self.told_params(self.max_output_tokens, self.top_logprobs, None)
 
-    def check(self) -> None:
+    def check(self, *, is_stored: bool) -> None:
         """Raise ApiError for what is asked and not built."""
         self.refuse("n", "return_token_ids", "stream_options")
-        if self.background:
-            raise _unbuilt("background", "answers end with their connection; leave it out")
+        for name in self.include:
+            if name not in (LOGPROBS, *ABSENT):
+                raise _unbuilt("include", f"{name[:60]!r} is not built; {LOGPROBS!r} is")
+        if self.background and self.stream:
+            raise _unbuilt(
+                "background", "its events are not streamed; leave stream out, and GET it"
+            )
+        if self.background and not is_stored:
+            raise _unbuilt("background", "this answer is not stored; let store be true")
 
     def asked_format(self) -> Asked | None:
         """Return the form that the answer must have; here `text.format` says so too."""

@@ -26,6 +26,12 @@ class Stored:
     num_bytes: int
     used_at: float
     is_running: bool = True
+    request_id: str = ""  # of its request while that runs
+
+    @classmethod
+    def elsewhere(cls, caller: Caller, id: str, items: Sequence[dict[str, Any]]) -> "Stored":
+        """Return one that another process stores, by the items of its whole conversation."""
+        return cls((caller.name, id), items, None, lambda: {"output": []}, 0, 0.0, is_running=False)
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return all items from the conversation's beginning, the answer included."""
@@ -73,11 +79,14 @@ class ResponseStore:
         items: Sequence[dict[str, Any]],
         previous: Stored | None,
         tell: Callable[[], dict[str, Any]],
+        request_id: str = "",
     ) -> Stored:
         """Store a response that begins to run; call `end` when it is over."""
         size = _OVERHEAD_BYTES + len(msgspec.json.encode(items))
         key = (caller.name, id)
-        stored = Stored(key, items, previous, tell, size, self._clock())
+        stored = Stored(
+            key, items, previous, tell, size, self._clock(), request_id=request_id or id
+        )
         self._stored[key] = stored
         self.num_bytes += size
         self._evict()

@@ -8,15 +8,19 @@ from typing import Any
 import msgspec
 
 from ..completion import Completion, TextDelta, Usage
+from ..detokenizer import TokenText
 from ..dialect.event import CallArguments, CallBegun, Content, Event, Reasoning, first_call
 from ..dialect.reader import DialectReader
-from .answer import new_id
+from .answer import TokenLogprob, new_id
 from .caller import Caller
-from .conversation import Conversation
-from .endpoint import Endpoint, Job
-from .failure import ApiError
+from .conversation import Conversation, effort_budget
+from .endpoint import Endpoint, Job, Service
+from .failure import ApiError, api_error
+from .kept_responses import KeptResponses
+from .logprobs import chat_logprobs
 from .response_body import ResponseFields
-from .response_store import ResponseStore, Stored
+from .response_store import Stored
+from .token_trail import TokenTrail
 from .writer import Writer, event
 
 _STATUS = {"length": "incomplete", "abort": "cancelled"}
@@ -28,12 +32,17 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
     fields = ResponseFields
     prompt_field = "input"
 
+    def __init__(self, service: Service, kept: KeptResponses) -> None:
+        super().__init__(service)
+        self._kept = kept
+
     async def job(self, fields: ResponseFields, caller: Caller) -> Job:
         """Return the rendered conversation and the writer of its answer."""
-        fields.check()
         store, items, previous = self.service.responses, fields.items(), None
+        is_stored = fields.store and store.max_items > 0
+        fields.check(is_stored=is_stored)
         if fields.previous_response_id:
-            previous = stored_response(store, caller, fields.previous_response_id)
+            previous = await self._kept.previous(caller, fields.previous_response_id)
             whole = [*previous.conversation(), *items]
             fields = msgspec.structs.replace(fields, input=whole)
         tools = fields.offered()
@@ -43,15 +52,28 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
             fields.rendering(tools),
             tools,
             fields.asked_format(),
+            effort_budget(fields.reasoning.effort, self.service.llm.codec, "reasoning"),
         )
-        is_stored = fields.store and store.max_items > 0
-        writer = ResponseWriter(self.service.model_name, fields, chat.reader, is_stored=is_stored)
-        on_end: Callable[[], None] = writer.cut
+        writer = ResponseWriter(
+            self.service.model_name,
+            fields,
+            chat.reader,
+            self.service.llm.codec.table,
+            new_id(f"resp-{self.service.index}"),
+            is_stored=is_stored,
+        )
+        stored: Stored | None = None
         if is_stored:
-            stored = store.begin(caller, writer.id, items, previous, writer.response)
+            name = fields.request_id or fields.rid
+            stored = store.begin(caller, writer.id, items, previous, writer.response, name)
 
-            def on_end() -> None:
-                writer.cut()
+        def told_failure(failure: Exception) -> ApiError:
+            ours = ApiError(500, "internal error; the server's log has the details")
+            return api_error(failure, self.prompt_field) or ours
+
+        def on_end(failure: Exception | None) -> None:
+            writer.cut(None if failure is None else told_failure(failure))
+            if stored is not None:
                 store.end(stored)
 
         return Job(
@@ -61,24 +83,8 @@ class ResponseEndpoint(Endpoint[ResponseFields]):
             grammar=chat.grammar,
             id=writer.id,
             on_end=on_end,
+            in_background=writer.document if fields.background else None,
         )
-
-
-def stored_response(store: ResponseStore, caller: Caller, id: str) -> Stored:
-    """Return a stored response.
-
-    Raises:
-        ApiError: it is not here: never stored, deleted, pushed out, or another caller's.
-    """
-    stored = store.find(caller, id)
-    if stored is None:
-        raise ApiError(
-            404,
-            f"previous_response_id {id[:100]!r} is not stored; send the whole conversation",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
-    return stored
 
 
 class ResponseWriter(Writer):
@@ -89,6 +95,8 @@ class ResponseWriter(Writer):
         model: str,
         fields: ResponseFields,
         new_reader: Callable[[], DialectReader],
+        table: TokenText,
+        id: str,
         *,
         is_stored: bool,
     ) -> None:
@@ -96,12 +104,16 @@ class ResponseWriter(Writer):
         self._fields = fields
         self._reader = new_reader()
         self._is_stored = is_stored
-        self.id = new_id("resp")
+        self._table = table
+        self._trail: TokenTrail[TokenLogprob | None] = TokenTrail()
+        self._reasoning_tokens = 0
+        self._error: ApiError | None = None
+        self.id = id
         self._created = int(time.time())
         self._items: list[dict[str, Any]] = []
         self._is_open = False  # the last item grows
         self._number = -1
-        self._status = "in_progress"
+        self._status = "queued" if fields.background else "in_progress"
         self._usage: Usage | None = None
 
     def has_answered(self, choice: int) -> bool:
@@ -116,17 +128,21 @@ class ResponseWriter(Writer):
     def whole(self, completions: Sequence[Completion]) -> bytes:
         """Return a `response`."""
         (completion,) = completions
-        for _ in self._grow([*self._reader.push(completion.text), *self._reader.finish()]):
-            pass  # the events of a stream
-        for _ in self._finish(completion):
-            pass
-        return msgspec.json.encode(self.response())
+        for delta in completion.deltas:
+            for _ in self.push(0, delta):
+                pass  # the events of a stream
+        return self.document()
 
     def push(self, choice: int, delta: TextDelta) -> Iterable[bytes]:
         """Return the events of what is new."""
         if self._number < 0:
+            self._status = "in_progress"
             yield self._event("response.created", response=self.response())
             yield self._event("response.in_progress", response=self.response())
+        told: list[TokenLogprob | None] = [None] * len(delta.token_ids)
+        if self._fields.wants_logprobs:
+            told = list(chat_logprobs(delta, self._table).content)
+        self._trail.push(delta.text, told)
         yield from self._grow(self._reader.push(delta.text))
         if delta.finish_reason is not None:
             yield from self._grow(self._reader.finish())
@@ -138,10 +154,11 @@ class ResponseWriter(Writer):
         kind = "incomplete" if self._status == "cancelled" else self._status
         yield self._event(f"response.{kind}", response=self.response())
 
-    def cut(self) -> None:
-        """Note that no more comes; what has not ended by itself was cancelled."""
-        if self._status == "in_progress":
-            self._status = "cancelled"
+    def cut(self, failure: ApiError | None) -> None:
+        """Note that no more comes; what has not ended by itself has failed or was cancelled."""
+        if self._status in ("queued", "in_progress"):
+            self._status = "cancelled" if failure is None else "failed"
+            self._error = failure
             self._is_open = False
 
     def failed(self, error: ApiError) -> Iterable[bytes]:
@@ -171,13 +188,21 @@ class ResponseWriter(Writer):
             begun |= own
             yield from self._open(begun)
             more: dict[str, Any] = {"annotations": []} if item == "message" else {}
+            more |= {"logprobs": []} if item == "message" and self._fields.wants_logprobs else {}
             empty: dict[str, Any] = {"type": part, "text": "", **more}
             kind = "response.content_part.added"
             yield self._event(kind, **self._place(), content_index=0, part=empty)
             self._items[-1]["content"] = [empty]
         content = self._items[-1]["content"][0]
         content["text"] += text
-        told: dict[str, Any] = {"logprobs": []} if item == "message" else {}
+        tokens = self._trail.take(text)
+        told: dict[str, Any] = {}
+        if item == "message":
+            told["logprobs"] = [each for each in tokens if each is not None]
+            if self._fields.wants_logprobs:
+                content["logprobs"] += told["logprobs"]
+        else:
+            self._reasoning_tokens += len(tokens)
         yield self._event(
             f"response.{part}.delta", **self._place(), content_index=0, delta=text, **told
         )
@@ -201,7 +226,9 @@ class ResponseWriter(Writer):
             yield self._event("response.function_call_arguments.done", **self._place(), **done)
         else:
             part = item["content"][0]
-            more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
+            more: dict[str, Any] = {}
+            if item["type"] == "message":
+                more["logprobs"] = part.get("logprobs", [])
             kind = f"response.{part['type']}.done"
             yield self._event(kind, **self._place(), content_index=0, text=part["text"], **more)
             kind = "response.content_part.done"
@@ -221,6 +248,10 @@ class ResponseWriter(Writer):
         self._number += 1
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
+    def document(self) -> bytes:
+        """Return the response as it stands, as JSON."""
+        return msgspec.json.encode(self.response())
+
     def response(self) -> dict[str, Any]:
         """Return the response as it stands."""
         is_cut = self._status == "incomplete"
@@ -229,7 +260,8 @@ class ResponseWriter(Writer):
             "object": "response",
             "created_at": self._created,
             "status": self._status,
-            "error": None,
+            "error": None if self._error is None else _told_error(self._error),
+            "background": self._fields.background,
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
             "instructions": self._fields.instructions or None,
             "max_output_tokens": self._fields.max_output_tokens,
@@ -241,16 +273,25 @@ class ResponseWriter(Writer):
             "temperature": self._fields.temperature,
             "tool_choice": self._fields.tool_choice,
             "tools": self._fields.tools,
+            "top_logprobs": self._fields.top_logprobs,
             "top_p": self._fields.top_p,
-            "usage": _usage(self._usage) if self._usage is not None else None,
+            "usage": _usage(self._usage, self._reasoning_tokens)
+            if self._usage is not None
+            else None,
         }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _told_error(error: ApiError) -> dict[str, Any]:
+    """Return a failure under one of the codes that OpenAI's clients know."""
+    known = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+    return {"code": known.get(error.status, "server_error"), "message": error.message}
+
+
+def _usage(usage: Usage, reasoning: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": usage.total_tokens,
     }

@@ -45,6 +45,12 @@ class Siblings:
         )
         return sum(msgspec.json.decode(each, type=int) for each in found if each)
 
+    async def ask_one(self, index: int, path: str, body: bytes) -> bytes | None:
+        """Return what another process answers to a POST; None if it is not there or has nothing."""
+        if index not in self._others:
+            return None
+        return await asyncio.to_thread(self._ask, index, "POST", path, body)
+
     async def _metrics(self, index: int) -> bytes | None:
         return await asyncio.to_thread(self._ask, index, "GET", "/metrics")
 

@@ -42,6 +42,8 @@ void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& 
     scheduler_.Hint(hint->salt.bytes, hint->session, hint->action, Now(),
                     std::clamp<int64_t>(hint->ttl_ms, 0, kMaxHoldMs) * kMillisecond);
   } else if (auto* profile = std::get_if<wire::Profile>(&any)) {
+    // It names a folder here, which is not for other machines to say.
+    if (frontend.is_remote) return session_.Drop("frontend: a remote one asked for a profile");
     profile_ = std::move(*profile);
   }
 }
@@ -60,7 +62,10 @@ void FrontendDesk::Greet(const Identity& from, const wire::Hello& hello,
     frontends_.erase(known);
   }
   last_client_ = ClientId{last_client_.value + 1};
-  frontends_[from] = {.client = last_client_, .name = hello.name, .deltas = {}};
+  frontends_[from] = {.client = last_client_,
+                      .name = hello.name,
+                      .is_remote = session_.IsRemote(hello),
+                      .deltas = {}};
   identities_[last_client_] = from;
   Log("frontend " + hello.name + " joined");
   Send(from, welcome);

@@ -36,6 +36,7 @@ class FrontendDesk {
   struct Frontend {
     ClientId client;
     std::string name;
+    bool is_remote = false;
     wire::TokenDeltas deltas;
     bool wants_logprobs = false;
   };

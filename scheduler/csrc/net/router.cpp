@@ -43,6 +43,22 @@ Status Router::Bind(const std::string& endpoint) {
                "; is another scheduler running there, or is the path longer than 107 bytes?"};
 }
 
+Status Router::BindEncrypted(const std::string& endpoint, const std::string& secret) {
+  // The options of a socket hold for what it binds from then on.
+  const int yes = 1;
+  const int heartbeat_ms = 1000;  // a machine that is gone says no goodbye
+  const int silence_ms = 5000;
+  zmq_.setsockopt(socket_, kZmqHeartbeatInterval, &heartbeat_ms, sizeof(heartbeat_ms));
+  zmq_.setsockopt(socket_, kZmqHeartbeatTimeout, &silence_ms, sizeof(silence_ms));
+  if (zmq_.setsockopt(socket_, kZmqCurveServer, &yes, sizeof(yes)) != 0 ||
+      zmq_.setsockopt(socket_, kZmqCurveSecretKey, secret.c_str(), secret.size() + 1) != 0) {
+    return Error{"the CURVE key of " + endpoint + " is refused (" + zmq_.LastError() +
+                 "); give the 40 characters of a secret key, and a libzmq with CURVE"};
+  }
+  if (zmq_.bind(socket_, endpoint.c_str()) == 0) return Ok{};
+  return Error{"cannot bind " + endpoint + ": " + zmq_.LastError()};
+}
+
 bool Router::Receive(Incoming& message) {
   ZmqMessage part;
   zmq_.msg_init(&part);

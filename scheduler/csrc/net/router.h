@@ -28,6 +28,9 @@ class Router {
   Router& operator=(const Router&) = delete;
 
   Status Bind(const std::string& endpoint);
+  // Binds one more endpoint, whose peers must speak CURVE; earlier ones stay as they are. `secret`
+  // is a secret key as 40 characters.
+  Status BindEncrypted(const std::string& endpoint, const std::string& secret);
 
   struct Incoming {
     Identity from;

@@ -69,7 +69,7 @@ class Server {
         parent_(config.parent_pid),
         signals_(OpenSignals()),
         parent_fd_(parent_ > 0 ? static_cast<int>(syscall(SYS_pidfd_open, parent_, 0)) : -1),
-        session_{.token = config.token.bytes},
+        session_{.token = config.token.bytes, .remote_token = config.frontend_tcp_token.bytes},
         scheduler_(limits, std::move(box)),
         context_(zmq),
         frontend_router_(zmq, context_.get()),
@@ -87,6 +87,9 @@ class Server {
   Status Bind(const wire::SchedulerConfig& config) {
     Status bound = frontend_router_.Bind(config.frontend_endpoint);
     if (bound.ok()) bound = worker_router_.Bind(config.worker_endpoint);
+    if (bound.ok() && !config.frontend_tcp.empty()) {
+      bound = frontend_router_.BindEncrypted(config.frontend_tcp, config.frontend_curve_secret);
+    }
     return bound.ok() ? feed_.Bind() : bound;
   }
 

@@ -28,8 +28,19 @@ inline void Log(std::string text) {
   std::fprintf(stderr, "tokenspeed-scheduler: %s\n", text.c_str());
 }
 
+// In time that does not depend on where they differ.
+inline bool IsSame(const std::string& shown, const std::string& secret) {
+  unsigned difference = shown.size() == secret.size() ? 0 : 1;
+  for (size_t i = 0; i < secret.size(); ++i) {
+    const char other = i < shown.size() ? shown[i] : '\0';
+    difference |= static_cast<unsigned char>(secret[i] ^ other);
+  }
+  return difference == 0;
+}
+
 struct Session {
   std::string token;
+  std::string remote_token;  // of frontends on other machines; empty: there are none
   int64_t dropped_frames = 0;
 
   // Counts a frame that could not be used; logs the 1st, 2nd, 4th, 8th ...
@@ -40,16 +51,13 @@ struct Session {
     }
   }
 
+  bool IsRemote(const wire::Hello& hello) const {
+    return !remote_token.empty() && IsSame(hello.token.bytes, remote_token);
+  }
+
   // Why this Hello is turned away, if it is.
   std::optional<plan::Rejection> Refuse(const wire::Hello& hello, int64_t role) const {
-    // In time that does not depend on where the tokens differ.
-    const std::string& shown = hello.token.bytes;
-    unsigned difference = shown.size() == token.size() ? 0 : 1;
-    for (size_t i = 0; i < token.size(); ++i) {
-      const char other = i < shown.size() ? shown[i] : '\0';
-      difference |= static_cast<unsigned char>(token[i] ^ other);
-    }
-    if (difference != 0) {
+    if (!IsSame(hello.token.bytes, token) && !(role == 0 && IsRemote(hello))) {
       return plan::Rejection{plan::RefusalCode::kToken, "the session token is not this run's"};
     }
     if (hello.version != wire::kVersion) {

@@ -310,6 +310,9 @@ struct SchedulerConfig {
   std::string kv_replay;
   std::string kv_topic;
   std::string kv_curve_secret;
+  std::string frontend_tcp;
+  std::string frontend_curve_secret;
+  Blob frontend_tcp_token;
   TS_FIELDS(visit(s.version); visit(s.token); visit(s.hash_key); visit(s.frontend_endpoint);
             visit(s.worker_endpoint); visit(s.num_ranks); visit(s.max_slots);
             visit(s.max_step_tokens); visit(s.max_model_len); visit(s.max_waiting);
@@ -317,7 +320,8 @@ struct SchedulerConfig {
             visit(s.parent_pid); visit(s.max_prefill_tokens); visit(s.eviction);
             visit(s.decode_stretch); visit(s.ageing_ms); visit(s.record_path);
             visit(s.record_bytes); visit(s.transfer_ms); visit(s.kv_events); visit(s.kv_replay);
-            visit(s.kv_topic); visit(s.kv_curve_secret);)
+            visit(s.kv_topic); visit(s.kv_curve_secret); visit(s.frontend_tcp);
+            visit(s.frontend_curve_secret); visit(s.frontend_tcp_token);)
 };
 
 #undef TS_FIELDS
