@@ -35,7 +35,7 @@ class WatchLimits:
     """How long an engine may seem to do nothing before a part of it counts as frozen."""
 
     silence_s: float = 10.0  # of the scheduler, which speaks several times a second, or the API
-    step_s: float = 300.0  # of a step that the workers were given
+    step_s: float = 300.0  # of a step that the workers were given; of workers that do not join
 
 
 class WatchRefusedError(RuntimeError):
@@ -46,7 +46,8 @@ class EngineWatch:
     """Connects to the scheduler as a frontend and reads its counters.
 
     `on_ready` is called once, when all ranks are in.  `on_frozen_scheduler` and
-    `on_frozen_workers` get a reason each time that one exceeds its limit afterwards.
+    `on_frozen_workers` get a reason each time that one exceeds its limit afterwards.  `are_loaded`
+    tells whether all workers could be in.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class EngineWatch:
         on_ready: Callable[[], None],
         on_frozen_scheduler: Callable[[str], None],
         on_frozen_workers: Callable[[str], None],
+        are_loaded: Callable[[], bool],
     ) -> None:
         self._endpoint = run.frontend_endpoint
         self._hello = encode(Hello(WIRE_VERSION, run.token, Role.FRONTEND, "launcher"))
@@ -63,6 +65,8 @@ class EngineWatch:
         self._on_ready = on_ready
         self._on_frozen_scheduler = on_frozen_scheduler
         self._on_frozen_workers = on_frozen_workers
+        self._are_loaded = are_loaded
+        self._missed_since = time.monotonic()
         self._is_ready = False
         self._is_reported = False  # the present freeze of the workers
         self._last_heard = time.monotonic()
@@ -106,6 +110,7 @@ class EngineWatch:
                     self._on_ready()
                 elif isinstance(message, Stats):
                     self._check_step(message.oldest_step_age_ns / 1e9)
+                    self._check_absence(message.ready)
         finally:
             socket.close()
             context.term()
@@ -122,6 +127,15 @@ class EngineWatch:
         if is_frozen and not self._is_reported:
             self._on_frozen_workers(f"a step did not finish in {age_s:.1f} s")
         self._is_reported = is_frozen
+
+    def _check_absence(self, is_ready: bool) -> None:
+        """Notice workers that stopped while the scheduler was replaced: no step tells of them."""
+        now = time.monotonic()
+        if is_ready or not self._is_ready or not self._are_loaded():
+            self._missed_since = now
+        elif (missed_s := now - self._missed_since) > self._limits.step_s:
+            self._missed_since = now
+            self._on_frozen_workers(f"loaded workers did not join in {missed_s:.1f} s")
 
 
 class HttpWatch:

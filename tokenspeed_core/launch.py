@@ -34,7 +34,7 @@ from .run_lock import RunLock, remove_abandoned
 from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, find_executable, find_libzmq
 from .served_model import PortInUseError, ServedModel
 from .supervisor import Part, Printed, Reported, Supervisor
-from .worker_event import WorkerEvent
+from .worker_event import Ready, WorkerEvent
 
 _SIGNAL_CHECK_S = 0.25
 _GRPC = "the gRPC process"
@@ -73,6 +73,7 @@ class Engine:
         self._vocab_size = model.vocab_size
         self._serve_http = serve_http
         self._api: ApiProcesses | None = None
+        self._loaded: set[str] = set()  # workers
         self._process_id = os.getpid()
         self._is_ready = threading.Event()
         self._settled = threading.Event()  # ready, or over
@@ -108,6 +109,8 @@ class Engine:
 
         def write(item: Printed | Reported, dropped: int) -> None:
             output.write(item, dropped)
+            if isinstance(item, Reported) and isinstance(item.event, Ready):
+                self._loaded.add(item.source)
             if on_event is not None and isinstance(item, Reported):
                 on_event(item.source, item.event)
 
@@ -124,6 +127,7 @@ class Engine:
             self._on_scheduler_ready,
             functools.partial(self._supervisor.restart, _SCHEDULER),
             functools.partial(self._supervisor.restart, _WORKERS),
+            lambda: len(self._loaded) == self.config.num_ranks,
         )
         atexit.register(self._stop_at_exit)
         self._supervisor.start()
@@ -147,6 +151,7 @@ class Engine:
         def forget_ranks() -> None:
             # Ranks that died cannot be met again.
             (run.path / "ranks").unlink(missing_ok=True)
+            self._loaded.clear()
 
         workers = tuple(
             ChildSpec(f"worker {rank}", program("worker", "--rank", str(rank)), _WORKER_VARIABLES)

@@ -41,7 +41,7 @@ class Resumption:
     """Lost streams, oldest first; `send` is tried on each until it takes them.
 
     A stream fails with EngineLostError when the engine's run directory is gone, when nothing took
-    it within `patience_s`, or when it was lost twice without a token in between.
+    it within `patience_s`, or when it was lost thrice without a token, though workers were there.
     """
 
     def __init__(
@@ -59,9 +59,12 @@ class Resumption:
     def __len__(self) -> int:
         return len(self._lost)
 
-    def add(self, stream: RequestStream, reason: str) -> None:
-        """Take a stream that was lost; it fails here and now if it is not to be resumed."""
-        stream.fruitless = 0 if stream.has_advanced else stream.fruitless + 1
+    def add(self, stream: RequestStream, reason: str, *, was_tried: bool) -> None:
+        """Take a stream that was lost; it fails here and now if it is not to be resumed.
+
+        One that no worker was there for cannot have killed anything.
+        """
+        stream.fruitless = 0 if stream.has_advanced else stream.fruitless + was_tried
         if self._patience_s <= 0 or stream.fruitless > _MAX_FRUITLESS:
             stream.fail(EngineLostError(f"{reason}; the request may be sent again"))
             return

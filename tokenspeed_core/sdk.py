@@ -74,7 +74,7 @@ class Client:
         self._lost = Resumption(self._run, self._resume, resume_s)
         self._next_id = 1
         self._refused: RefusedError | None = None
-        self._is_connected = False
+        self._is_connected = self._was_ready = False  # ready: in this connection, once
         self._waiters: list[asyncio.Future[None]] = []
         self._last_progress = time.monotonic()
         self.welcome: Welcome | None = None
@@ -273,7 +273,7 @@ class Client:
 
     def _lose(self, stream: RequestStream, reason: str) -> None:
         del self._requests[stream.request_id]
-        self._lost.add(stream, reason)
+        self._lost.add(stream, reason, was_tried=self._was_ready)
 
     def _resume(self, stream: RequestStream) -> bool:
         if not self._is_connected:
@@ -296,6 +296,7 @@ class Client:
             self._on_rejected(message.request_id, _code(message.code), message.message)
         elif isinstance(message, Welcome):
             self._is_connected = True
+            self._was_ready |= message.ready
             self.welcome = message
             self._wake()
         elif isinstance(message, Refused):
@@ -384,6 +385,7 @@ class Client:
         self._is_connected = False
         for stream in list(self._requests.values()):
             self._lose(stream, reason)
+        self._was_ready = False
         self._wake()
 
     def _wake(self) -> None:

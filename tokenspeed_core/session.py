@@ -6,6 +6,7 @@ import attrs
 from .ipc.messages import SessionAction
 
 MAX_NAME_CHARS = 512
+MAX_HOLD_MS = 24 * 3600 * 1000  # the scheduler holds nothing longer
 
 
 class SessionError(ValueError):
@@ -16,12 +17,17 @@ class SessionError(ValueError):
         self.field = field
 
 
+def _held(milliseconds: int) -> int:
+    """Return a time that fits the wire: what is longer means a day."""
+    return min(milliseconds, MAX_HOLD_MS)
+
+
 @attrs.frozen
 class Hint:
     """What a client knows: an action that holds for `ttl_ms`, 0 for until the next request."""
 
     action: SessionAction
-    ttl_ms: int = 0
+    ttl_ms: int = attrs.field(default=0, converter=_held)
 
     def __attrs_post_init__(self) -> None:
         if self.ttl_ms < 0:
@@ -38,7 +44,7 @@ class Session:
 
     name: str = ""
     salt: str = ""
-    retain_ms: int = 0
+    retain_ms: int = attrs.field(default=0, converter=_held)
     hints: tuple[Hint, ...] = ()
 
     def __attrs_post_init__(self) -> None:

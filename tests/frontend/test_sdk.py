@@ -215,6 +215,20 @@ async def test_a_request_that_ends_every_engine_is_given_up(scheduler: ScriptedS
     assert len(scheduler.submits) == 3
 
 
+async def test_a_request_that_no_worker_was_there_for_is_not_blamed(
+    scheduler: ScriptedScheduler,
+) -> None:
+    scheduler.is_ready, scheduler.step_s = False, 1000.0
+    async with Client(scheduler.run) as client:
+        stream = client.submit([1], max_tokens=3)
+        for deaths in range(5):
+            await eventually(lambda deaths=deaths: len(scheduler.submits) == deaths + 1)
+            scheduler.stop()
+            scheduler.start()
+        scheduler.is_ready, scheduler.step_s = True, 0.0005
+        assert [token for delta in [d async for d in stream] for token in delta.tokens] == [1] * 3
+
+
 async def test_a_resumed_request_waits_for_a_place(scheduler: ScriptedScheduler) -> None:
     async with Client(scheduler.run) as client:
         stream = client.submit([1], max_tokens=300)

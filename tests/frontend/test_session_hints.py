@@ -55,6 +55,14 @@ def hints(action: str, **payload: int) -> dict[str, Any]:
     return {"kv_hints": {"protocol_version": "0.1", "actions": actions}}
 
 
+@pytest.mark.parametrize("forever", [2**63, 2**80])
+def test_a_time_beyond_the_wire_is_a_long_one(http: httpx.Client, forever: int) -> None:
+    say(http, "x", "s", retain_ms=forever)  # it once ended the connection of the API process
+    say(http, "x", "s", **hints("retain", ttl_ms=forever))
+    say(http, "x", "s")
+    assert http.delete("/v1/sessions/s").status_code == 200
+
+
 def gauge(http: httpx.Client, name: str) -> float:
     page = http.get("/metrics").text
     return next(

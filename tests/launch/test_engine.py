@@ -322,6 +322,27 @@ def test_a_frozen_part_tells_its_stacks_and_is_replaced(
     assert {"scheduler": "stack of the scheduler", "worker 0": "in serve"}[victim] in said
 
 
+def test_workers_that_froze_while_the_scheduler_died_are_replaced(
+    model: Path, parent: Path
+) -> None:
+    async def scenario(engine: Engine) -> None:
+        async with Client(engine.run) as client:
+            expected = await drawn(client)
+            before = engine.pids()
+
+            def strike() -> None:
+                os.kill(before["worker 0"], signal.SIGSTOP)
+                os.kill(before["scheduler"], signal.SIGKILL)
+
+            assert await drawn(client, strike) == expected
+            after = await asyncio.to_thread(replaced, engine, before)
+            assert after == {"scheduler", "worker 0"}
+
+    with Engine.start(config(model, parent), limits=WatchLimits(step_s=2.0)) as engine:
+        engine.wait_ready(PATIENCE_S)
+        asyncio.run(scenario(engine))
+
+
 def test_a_frozen_api_process_is_replaced(smollm2: Path, parent: Path) -> None:
     settings = config(smollm2, parent, port=0, max_model_len=512)
     with Engine.start(settings, serve_http=True, limits=WatchLimits(silence_s=3.0)) as engine:
