@@ -2,6 +2,7 @@
 """Placements: types, mesh, tracer, rules, propagation, verification, simulation, emission."""
 
 from .boundary import spmd
+from .draft import build
 from .error import (
     AnnotationError,
     BudgetError,
@@ -16,7 +17,7 @@ from .layout import Layout
 from .mesh import Mesh, parse_mesh
 from .op import register_rule
 from .place import place
-from .plan import CacheShape, Plan, RankPlan, build
+from .plan import CacheShape, Plan, RankPlan
 from .region import local
 from .rule import rule
 from .scan import scan

@@ -16,7 +16,10 @@ Tokens = Mapping[str, int]
 
 @attrs.frozen
 class Collective:
-    """One collective of a function: what it moves, how often a step runs it, and at what price."""
+    """One collective of a function: what it moves, how often a step runs it, and at what price.
+
+    One that `joins` travels as part of the one before it.
+    """
 
     function: str
     kind: str
@@ -30,6 +33,12 @@ class Collective:
     line: Line
     why: str
     cheaper: str
+    joins: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its kind, or that it is no collective of its own."""
+        return "with it" if self.joins else self.kind
 
 
 def collectives(program: Program, tokens: Tokens, links: Links) -> Iterator[Collective]:
@@ -58,6 +67,7 @@ def collectives(program: Program, tokens: Tokens, links: Links) -> Iterator[Coll
                     line=step.line,
                     why=step.why,
                     cheaper=cheaper(step, code, program, tokens, links) or "",
+                    joins=step.joins,
                 )
 
     yield from _handed(program, tokens, links)
@@ -110,7 +120,7 @@ def table(found: Sequence[Collective]) -> str:
     rows = [
         (
             each.function,
-            each.kind,
+            each.title,
             f"{each.axis}={each.ranks}",
             str(each.times),
             size_text(each.price.payload),
@@ -159,7 +169,8 @@ def total(found: Sequence[Collective], *, layer: bool = False) -> str:
     handed_on = any(each.kind == "publish" for each in found)
     for each in found:
         times = 1 if layer else each.times
-        counts[each.kind] = counts.get(each.kind, 0) + times
+        if not each.joins:
+            counts[each.kind] = counts.get(each.kind, 0) + times
         wire += times * each.price.wire
         us += times * each.price.us
     if not counts:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterator
 import attrs
 
 from .composite import alone, arguments
-from .link import NVLINK, Link
+from .machine import H100, Machine
 from .overlap import WORTH_US, pipelined
 from .program import Apply, Code, Composite, Loop, Move, Program, Project, Step, Var
 
 
 def compose(
-    program: Program, offered: Collection[str], tokens: int = 0, link: Link = NVLINK
+    program: Program, offered: Collection[str], tokens: int = 0, machine: Machine = H100
 ) -> Program:
     """Return `program` with the composites in it that are among those `offered`.
 
@@ -22,7 +22,7 @@ def compose(
         return program
 
     def wanted(composite: Composite) -> bool:
-        saved = pipelined(composite, program.mesh, tokens, link)
+        saved = pipelined(composite, program.mesh, tokens, machine)
         return composite.name in offered or saved >= WORTH_US
 
     blocks = {id(code): _composed(code, {}, wanted) for code in program.blocks}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from .link import NVLINK, Link
+from .machine import Machine
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Project, Step, Var
 
@@ -64,20 +65,22 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
     return Cost(whole if trips else 0, wire, us)
 
 
-def work(step: Step, mesh: Mesh, tokens: Mapping[str, int], chunks: int = 1) -> float:
-    """Return the microseconds of a step with parameters on an H100, as a lower bound; of one chunk.
+def work(
+    step: Step, mesh: Mesh, tokens: Mapping[str, int], machine: Machine, chunks: int = 1
+) -> float:
+    """Return the microseconds of a step with parameters, as a lower bound; those of one chunk.
 
-    The larger of its rank's weights over 3.03 TB/s and their products over 800 TFLOP/s, which
-    were measured there; experts are taken to be all read, each row by its active ones.
+    The larger of its rank's weights over the machine's bandwidth and their products over its
+    rate; experts are taken to be all read, each row by its active ones.
     """
     if not isinstance(step, (Apply, Project)):
         return 0.0
     stored = [var for var in step.operands if var.kind == "param"]
     rows = math.prod(s or tokens.get("n", 1) for s in step.operands[0].local(mesh)[:1])
     share = _share(step) if isinstance(step, Apply) and step.rule.routes else 1.0
-    byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / 3.03e6
+    byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / (machine.gb_per_s * 1e3)
     elements = sum(nbytes(var, tokens, mesh) // var.dtype.itemsize for var in stored)
-    return max(byte_us, 2 * rows * elements * share / 800e6 / chunks)
+    return max(byte_us, 2 * rows * elements * share / (machine.tflops * 1e6) / chunks)
 
 
 def _share(step: Apply) -> float:

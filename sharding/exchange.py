@@ -10,7 +10,7 @@ there are: the choice is made once a plan, by cost.
 import attrs
 
 from .cost import cost
-from .link import Link
+from .machine import Machine
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 
@@ -18,7 +18,7 @@ from .program import Apply, Code, Loop, Move, Program, Step, Var
 _COUNTS_US = 30.0
 
 
-def exchange(program: Program, tokens: int, link: Link) -> Program:
+def exchange(program: Program, tokens: int, machine: Machine) -> Program:
     """Return `program` with each routing op exchanged whose rows then cost less.
 
     `tokens` is how many a step computes, all ranks together; 0 keeps every gather.
@@ -26,13 +26,15 @@ def exchange(program: Program, tokens: int, link: Link) -> Program:
     if not tokens:
         return program
     given = {"n": tokens}
-    blocks = {id(code): _exchanged(code, {}, program.mesh, given, link) for code in program.blocks}
-    driver = _exchanged(program.driver, blocks, program.mesh, given, link)
+    blocks = {
+        id(code): _exchanged(code, {}, program.mesh, given, machine) for code in program.blocks
+    }
+    driver = _exchanged(program.driver, blocks, program.mesh, given, machine)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
 def _exchanged(
-    code: Code, blocks: dict[int, Code], mesh: Mesh, given: dict[str, int], link: Link
+    code: Code, blocks: dict[int, Code], mesh: Mesh, given: dict[str, int], machine: Machine
 ) -> Code:
     new: dict[int, Move] = {}
     for step in code.steps:
@@ -46,7 +48,10 @@ def _exchanged(
                 for index, move in enumerate(gathers)
             ]
             back = attrs.evolve(scatter, kind="combine", routed=routed)
-            before = sum(cost(move, mesh, given, link).us for move in (*gathers, scatter))
+            link = machine.links.over(scatter.axes)
+            # Gathers side by side are one collective (`bundle.py`).
+            joined = [attrs.evolve(move, joins=index > 0) for index, move in enumerate(gathers)]
+            before = sum(cost(move, mesh, given, link).us for move in (*joined, scatter))
             after = sum(cost(move, mesh, given, link).us for move in (*sent, back))
             if after + _COUNTS_US < before:
                 new.update({id(old): made for old, made in zip(gathers, sent, strict=True)})

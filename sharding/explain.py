@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """`explain`: a plan as text: types, collectives, what each costs, why it is there."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
 
 from .collective_table import cheaper, collectives, stage_totals, total
 from .cost import Cost, cost
 from .link import Links
+from .machine import H100
 from .overlap import hidden
 from .plan import Plan
 from .program import Apply, Code, Loop, Move, Program, Project, Step
@@ -31,9 +35,11 @@ def explain(
         given_to = (*code.carry, *(var for var in code.constants if var.kind != "batch"))
         lines += ["", f"{code.name}({', '.join(map(str, given_to))})"]
         calls = code.calls
-        for step in code.steps:
+        for step in _in_turn(code.steps):
             call = calls.get(id(step))
-            if call is None:
+            if isinstance(step, tuple):
+                lines.append(_rounds(step))
+            elif call is None:
                 lines.extend(_step(step, code, program, given, links))
             elif step is call.last:
                 lines.append(f"  {call.name}: one call")
@@ -48,6 +54,28 @@ def explain(
     if program.stages:
         lines += stage_totals([part.program for part in plan.stages()], found, given, links)
     return "\n".join([*lines, f"a step: {total(found)}"])
+
+
+def _in_turn(steps: Sequence[Step]) -> Iterator[Step | tuple[Loop, ...]]:
+    """Yield steps, and as one the loops whose blocks take turns, twice or more."""
+    at = 0
+    while at < len(steps):
+        loops = list(itertools.takewhile(lambda step: isinstance(step, Loop), steps[at:]))
+        blocks = [step.block for step in loops if isinstance(step, Loop)]
+        ways = next((n for n in range(2, len(blocks) // 2 + 1) if blocks[n:] == blocks[:-n]), 0)
+        if ways:
+            yield tuple(step for step in loops if isinstance(step, Loop))
+            at += len(loops)
+        else:
+            yield steps[at]
+            at += 1
+
+
+def _rounds(loops: Sequence[Loop]) -> str:
+    names = list(dict.fromkeys(step.block.name for step in loops))
+    results = ", ".join(str(var) for var in loops[-1].results)
+    span = f"layers {loops[0].start}..{loops[-1].stop - 1}"
+    return f"  {results:<44} = {', '.join(names)} in turn over {span}  {loops[0].line}"
 
 
 def step_sizes(tokens: int, rows: int | None = None) -> Mapping[str, int]:
@@ -71,10 +99,12 @@ def _step(
         case Move():
             group = program.mesh.group(step.axes)
             price = cost(step, program.mesh, given, links.over(step.axes))
-            yield f"  {results:<44} = {step.kind}({step.operand.name}) over {group}  {step.line}"
+            over = f"over {group}, with the one above" if step.joins else f"over {group}"
+            yield f"  {results:<44} = {step.kind}({step.operand.name}) {over}  {step.line}"
             yield f"      {priced(price)}; {step.why}"
             if step.started:
-                us = hidden(step, code, program.mesh, given, links.over(step.axes))
+                machine = attrs.evolve(H100, links=links)
+                us = hidden(step, code, program.mesh, given, machine)
                 yield f"      starts here and goes on meanwhile: {us:.1f} us of it are hidden"
             if other := cheaper(step, code, program, given, links):
                 yield f"      cheaper: {other}"

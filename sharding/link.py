@@ -11,11 +11,15 @@ from .error import MeshError
 
 @attrs.frozen
 class Link:
-    """An alpha-beta model of a link: microseconds to start a collective, GB/s a rank sustains."""
+    """An alpha-beta model of a link: microseconds to start a collective, GB/s a rank sustains.
+
+    Where a rank's own cores do the copying (`busy`) nothing can be computed meanwhile.
+    """
 
     name: str
     alpha_us: float
     gb_per_s: float
+    busy: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.alpha_us:g} us + bytes / {self.gb_per_s:g} GB/s)"
@@ -34,7 +38,7 @@ LINKS: Mapping[str, Link] = MappingProxyType(
             Link("pcie4", 15.0, 25.0),
             Link("infiniband-400g", 20.0, 40.0),
             Link("ethernet-100g", 40.0, 10.0),
-            Link("shared-memory", 60.0, 5.0),
+            Link("shared-memory", 60.0, 5.0, busy=True),
         )
     }
 )
@@ -57,13 +61,13 @@ class Links:
         return "; ".join([*listed, str(self.default)])
 
 
-def parse_links(words: Sequence[str]) -> Links:
-    """Parse `nvlink-h100` for every axis, or `dp=ethernet-100g` for one.
+def parse_links(words: Sequence[str], default: Link = NVLINK) -> Links:
+    """Parse `nvlink-h100` for every axis, or `dp=ethernet-100g` for one; the rest has `default`.
 
     Raises:
         MeshError: no such link; the table is listed.
     """
-    default, axes = NVLINK, {}
+    axes = {}
     for word in words:
         axis, _, name = word.rpartition("=")
         if name not in LINKS:

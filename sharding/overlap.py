@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import attrs
 
-from .cost import cost, work
-from .link import Link
+from .cost import cost, nbytes, work
+from .machine import Machine
 from .mesh import Mesh
 from .program import STARTABLE, Apply, Code, Composite, Loop, Move, Program, Step, Var
 
@@ -20,24 +20,31 @@ PIPELINED = ("all_gather_linear", "linear_reduce_scatter")
 WORTH_US = 2.0
 
 
-def overlap(program: Program, tokens: int, link: Link) -> Program:
+def overlap(program: Program, tokens: int, machine: Machine) -> Program:
     """Return `program` with each collective started early that then hides; 0 tokens starts none."""
     if not tokens:
         return program
     given = {"n": tokens, "m": tokens}
-    blocks = {id(code): _overlapped(code, {}, program.mesh, given, link) for code in program.blocks}
-    driver = _overlapped(program.driver, blocks, program.mesh, given, link)
+    blocks = {
+        id(code): _overlapped(code, {}, program.mesh, given, machine) for code in program.blocks
+    }
+    driver = _overlapped(program.driver, blocks, program.mesh, given, machine)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
-def hidden(move: Move, code: Code, mesh: Mesh, given: Mapping[str, int], link: Link) -> float:
+def hidden(move: Move, code: Code, mesh: Mesh, given: Mapping[str, int], machine: Machine) -> float:
     """Return the microseconds of a collective that the steps up to its first reader take too."""
     at = code.steps.index(move)
     between = code.steps[at + 1 : _first_reader(code.steps, at)]
-    return min(cost(move, mesh, given, link).us, sum(work(s, mesh, given) for s in between))
+    if machine.links.over(move.axes).busy:
+        return 0.0
+    price = cost(move, mesh, given, machine.links.over(move.axes))
+    return min(price.us, sum(work(each, mesh, given, machine) for each in between))
 
 
-def pipelined(composite: Composite, mesh: Mesh, tokens: int, link: Link, chunks: int = 2) -> float:
+def pipelined(
+    composite: Composite, mesh: Mesh, tokens: int, machine: Machine, chunks: int = 2
+) -> float:
     """Return the microseconds saved by a product whose rows come, or leave, in two chunks.
 
     One chunk is then multiplied while the other travels; each reads the weights anew.
@@ -45,17 +52,20 @@ def pipelined(composite: Composite, mesh: Mesh, tokens: int, link: Link, chunks:
     if composite.name not in PIPELINED or not tokens:
         return 0.0
     given = {"n": tokens, "m": tokens}
-    moves = [part for part in composite.parts if isinstance(part, Move)]
-    whole = sum(cost(move, mesh, given, link).us for move in moves)
+    (move,) = (part for part in composite.parts if isinstance(part, Move))
+    link = machine.links.over(move.axes)
+    if link.busy:
+        return 0.0
+    whole = cost(move, mesh, given, link).us
     part = (whole - link.alpha_us) / chunks + link.alpha_us
     steps = [part for part in composite.parts if not isinstance(part, Move)]
-    alone = sum(work(step, mesh, given) for step in steps)
-    chunk = sum(work(step, mesh, given, chunks) for step in steps)
+    alone = sum(work(step, mesh, given, machine) for step in steps)
+    chunk = sum(work(step, mesh, given, machine, chunks) for step in steps)
     return whole + alone - (part + max(part, chunk) + chunk)
 
 
 def _overlapped(
-    code: Code, blocks: Mapping[int, Code], mesh: Mesh, given: Mapping[str, int], link: Link
+    code: Code, blocks: Mapping[int, Code], mesh: Mesh, given: Mapping[str, int], machine: Machine
 ) -> Code:
     steps: list[Step] = [
         attrs.evolve(step, block=blocks[id(step.block)]) if isinstance(step, Loop) else step
@@ -68,6 +78,8 @@ def _overlapped(
             continue
         if id(move) in code.calls or id(move) in bundled or move.result in code.results:
             continue
+        if move.kind == "all_reduce" and nbytes(move.operand, given, mesh) <= machine.one_launch:
+            continue
         steps = [step for step in code.steps if step is not move]
         made = [at for at, step in enumerate(steps) if move.operand in step.results]
         started = attrs.evolve(move, started=True)
@@ -76,7 +88,7 @@ def _overlapped(
             earliest += 1
         steps.insert(earliest, started)
         tried = attrs.evolve(code, steps=tuple(steps))
-        if hidden(started, tried, mesh, given, link) >= WORTH_US:
+        if hidden(started, tried, mesh, given, machine) >= WORTH_US:
             code = tried
     return code
 

@@ -165,7 +165,8 @@ class PlanView:
                     else (f"{size_text(price.payload)} · {price.us:.1f} µs")
                 )
                 group = escape(self.plan.mesh.group(step.axes))
-                return f"<b>{step.kind}</b> over {group} <span>{what}</span>"
+                joins = " with the one above" if step.joins else ""
+                return f"<b>{step.kind}</b> over {group}{joins} <span>{what}</span>"
             case Loop():
                 return f"<b>{step.block.name}</b> over layers {step.start} to {step.stop - 1}"
             case Project():
@@ -212,7 +213,7 @@ class PlanView:
 def _table_row(each: Collective) -> Iterator[str]:
     cells = (
         f"{each.function} {each.line}",
-        each.kind,
+        each.title,
         f"{each.axis}={each.ranks}",
         str(each.times),
         size_text(each.price.payload),

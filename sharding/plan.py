@@ -4,7 +4,7 @@
 import hashlib
 import linecache
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -13,29 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .budget import check_budgets
-from .bundle import bundle
-from .carry import carry_sums
-from .compose import compose
-from .cost import groups_of
-from .division import check_layout
 from .emit import emit
-from .exchange import exchange
-from .fuse import fuse
-from .layout import Layout
-from .link import NVLINK, Link
 from .mesh import Mesh
-from .overlap import overlap
-from .pack import pack
 from .program import Program
-from .propagate import propagate
-from .spec import Spec
-from .stage import cut, packs_of
-from .storage import Pack, nest, storage
-from .trace import Traced
-from .tree import Declared, leaves, map_leaves
-from .verify import verify
-from .verify_stages import verify_stages
+from .storage import Pack, nest
+from .tree import map_leaves
 
 Forward = Callable[[Any, Mapping[str, Any], Any, Any], tuple[Tensor, Any]]
 
@@ -190,67 +172,3 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device
     # torch writes every one, which takes seconds for a large cache.
     pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(pages).view(dtype).reshape(shape)
-
-
-def build(
-    traced: Traced,
-    layout: Layout,
-    *,
-    name: str,
-    ops: str,
-    params: Any,
-    caches: tuple[Any, ...],
-    constants: Mapping[str, Tensor],
-    tokens: int = 0,
-    link: Link = NVLINK,
-    composites: Collection[str] = (),
-) -> Plan:
-    """Compile a traced program for a layout; `ops` names the module of the emitted imports.
-
-    `tokens` of a step, all ranks together, decide how rows reach their experts (0: by gathers),
-    which collectives start early, and which products are pipelined with theirs (0: none).
-    `composites` are the ops that the target computes several steps with (`composite.py`).
-
-    Raises:
-        ShardingError: the layout does not fit the model, or a function exceeds its budget.
-    """
-    check_layout(layout, (params, caches), traced.aliases)
-    program = fuse(propagate(traced, layout), composites)
-    program = pack(carry_sums(program, composites))
-    program = compose(bundle(exchange(program, tokens, link)), composites, tokens, link)
-    program = cut(overlap(program, tokens, link))
-    verify(program)
-    verify_stages(program)
-    check_budgets(program)
-    title = f"{name} on mesh {layout.mesh}: the program of every rank."
-    source = emit(program, title, ops)
-    shapes: dict[int, tuple[CacheShape, ...]] = {}
-    for cache in caches:
-        if id(cache) not in shapes:
-            shapes[id(cache)] = tuple(
-                _cache_shape(path, leaf, layout) for path, leaf in leaves(cache)
-            )
-    return Plan(
-        name=name,
-        mesh=layout.mesh,
-        groups={layout.mesh.group(axes): layout.mesh.groups(axes) for axes in groups_of(program)},
-        parts=tuple(
-            Part(packs_of(stage, layout.mesh), stage.start, stage.stop) for stage in program.stages
-        ),
-        source=source,
-        storage=storage(program),
-        cache=tuple(shapes[id(cache)] for cache in caches),
-        caches=caches,
-        constants=constants,
-        ops=ops,
-        program=program,
-    )
-
-
-def _cache_shape(path: str, leaf: Declared, layout: Layout) -> CacheShape:
-    spec: Spec = layout.stationary(leaf.spec)
-    shape = tuple(
-        size if size is None else size // layout.mesh.size(dim.axes)
-        for size, dim in zip(leaf.sizes, spec.dims, strict=True)
-    )
-    return CacheShape(path, shape, leaf.dtype)

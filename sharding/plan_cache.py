@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The plan cache: compiled plans in a directory, a readable program and its facts each.
+"""The plan cache: compiled plan tables in a directory, readable programs and their facts.
 
-`<key>.py` is the emitted program; `<key>.plan` holds, as msgpack, what else a rank needs, and the
-digests of both.  Whatever does not match its digest, edited programs included, is compiled again
-and rewritten: to run an edited program, re-verify it and load it by hand (`recheck`).
+`<key>.py` is the emitted program of the smallest steps, `<key>-from-N.py` that of steps of N tokens
+and more; `<key>.plan` holds, as msgpack, what else a rank needs, and the digest of them all.
+Whatever does not match its digest, edited programs included, is compiled again and rewritten: to
+run an edited program, re-verify it and load it by hand (`recheck`).
 """
 
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from .mesh import Mesh
 from .plan import CacheShape, Part, RankPlan
+from .plan_table import PlanTable
 from .storage import Pack
 
 _log = logging.getLogger(__name__)
 
 
 class PlanFacts(msgspec.Struct, frozen=True):
-    """The part of a plan that is neither its program nor made again from the model's config."""
+    """The part of a table that is neither its programs nor made again from the model's config."""
 
     name: str
     mesh: Mesh
@@ -35,10 +37,11 @@ class PlanFacts(msgspec.Struct, frozen=True):
     storage: tuple[Pack, ...]
     cache: tuple[tuple[CacheShape, ...], ...]
     parts: tuple[Part, ...] = ()
+    starts: tuple[int, ...] = (0,)
 
 
 class PlanFile(msgspec.Struct, frozen=True):
-    """A `.plan` file: encoded `PlanFacts` and the SHA-256 of the key, the program and them."""
+    """A `.plan` file: encoded `PlanFacts` and the SHA-256 of the key, the programs and them."""
 
     digest: bytes
     facts: bytes
@@ -46,7 +49,7 @@ class PlanFile(msgspec.Struct, frozen=True):
 
 @attrs.frozen
 class PlanCache:
-    """Plans by key in `directory`, which is made when the first plan is kept.
+    """Plan tables by key in `directory`, which is made when the first one is kept.
 
     Ranks that start together may write the same key at once: each file is replaced as a whole,
     and equal keys have equal contents.
@@ -54,57 +57,76 @@ class PlanCache:
 
     directory: Path
 
-    def get(self, key: str, caches: Any, constants: Mapping[str, Tensor]) -> RankPlan | None:
-        """Return the plan of `key` with the declared `caches` and `constants`, if it is whole."""
+    def get(self, key: str, caches: Any, constants: Mapping[str, Tensor]) -> PlanTable | None:
+        """Return the plans of `key` with the declared `caches` and `constants`, if all is whole."""
         try:
-            source = self._file(key, "py").read_text(encoding="utf-8")
             kept = _FILE.decode(self._file(key, "plan").read_bytes())
-            if kept.digest != _digest(key, source, kept.facts):
-                raise ValueError("its digest is another")
             facts = _FACTS.decode(kept.facts)
+            files = [self._program(key, start) for start in facts.starts]
+            sources = [file.read_text(encoding="utf-8") for file in files]
+            if kept.digest != _digest(key, sources, kept.facts):
+                raise ValueError("its digest is another")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:  # msgspec's and Unicode's errors are ValueErrors
             _log.warning("plan %s in %s is compiled again: %s", key[:12], self.directory, error)
             return None
-        return RankPlan(
-            name=facts.name,
-            mesh=facts.mesh,
-            groups=facts.groups,
-            source=source,
-            storage=facts.storage,
-            cache=facts.cache,
-            caches=caches,
-            constants=constants,
-            parts=facts.parts,
-        )
+        plans = [
+            RankPlan(
+                name=facts.name,
+                mesh=facts.mesh,
+                groups=facts.groups,
+                source=source,
+                storage=facts.storage,
+                cache=facts.cache,
+                caches=caches,
+                constants=constants,
+                parts=facts.parts,
+            )
+            for source in sources
+        ]
+        return PlanTable(facts.starts, tuple(plans))
 
-    def put(self, key: str, plan: RankPlan) -> None:
-        """Keep `plan` under `key`; a directory that cannot be written is logged, not fatal."""
+    def put(self, key: str, table: PlanTable) -> None:
+        """Keep a table under `key`; a directory that cannot be written is logged, not fatal."""
+        plan = table.first
         facts = _ENCODER.encode(
-            PlanFacts(plan.name, plan.mesh, dict(plan.groups), plan.storage, plan.cache, plan.parts)
+            PlanFacts(
+                plan.name,
+                plan.mesh,
+                dict(plan.groups),
+                plan.storage,
+                plan.cache,
+                plan.parts,
+                table.starts,
+            )
         )
-        kept = PlanFile(_digest(key, plan.source, facts), facts)
+        sources = [each.source for each in table.plans]
+        kept = PlanFile(_digest(key, sources, facts), facts)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._replace(self._file(key, "py"), plan.source.encode())
+            for start, source in zip(table.starts, sources, strict=True):
+                self._replace(self._program(key, start), source.encode())
             self._replace(self._file(key, "plan"), _ENCODER.encode(kept))
         except OSError as error:
             _log.warning("plan %s is not kept in %s: %s", key[:12], self.directory, error)
 
-    def plan(
+    def table(
         self,
         key: str,
         caches: Any,
         constants: Mapping[str, Tensor],
-        compile: Callable[[], RankPlan],
-    ) -> RankPlan:
-        """Return the plan of `key`, compiled and kept if it is not here."""
+        compile: Callable[[], PlanTable],
+    ) -> PlanTable:
+        """Return the plans of `key`, compiled and kept if they are not here."""
         found = self.get(key, caches, constants)
         if found is None:
             found = compile()
             self.put(key, found)
         return found
+
+    def _program(self, key: str, start: int) -> Path:
+        return self._file(f"{key}-from-{start}" if start else key, "py")
 
     def _file(self, key: str, kind: str) -> Path:
         return self.directory / f"{key}.{kind}"
@@ -131,8 +153,10 @@ def sources_digest(directories: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def _digest(key: str, source: str, facts: bytes) -> bytes:
-    digest = hashlib.sha256(f"{key} {len(source)}\n{source}".encode())
+def _digest(key: str, sources: Sequence[str], facts: bytes) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    for source in sources:
+        digest.update(f" {len(source)}\n{source}".encode())
     digest.update(facts)
     return digest.digest()
 

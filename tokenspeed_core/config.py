@@ -127,6 +127,13 @@ class EngineConfig:
         "parallelism",
         'any other layout instead, such as "tp=2; Hidden=n@tp d" or "tp=2; j: e:tp"',
     )
+    link: str = option(
+        "",
+        "parallelism",
+        "what joins ranks, by which plans are priced: a name of `tokenspeed explain --link`, or "
+        "AXIS=NAME for one axis, separated by commas; default: nvlink-h100, shared-memory on CPUs",
+        metavar="NAME",
+    )
     device: str = option(
         "auto",
         "parallelism",

@@ -90,7 +90,7 @@ class DecodeGraphs:
     """
 
     def __init__(self, runner: Runner, tables: DeviceTables, pool: Any = None) -> None:
-        self.buckets = buckets(runner.num_slots)
+        self.buckets = tuple(filter(runner.captures, buckets(runner.num_slots)))
         # The largest first: the others fit the memory that it took.
         largest_first = tuple(reversed(self.buckets))
         self._graphs = {

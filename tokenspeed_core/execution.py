@@ -21,8 +21,7 @@ def execution(
     """Return what makes the executor of an epoch; here a GPU's graphs are captured.
 
     `chunk` is the most tokens of a step; `graphs` says whether decode steps of a GPU replay
-    captured graphs.  Models with several block groups run without, and programs that send rows to
-    the ranks of their experts: the host waits for how many there are.
+    captured graphs.  Models with several block groups run without.
     """
     mesh = runner.plan.mesh
     if mesh.requests:
@@ -34,8 +33,6 @@ def execution(
     tables = runner.new_tables()
     if len(runner.groups) > 1:
         return lambda transfers: DeviceExecutor(runner, tables, None, transfers, library)
-    if "c.dispatch(" in runner.plan.source:
-        graphs = False
     with timed("captured graphs"):
         captured = Graphs.capture(runner, tables, chunk) if graphs else None
     return lambda transfers: DeviceExecutor(runner, tables, captured, transfers, library)

@@ -101,7 +101,8 @@ class ExtendGraphs:
     """The graphs of a runner by size, captured before the first step."""
 
     def __init__(self, runner: Runner, tables: DeviceTables, most: int, pool: Any) -> None:
-        self.sizes = TOKENS[: bisect_left(TOKENS, min(most, TOKENS[-1])) + 1]
+        sizes = TOKENS[: bisect_left(TOKENS, min(most, TOKENS[-1])) + 1]
+        self.sizes = tuple(filter(runner.captures, sizes))
         self._graphs = {
             size: ExtendGraph(size, runner, tables, pool) for size in reversed(self.sizes)
         }

@@ -14,14 +14,17 @@ from .config import EngineConfig
 from .kernels.float8 import FLOAT8
 from .model_definition import family_in
 from .model_source import cache_directory, resolve
-from .models.family import Family, compile_plan, plan_key
+from .models.family import Compilation, Family
 from .models.registry import family_of
 from .models.sampling import Choice
 from .ops import composites_on
 from .sharding import Layout, Plan, RankPlan
 from .sharding.layout_text import parse_layout
+from .sharding.link import parse_links
+from .sharding.machine import CPU, H100
 from .sharding.plan import Forward
 from .sharding.plan_cache import PlanCache
+from .sharding.plan_table import PlanTable, priced_size
 from .sharding.spec import parse_spec
 from .stored_config import stored_config
 from .weight_format import PLAIN
@@ -51,6 +54,8 @@ class ModelSpec:
     max_model_len: int
     plan_cache: PlanCache | None
     weights: str  # a format of `weight_format`
+    most_tokens: int  # of a step, all ranks together
+    links: tuple[str, ...]  # words of `parse_links`
 
     @classmethod
     def of(cls, engine: EngineConfig) -> "ModelSpec":
@@ -75,18 +80,21 @@ class ModelSpec:
                 f"max_model_len = {engine.max_model_len} exceeds the {longest} positions that "
                 f"{path} was made for; give at most {longest}"
             )
+        layout = parse_layout(engine.layout or f"tp={engine.tp}")
         cache_dtype = dtype if engine.kv_cache == "auto" else _CACHE_DTYPES[engine.kv_cache]
         return cls(
             path=path,
             family=family,
             config=config,
-            layout=parse_layout(engine.layout or f"tp={engine.tp}"),
+            layout=layout,
             dtype=dtype,
             cache_dtype=cache_dtype,
             block_size=engine.block_size,
             max_model_len=engine.max_model_len or longest,
             plan_cache=_plan_cache(engine),
             weights=form if engine.weights == "auto" else engine.weights,
+            most_tokens=engine.step_tokens * layout.mesh.size(layout.mesh.requests),
+            links=tuple(word.strip() for word in engine.link.split(",") if word.strip()),
         )
 
     @property
@@ -101,49 +109,61 @@ class ModelSpec:
         dims = [dim for text in self.layout.types.values() for dim in parse_spec(text).dims]
         return math.lcm(*(mesh.size(mesh.expand(dim.axes)) for dim in dims if dim.name == "n"))
 
-    def chosen(self, choice: Choice) -> Forward:
-        """Return the program whose result is tokens, of a vocabulary that stays sharded."""
-        choices = self._choices("cpu")
-        made = compile_plan(self.family, self.config, self.layout, choice=choice, **choices)
-        return made.load()
+    def chosen(self, choice: Choice, device_type: str = "cpu") -> tuple[Forward, ...]:
+        """Return the programs whose result is tokens, of a vocabulary that stays sharded.
+
+        There is one for each plan of `plans`, in that order.
+        """
+        how = self._compilation(device_type)
+        draft = how.draft(self.family, self.config, self.layout, choice)
+        starts = self.plans(device_type).starts
+        sizes = map(priced_size, starts)
+        return tuple(draft.plan(draft.program(size)).load() for size in sizes)
 
     def plan(self, device_type: str = "cpu") -> Plan:
         """Compile the model for its layout and for the kernels that a device has.
 
+        It is the plan of steps whose size is not told.
+
         Raises:
             MeshError: the mesh does not divide the model; legal sizes are listed.
         """
-        choices = self._choices(device_type)
-        return compile_plan(self.family, self.config, self.layout, **choices)
+        draft = self._compilation(device_type).draft(self.family, self.config, self.layout)
+        return draft.plan(draft.program(0))
 
-    def rank_plan(self, device_type: str = "cpu") -> RankPlan:
-        """Return what a rank needs of `plan`, from the plan cache if it is there.
+    def plans(self, device_type: str = "cpu") -> PlanTable:
+        """Return what a rank needs to run steps of every size, from the plan cache if it is there.
 
         Raises:
             MeshError: the mesh does not divide the model; legal sizes are listed.
             ModelSpecError: the program never meets along an axis of the mesh.
         """
-        plan = self._rank_plan(device_type)
-        _refuse_idle_axes(plan)
-        return plan
+        table = self._plans(device_type)
+        _refuse_idle_axes(table.first)
+        return table
 
-    def _rank_plan(self, device_type: str) -> RankPlan:
+    def _plans(self, device_type: str) -> PlanTable:
+        how = self._compilation(device_type)
+        given = (self.family, self.config, self.layout, self.most_tokens)
         if self.plan_cache is None:
-            return self.plan(device_type)
-        return self.plan_cache.plan(
-            plan_key(self.family, self.config, self.layout, **self._choices(device_type)),
+            return how.table(*given)
+        return self.plan_cache.table(
+            how.key(*given),
             self.family.caches(self.config, self.block_size, self.cache_dtype),
             self.family.derived(self.config),
-            lambda: self.plan(device_type),
+            lambda: how.table(*given),
         )
 
-    def _choices(self, device_type: str) -> dict[str, Any]:
-        return {
-            "dtype": self.dtype,
-            "cache_dtype": self.cache_dtype,
-            "block_size": self.block_size,
-            "composites": composites_on(device_type, self.dtype),
-        }
+    def _compilation(self, device_type: str) -> Compilation:
+        machine = H100 if device_type == "cuda" else CPU
+        links = parse_links(self.links, machine.links.default)
+        return Compilation(
+            dtype=self.dtype,
+            block_size=self.block_size,
+            cache_dtype=self.cache_dtype,
+            composites=composites_on(device_type, self.dtype),
+            machine=attrs.evolve(machine, links=links),
+        )
 
 
 def _refuse_idle_axes(plan: RankPlan) -> None:

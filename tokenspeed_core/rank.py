@@ -2,6 +2,7 @@
 """One rank of an engine: its process group, plan, weights and runner."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def load_rank(
     """Bring up rank `rank`; all ranks meet at `rendezvous`, an init method of torch.
 
     Raises:
-        ValueError: as `ModelSpec.of`, `ModelSpec.rank_plan` and `load_weights` do.
+        ValueError: as `ModelSpec.of`, `ModelSpec.plans` and `load_weights` do.
         CacheSizeError: the cache would hold no request.
     """
     # Torch's own count heeds the cores that are ours, and OMP_NUM_THREADS.
@@ -59,9 +60,10 @@ def load_rank(
         )
     _choose_kernels(engine, spec, device)
     with timed("the plan"):
-        plan = spec.rank_plan(device.type)
-    groups = block_groups(plan, spec.block_size, spec.max_model_len, engine.state_interval)
-    groups, plan = groups.of_rank(plan, rank), plan.of_rank(rank)
+        plans = spec.plans(device.type)
+    whole, plans = plans.first, plans.of_rank(rank)
+    groups = block_groups(whole, spec.block_size, spec.max_model_len, engine.state_interval)
+    groups, plan = groups.of_rank(whole, rank), plans.first
     if plan.mesh.requests:
         _refuse_with_requests(engine, groups, device)
     with timed("weights"):
@@ -78,8 +80,11 @@ def load_rank(
         ranks = RankGroups.join(axes, engine.num_ranks, rank, rendezvous, device)
         collectives = Collectives.of(ranks)
     warms_up = device.type == "cuda" and len(groups) == 1
+    if len(plans.plans) > 1:
+        starts = ", ".join(map(str, plans.starts))
+        _log.info("plans of steps by their tokens, each from: %s", starts)
     runner = Runner.of(
-        plan,
+        plans,
         packs,
         collectives,
         ranks=ranks,
@@ -89,7 +94,7 @@ def load_rank(
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
         token_multiple=spec.token_multiple,
-        chosen=spec.chosen if engine.num_ranks > 1 else None,
+        chosen=partial(spec.chosen, device_type=device.type) if engine.num_ranks > 1 else None,
     )
     if not warms_up:
         return runner

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One rank's model, ready to run: emitted program, packs, caches."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,8 @@ from .ops.attention import LayerKV
 from .rank_groups import RankGroups
 from .sampled import Sampled
 from .sharding import RankPlan, leaves
+from .sharding.plan import Forward
+from .sharding.plan_table import PlanTable
 from .slots import Copies, Slots, Step
 from .transfers import Transfers
 from .upload import uploaded
@@ -36,24 +38,24 @@ class Runner:
     The caches are the only state; they are written in place, in the order of steps.
     """
 
-    plan: RankPlan
+    plans: PlanTable  # of this rank
     ranks: RankGroups
     groups: BlockGroups
     num_blocks: int  # parents of the groups; the first, scratch, included
     num_slots: int
     max_model_len: int
     host_blocks: int  # of the host tier, 0: none
-    _forward: Any
+    _forwards: tuple[Forward, ...]  # of each plan
     _weights: Mapping[str, Any]
     _caches: Any
     collectives: Any  # what the program calls them of: `Collectives`
     _token_multiple: int
-    _chosen: Callable[[Choice], Any] | None  # programs that give tokens, not logits
+    _chosen: Callable[[Choice], tuple[Forward, ...]] | None  # the same, with tokens for logits
 
     @classmethod
     def of(
         cls,
-        plan: RankPlan,
+        plans: PlanTable,
         packs: Mapping[str, Tensor | Float8Matrix],
         collectives: Collectives,
         *,
@@ -64,22 +66,23 @@ class Runner:
         max_model_len: int,
         host_blocks: int = 0,
         token_multiple: int = 1,
-        chosen: Callable[[Choice], Any] | None = None,
+        chosen: Callable[[Choice], tuple[Forward, ...]] | None = None,
     ) -> "Runner":
-        """Allocate caches of `num_blocks` blocks and load the plan's emitted program.
+        """Allocate caches of `num_blocks` blocks and load the plans' emitted programs.
 
         Tokens are padded to a multiple; with `chosen` ranks of a sharded vocabulary choose tokens
-        together, by the program that it makes, once a choice.
+        together, by the programs that it makes, one for each plan, once a choice.
         """
+        plan = plans.first
         return cls(
-            plan=plan,
+            plans=plans,
             ranks=ranks,
             groups=groups,
             num_blocks=num_blocks,
             num_slots=num_slots,
             max_model_len=max_model_len,
             host_blocks=host_blocks,
-            forward=plan.load(),
+            forwards=tuple(each.load() for each in plans.plans),
             weights=plan.weights(packs),
             caches=allocate_caches(plan, groups, num_blocks, ranks.device),
             collectives=collectives,
@@ -95,6 +98,11 @@ class Runner:
     def with_collectives(self, collectives: Any) -> "Runner":
         """Return this runner, its program calling other collectives."""
         return attrs.evolve(self, collectives=collectives)
+
+    @property
+    def plan(self) -> RankPlan:
+        """What plans of all sizes have in common: packs, caches, mesh."""
+        return self.plans.first
 
     @property
     def block_size(self) -> int:
@@ -116,7 +124,7 @@ class Runner:
     @property
     def program_hash(self) -> bytes:
         """Equal on all ranks, or they do not run one program."""
-        return bytes.fromhex(self.plan.hash)
+        return bytes.fromhex(self.plans.hash)
 
     def new_slots(self, library: Library | None = None) -> Slots:
         """Return empty slot tables of this runner's size; grammars come from a library."""
@@ -176,21 +184,39 @@ class Runner:
         The batch is on the runner's device.  A layer waits for the same layer of the loads that
         the step's rows wait for.
         """
-        return self._run(self._forward, step, step.batch, transfers)
+        return self._run(self._forwards, step, step.batch, transfers)
 
     def forward(self, batch: Batch, caches: Any = None) -> Tensor:
         """Return float32 logits [m, v] of a batch on the device, writing its keys and values."""
-        return self._result(self._forward, batch, self._caches if caches is None else caches)
+        return self._result(self._forwards, batch, self._caches if caches is None else caches)
 
-    def _run(self, forward: Any, step: Step, batch: Batch, transfers: Transfers | None) -> Tensor:
+    def index(self, tokens: int) -> int:
+        """Return which plan runs a step that has so many tokens here, padding included."""
+        mesh = self.plan.mesh
+        return self.plans.index(tokens * mesh.size(mesh.requests))
+
+    def captures(self, tokens: int) -> bool:
+        """Whether a graph can hold a step of so many tokens.
+
+        It cannot where rows go to the ranks of their experts: the host waits for how many.
+        """
+        return "c.dispatch(" not in self.plans.plans[self.index(tokens)].source
+
+    def _run(
+        self,
+        forwards: Sequence[Forward],
+        step: Step,
+        batch: Batch,
+        transfers: Transfers | None,
+    ) -> Tensor:
         self.copy_blocks(step.copies)
         caches = transfers.gated(self._caches, step.loads) if transfers else self._caches
-        return self._result(forward, batch, caches)
+        return self._result(forwards, batch, caches)
 
-    def _result(self, forward: Any, batch: Batch, caches: Any) -> Tensor:
+    def _result(self, forwards: Sequence[Forward], batch: Batch, caches: Any) -> Tensor:
         padded = batch.padded(self._token_multiple)
+        forward = forwards[self.index(len(padded.tokens))]
         result, _caches = forward(self.collectives, self._weights, caches, padded)
-        assert isinstance(result, Tensor)
         return result
 
     @torch.inference_mode()
@@ -221,8 +247,8 @@ class Runner:
         """
         assert self._chosen is not None, "one rank samples by itself"
         rows = step.sampling
-        forward = self._chosen(how)
-        pairs = self._run(forward, step, sampled_batch(step.batch, rows), transfers)
+        forwards = self._chosen(how)
+        pairs = self._run(forwards, step, sampled_batch(step.batch, rows), transfers)
         logprobs = pairs[:, 1].masked_fill(~rows.logprobs, torch.nan)
         return Sampled(pairs[:, 0].int(), logprobs.float(), how.reported)
 

@@ -50,7 +50,7 @@ def test_ranks_time_their_collectives_too(capfd: pytest.CaptureFixture[str]) -> 
 def test_dummy_weights_are_parts_of_one_model_in_every_layout(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SHAPES["tiny"]))
     engines = (Options("decode", "tiny", "cpu", tp=tp).engine(str(tmp_path)) for tp in (1, 2))
-    one, two = (ModelSpec.of(engine).rank_plan() for engine in engines)
+    one, two = (ModelSpec.of(engine).plans().first for engine in engines)
     whole, first, second = dummy_weights(one, 0), dummy_weights(two, 0), dummy_weights(two, 1)
     assert torch.equal(whole["norm"], first["norm"])
     assert torch.equal(first["norm"], second["norm"])

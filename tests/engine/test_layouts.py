@@ -122,9 +122,9 @@ def test_ranks_are_places_of_the_mesh() -> None:
 def test_an_axis_that_spreads_nothing_is_refused(tiny_llama: Path, layout: str, idle: str) -> None:
     spec = ModelSpec.of(attrs.evolve(config(tiny_llama), layout=layout))
     with pytest.raises(ModelSpecError, match=f"spread over {idle} of mesh '{layout}'"):
-        spec.rank_plan()
+        spec.plans()
 
 
 def test_an_axis_that_a_dim_stands_on_is_served(tiny_llama: Path) -> None:
     spec = ModelSpec.of(attrs.evolve(config(tiny_llama), layout="dp=2 tp=2; f:tp+dp"))
-    assert spec.rank_plan().mesh.num_ranks == 4
+    assert spec.plans().first.mesh.num_ranks == 4

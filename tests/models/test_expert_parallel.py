@@ -15,7 +15,7 @@ from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.rank_groups import RankGroups
 from tokenspeed_core.sharding import Layout, Plan, leaves
 from tokenspeed_core.sharding.emit import emit
-from tokenspeed_core.sharding.link import NVLINK
+from tokenspeed_core.sharding.machine import H100
 from tokenspeed_core.sharding.overlap import overlap
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.recheck import recheck
@@ -87,7 +87,7 @@ def test_every_lowering_equals_one_device(family: str, layout: str, tokens: int)
 
 def early(plan: Plan) -> Plan:
     """Return a plan with every collective started early that has anything to do meanwhile."""
-    program = overlap(plan.program, 1 << 24, NVLINK)
+    program = overlap(plan.program, 1 << 24, H100)
     return attrs.evolve(plan, program=program, source=emit(program, plan.name, plan.ops))
 
 

@@ -11,7 +11,7 @@ from tiny_families import FAMILIES
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.sharding import Layout, Plan, VerificationError, explain, parse_mesh
 from tokenspeed_core.sharding.emit import emit
-from tokenspeed_core.sharding.link import NVLINK
+from tokenspeed_core.sharding.machine import H100
 from tokenspeed_core.sharding.overlap import hidden, overlap
 from tokenspeed_core.sharding.program import Move
 from tokenspeed_core.sharding.recheck import recheck
@@ -32,7 +32,7 @@ def tiny_plan(tokens: int) -> Plan:
     """A tiny DeepSeek-V3; tokens are counted so high that everything is worth hiding."""
     model = tiny_of(FAMILIES["deepseek-v3"](), torch.float64, (12, 9))
     plan = compile_plan(model.family, model.config, EXPERTS, dtype=torch.float64, block_size=BLOCK)
-    program = overlap(plan.program, tokens, NVLINK)
+    program = overlap(plan.program, tokens, H100)
     return attrs.evolve(plan, program=program, source=emit(program, "overlapped", plan.ops))
 
 
@@ -55,7 +55,7 @@ def test_the_routed_sum_goes_on_while_shared_experts_are_computed() -> None:
     text = plan.source[plan.source.index(f"def {code.name}") :]
     start, wait = text.index("= c.start("), text.index("= c.wait(")
     assert "silu_mul_packed" in text[start:wait], "the shared expert is in between"
-    assert hidden(move, code, plan.mesh, {"n": 64, "m": 64}, NVLINK) > 10
+    assert hidden(move, code, plan.mesh, {"n": 64, "m": 64}, H100) > 10
     assert "starts here and goes on meanwhile" in explain(plan, tokens=64)
     plain = compile_plan(
         family, family.config(DEEPSEEK_V3), layout, dtype=torch.bfloat16, block_size=16

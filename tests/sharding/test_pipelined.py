@@ -12,7 +12,7 @@ from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.ops import all_gather_linear, linear, linear_reduce_scatter
 from tokenspeed_core.rank_groups import RankGroups
 from tokenspeed_core.sharding import Layout, Plan
-from tokenspeed_core.sharding.link import NVLINK
+from tokenspeed_core.sharding.machine import H100
 from tokenspeed_core.sharding.overlap import pipelined
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.verify import verify
@@ -40,7 +40,7 @@ def test_many_rows_are_pipelined_and_few_are_not() -> None:
     (block,) = plan.program.blocks
     names = [composite.name for composite in block.composites]
     assert sorted(names) == ["all_gather_linear"] * 2 + ["linear_reduce_scatter"] * 2
-    saved = [pipelined(each, plan.mesh, 8192, NVLINK) for each in block.composites]
+    saved = [pipelined(each, plan.mesh, 8192, H100) for each in block.composites]
     assert min(saved) > 2
     assert 'all_gather_linear(c, "tp", x, w["attn.wq_wk_wv"])' in plan.source
     # Few rows: the weights would be read twice.
@@ -78,4 +78,4 @@ def test_real_ranks_compute_the_same_in_chunks(tmp_path: Path) -> None:
 def test_a_product_of_few_rows_saves_nothing(tokens: int) -> None:
     plan = plan_of(Layout("tp=8", types={"Hidden": "n@tp d"}), 8192)
     for composite in plan.program.blocks[0].composites:
-        assert pipelined(composite, plan.mesh, tokens, NVLINK) < 2
+        assert pipelined(composite, plan.mesh, tokens, H100) < 2

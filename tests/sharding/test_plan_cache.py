@@ -6,17 +6,24 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from tiny import BLOCK, CASES, LAYOUTS, batch_of, make_tiny
 
 from tokenspeed_core.models import compile_plan, family_of
-from tokenspeed_core.models.family import plan_key
+from tokenspeed_core.models.family import Compilation
 from tokenspeed_core.sharding import Layout, RankPlan
+from tokenspeed_core.sharding.machine import CPU
 from tokenspeed_core.sharding.plan_cache import PlanCache
+from tokenspeed_core.sharding.plan_table import PlanTable
 
 CHOICES: dict[str, Any] = dict(dtype=torch.float32, block_size=BLOCK)
 KEY = "0" * 64
+
+
+def alone(plan: RankPlan) -> PlanTable:
+    return PlanTable((0,), (plan,))
 
 
 @pytest.fixture
@@ -28,14 +35,15 @@ def test_a_kept_plan_runs_alike(cache: PlanCache) -> None:
     tiny = make_tiny(CASES["gqa"])
     plan = compile_plan(tiny.family, tiny.config, LAYOUTS["tp1"], **CHOICES)
 
-    def compiled() -> RankPlan:
-        return compile_plan(tiny.family, tiny.config, LAYOUTS["tp1"], **CHOICES)
+    def compiled() -> PlanTable:
+        return alone(compile_plan(tiny.family, tiny.config, LAYOUTS["tp1"], **CHOICES))
 
-    def refuse() -> RankPlan:
+    def refuse() -> PlanTable:
         raise AssertionError("it is kept")
 
-    assert cache.plan(KEY, plan.caches, plan.constants, compiled).source == plan.source
-    kept = cache.plan(KEY, plan.caches, plan.constants, refuse)
+    made = cache.table(KEY, plan.caches, plan.constants, compiled)
+    assert made.first.source == plan.source
+    kept = cache.table(KEY, plan.caches, plan.constants, refuse).first
     assert (kept.hash, kept.mesh, kept.storage, kept.cache) == (
         plan.hash,
         plan.mesh,
@@ -55,11 +63,11 @@ def test_a_kept_plan_runs_alike(cache: PlanCache) -> None:
 def test_groups_and_placements_of_a_mesh_are_kept(cache: PlanCache) -> None:
     tiny = make_tiny(CASES["gqa"])
     plan = compile_plan(tiny.family, tiny.config, LAYOUTS["factored-sp"], **CHOICES)
-    cache.put(KEY, plan)
+    cache.put(KEY, alone(plan))
     kept = cache.get(KEY, plan.caches, plan.constants)
     assert kept is not None
     assert plan.groups
-    assert (kept.hash, dict(kept.groups)) == (plan.hash, dict(plan.groups))
+    assert (kept.hash, dict(kept.first.groups)) == (plan.hash, dict(plan.groups))
 
 
 @pytest.mark.parametrize("damage", ["cut", "edited", "foreign", "garbage", "other key"])
@@ -68,7 +76,8 @@ def test_what_is_not_whole_is_made_again(
 ) -> None:
     tiny = make_tiny(CASES["gqa"])
     plan = compile_plan(tiny.family, tiny.config, LAYOUTS["tp2"], **CHOICES)
-    cache.put(KEY, plan)
+    table = alone(plan)
+    cache.put(KEY, table)
     program, facts = cache.directory / f"{KEY}.py", cache.directory / f"{KEY}.plan"
     whole = facts.read_bytes()
     if damage == "cut":
@@ -85,8 +94,8 @@ def test_what_is_not_whole_is_made_again(
     key = "1" * 64 if damage == "other key" else KEY
     with caplog.at_level(logging.WARNING):
         assert cache.get(key, plan.caches, plan.constants) is None
-        again = cache.plan(key, plan.caches, plan.constants, lambda: plan)
-    assert again is plan
+        again = cache.table(key, plan.caches, plan.constants, lambda: table)
+    assert again is table
     assert "is compiled again" in caplog.text
     assert cache.get(key, plan.caches, plan.constants) is not None
 
@@ -99,18 +108,19 @@ def test_a_directory_that_cannot_be_made_is_no_error(
     plan = compile_plan(tiny.family, tiny.config, LAYOUTS["tp1"], **CHOICES)
     cache = PlanCache(tmp_path / "file" / "plans")
     with caplog.at_level(logging.WARNING):
-        assert cache.plan(KEY, plan.caches, plan.constants, lambda: plan) is plan
+        table = alone(plan)
+        assert cache.table(KEY, plan.caches, plan.constants, lambda: table) is table
     assert "is not kept" in caplog.text
 
 
 def test_ranks_that_write_at_once_leave_a_whole_plan(cache: PlanCache) -> None:
     tiny = make_tiny(CASES["gqa"])
     plan = compile_plan(tiny.family, tiny.config, LAYOUTS["tp2"], **CHOICES)
-    seen: list[RankPlan | None] = []
+    seen: list[PlanTable | None] = []
 
     def rank() -> None:
         for _ in range(20):
-            cache.put(KEY, plan)
+            cache.put(KEY, alone(plan))
             seen.append(cache.get(KEY, plan.caches, plan.constants))
 
     ranks = [threading.Thread(target=rank) for _ in range(4)]
@@ -134,18 +144,31 @@ def test_every_choice_changes_the_key() -> None:
     )
     config = family.config(sizes)
     other = family.config({**sizes, "vocab_size": 512})
+    plain, tp2 = Compilation(**CHOICES), Layout("tp=2")
     keys = [
-        plan_key(family, config, Layout("tp=2"), **CHOICES),
-        plan_key(family, other, Layout("tp=2"), **CHOICES),
-        plan_key(family, config, Layout("tp=4"), **CHOICES),
-        plan_key(family, config, Layout("tp=2", types={"Hidden": "n@tp d"}), **CHOICES),
-        plan_key(family, config, Layout("tp=2", place={"v": ""}), **CHOICES),
-        plan_key(family, config, Layout("tp=2", requests="tp"), **CHOICES),
-        plan_key(family, config, Layout("tp=2"), dtype=torch.bfloat16, block_size=BLOCK),
-        plan_key(family, config, Layout("tp=2"), dtype=torch.float32, block_size=2 * BLOCK),
-        plan_key(family, config, Layout("tp=2"), **CHOICES, tokens=8),
-        plan_key(family, config, Layout("tp=2"), **CHOICES, cache_dtype=torch.bfloat16),
-        plan_key(family, config, Layout("tp=2"), **CHOICES, composites={"norm_linear"}),
+        plain.key(family, config, tp2, 512),
+        plain.key(family, other, tp2, 512),
+        plain.key(family, config, tp2, 1024),
+        *(
+            plain.key(family, config, layout, 512)
+            for layout in (
+                Layout("tp=4"),
+                tp2.but(types={"Hidden": "n@tp d"}),
+                tp2.but(place={"v": ""}),
+                tp2.but(requests="tp"),
+                tp2.but(stages="tp"),
+            )
+        ),
+        *(
+            attrs.evolve(plain, **{name: value}).key(family, config, tp2, 512)
+            for name, value in (
+                ("dtype", torch.bfloat16),
+                ("block_size", 2 * BLOCK),
+                ("cache_dtype", torch.bfloat16),
+                ("composites", frozenset({"norm_linear"})),
+                ("machine", CPU),
+            )
+        ),
     ]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == plan_key(family, family.config(sizes), Layout("tp=2"), **CHOICES)
+    assert keys[0] == plain.key(family, family.config(sizes), tp2, 512)

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="as compiled for steps of --tokens: how rows reach experts, what starts early",
     )
+    show.add_argument(
+        "--sizes",
+        action="store_true",
+        help="the plans of all sizes of steps up to --tokens: which runs what, how they differ",
+    )
     step = parser.add_argument_group("step")
     step.add_argument("--tokens", type=int, default=1, metavar="N", help="tokens in the step")
     step.add_argument("--rows", type=int, metavar="N", help="rows of logits, as many as tokens")
@@ -76,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..block_groups import block_groups
     from ..model_definition import define
-    from ..models.family import compile_plan
+    from ..models.family import Compilation
     from ..ops import declared_batch
     from ..sharding import Layout, Plan, explain, trace
     from ..sharding.collective_table import collectives, table
@@ -85,27 +90,32 @@ def run(arguments: argparse.Namespace) -> int:
     from ..sharding.explain import step_sizes
     from ..sharding.layout_text import parse_layout
     from ..sharding.link import parse_links
+    from ..sharding.machine import H100
     from ..sharding.memory import memory
     from ..sharding.minimal import certificates
     from ..sharding.page import page
+    from ..sharding.plan_table import sizes_text
     from ..sharding.provenance import why
 
     definition = define(arguments.model, arguments.config)
+    links = parse_links(arguments.link)
+    how = Compilation(
+        dtype=torch.bfloat16,
+        block_size=arguments.block_size,
+        composites=frozenset(FORMS if arguments.composites else ()),
+        machine=attrs.evolve(H100, links=links),
+    )
 
     def compiled(layout: Layout) -> Plan:
-        return compile_plan(
-            definition.family,
-            definition.config,
-            layout,
-            dtype=torch.bfloat16,
-            block_size=arguments.block_size,
-            composites=FORMS if arguments.composites else (),
-            tokens=arguments.tokens if arguments.for_step else 0,
-        )
+        draft = how.draft(definition.family, definition.config, layout)
+        return draft.plan(draft.program(arguments.tokens if arguments.for_step else 0))
 
-    links = parse_links(arguments.link)
     tokens = step_sizes(arguments.tokens, arguments.rows)
     blocks = arguments.blocks or -(-arguments.max_model_len // arguments.block_size) + 1
+    if arguments.sizes:
+        given = (definition.family, definition.config, layout_of(arguments))
+        print(sizes_text(how.table(*given, arguments.tokens), arguments.tokens, links))
+        return 0
     plan = compiled(layout_of(arguments))
     other = compiled(parse_layout(arguments.diff)) if arguments.diff else None
     if arguments.html:
