@@ -4,6 +4,7 @@
 import asyncio
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -41,7 +42,7 @@ class RequestStream:
         self.course = Course(time.monotonic())
         self.received = array("i")
         self.lost_at = 0.0
-        self.fruitless = 0  # losses since the last token
+        self.fruitless: Counter[str] = Counter()  # deaths of a part since the last token
         self._resumed_at = 0  # tokens that the present scheduler was given in the prompt
         self._is_resumed = False
         self._take_back = take_back
@@ -110,6 +111,12 @@ class RequestStream:
     def has_advanced(self) -> bool:
         """A token came from the present scheduler and its workers."""
         return len(self.received) > self._resumed_at
+
+    @property
+    def is_settled(self) -> bool:
+        """The present scheduler gave a token, or the request is over."""
+        is_over = self._is_over or self._error is not None
+        return self.has_advanced or is_over or self._finish is not FinishReason.NONE
 
     @property
     def is_resumed(self) -> bool:

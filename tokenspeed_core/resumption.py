@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -16,8 +17,11 @@ from .request_stream import RequestStream
 from .shaping import resumed
 
 _LOOK_S = 0.1  # how often it is tried again
-# A request that kills its workers at once, each time, must not take the engine down for good.
+# A request that kills a part at once, each time, must not take the engine down for good: the fourth
+# death of a part within a minute does that.
 _MAX_FRUITLESS = 2
+
+Part = Literal["workers", "scheduler"]
 
 
 def continued(submit: Submit, tokens: list[int], elapsed_ms: int) -> Submit:
@@ -41,7 +45,9 @@ class Resumption:
     """Lost streams, oldest first; `send` is tried on each until it takes them.
 
     A stream fails with EngineLostError when the engine's run directory is gone, when nothing took
-    it within `patience_s`, or when it was lost thrice without a token, though workers were there.
+    it within `patience_s`, or when the same part died under it thrice without a token, though all
+    were there.  A stream that two such deaths make suspect is sent when no other suspect is under
+    way, so that the third is no innocent's.
     """
 
     def __init__(
@@ -54,18 +60,22 @@ class Resumption:
         self._send = send
         self._patience_s = patience_s
         self._lost: dict[RequestStream, str] = {}  # why
+        self._suspect: RequestStream | None = None  # the one that was sent last
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._lost)
 
-    def add(self, stream: RequestStream, reason: str, *, was_tried: bool) -> None:
+    def add(self, stream: RequestStream, reason: str, part: Part, *, was_tried: bool) -> None:
         """Take a stream that was lost; it fails here and now if it is not to be resumed.
 
-        One that no worker was there for cannot have killed anything.
+        `part` died.  A stream that no worker was there for cannot have killed it.
         """
-        stream.fruitless = 0 if stream.has_advanced else stream.fruitless + was_tried
-        if self._patience_s <= 0 or stream.fruitless > _MAX_FRUITLESS:
+        if stream.has_advanced:
+            stream.fruitless.clear()
+        elif was_tried:
+            stream.fruitless[part] += 1
+        if self._patience_s <= 0 or _most(stream) > _MAX_FRUITLESS:
             stream.fail(EngineLostError(f"{reason}; the request may be sent again"))
             return
         stream.lost_at = time.monotonic()
@@ -94,10 +104,21 @@ class Resumption:
                 return
             now = time.monotonic()
             for stream, reason in list(self._lost.items()):
-                if self._send(stream):
+                if self._may_go(stream) and self._send(stream):
                     del self._lost[stream]
+                    if _most(stream) == _MAX_FRUITLESS:
+                        self._suspect = stream
                 elif now - stream.lost_at > self._patience_s:
                     del self._lost[stream]
                     waited = f"{reason}, and none took it within {self._patience_s:g} s"
                     stream.fail(EngineLostError(f"{waited}; the request may be sent again"))
             await asyncio.sleep(_LOOK_S)
+
+    def _may_go(self, stream: RequestStream) -> bool:
+        before = self._suspect
+        is_clear = before is None or before.is_settled or before in self._lost
+        return is_clear or _most(stream) < _MAX_FRUITLESS
+
+
+def _most(stream: RequestStream) -> int:
+    return max(stream.fruitless.values(), default=0)

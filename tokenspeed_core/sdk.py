@@ -39,7 +39,7 @@ from .ipc.remote_engine import RemoteEngine as RemoteEngine
 from .ipc.run_directory import RunDirectory
 from .request_stream import Delta as Delta
 from .request_stream import RequestStream as RequestStream
-from .resumption import Resumption, continued
+from .resumption import Part, Resumption, continued
 from .scores import told
 from .session import Hint, Session
 from .urgency import Urgency
@@ -271,9 +271,9 @@ class Client:
             del self._requests[stream.request_id]
             self._channel.send_later(Abort(stream.request_id, kept))
 
-    def _lose(self, stream: RequestStream, reason: str) -> None:
+    def _lose(self, stream: RequestStream, reason: str, part: Part) -> None:
         del self._requests[stream.request_id]
-        self._lost.add(stream, reason, was_tried=self._was_ready)
+        self._lost.add(stream, reason, part, was_tried=self._was_ready)
 
     def _resume(self, stream: RequestStream) -> bool:
         if not self._is_connected:
@@ -356,7 +356,7 @@ class Client:
 
     def _on_row(self, stream: RequestStream, delta: Delta, step: int) -> None:
         if delta.finish_reason is FinishReason.WORKER_LOST:
-            self._lose(stream, "the workers died under the request")
+            self._lose(stream, "the workers died under the request", "workers")
             return
         if delta.finish_reason is FinishReason.NUMERIC:
             nan = "the model produced NaN or infinity for this request"
@@ -384,7 +384,7 @@ class Client:
     def _on_lost(self, reason: str) -> None:
         self._is_connected = False
         for stream in list(self._requests.values()):
-            self._lose(stream, reason)
+            self._lose(stream, reason, "scheduler")
         self._was_ready = False
         self._wake()
 

@@ -8,6 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import msgspec
+
+from tokenspeed_core.server.abort import AbortFields
+from tokenspeed_core.server.message_body import MessageFields
+from tokenspeed_core.server.request_body import ChatFields, CompletionFields
+from tokenspeed_core.server.response_body import ResponseFields
+from tokenspeed_core.server.tokens import CountFields, DetokenizeFields, TokenizeFields
 
 TURN = {"role": "user", "content": "Hi"}
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
@@ -26,7 +33,7 @@ GOOD: Mapping[str, Sequence[dict[str, Any]]] = {
             "parallel_tool_calls": False,
             "max_tokens": 2,
             "session_id": "a",
-            "kv_hints": {"version": 1},
+            "kv_hints": {"protocol_version": "0.1"},
             "cache_salt": "s",
         },
         {
@@ -57,6 +64,51 @@ GOOD: Mapping[str, Sequence[dict[str, Any]]] = {
     "/v1/messages/count_tokens": ({"messages": [TURN], "system": [{"type": "text", "text": "a"}]},),
     "/tokenize": ({"prompt": "Hi"}, {"messages": [TURN]}),
     "/detokenize": ({"tokens": [5, 6]},),
+    "/abort": ({"request_id": "a"}, {"request_ids": ["a", "b"]}),
+}
+# Whose fields are exchanged, by route.
+SCHEMAS: Mapping[str, type[msgspec.Struct]] = {
+    "/v1/chat/completions": ChatFields,
+    "/v1/completions": CompletionFields,
+    "/v1/responses": ResponseFields,
+    "/v1/messages": MessageFields,
+    "/v1/messages/count_tokens": CountFields,
+    "/tokenize": TokenizeFields,
+    "/detokenize": DetokenizeFields,
+    "/abort": AbortFields,
+}
+# Values that mean something, of fields that no body above has.
+FITTING: Mapping[str, tuple[Any, ...]] = {
+    "guided_json": ({"type": "object"}, {"enum": ["a", 1]}, '{"type": "null"}'),
+    "guided_regex": ("[ab]", "(a+)+$", "["),
+    "guided_choice": (["a", "b"], ["a", "a"]),
+    "guided_grammar": ('root ::= "a"', "root ::= root", "x"),
+    "structured_outputs": ({"regex": "a|b"}, {"json": {}}, {"choice": ["a"]}, {"grammar": "g"}),
+    "response_format": ({"type": "json_object"}, {"type": "text"}),
+    "text": ({"format": {"type": "json_object"}}, {"format": {"type": "text"}}),
+    "output_config": ({"format": {"type": "json_schema", "schema": {}}}, {"effort": "low"}),
+    "prompt_logprobs": (0, 1, 20),
+    "top_logprobs": (0, 1, 20),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.5, 2),
+    "min_tokens": (1, 2),
+    "min_p": (0.5,),
+    "top_k": (-1, 1),
+    "tool_choice": ("required", {"type": "function", "function": {"name": "look"}}),
+    "reasoning": ({"effort": "none"}, {"effort": "low"}),
+    "reasoning_effort": ("none", "low"),
+    "thinking": ({"type": "enabled", "budget_tokens": 1}, {"type": "disabled"}),
+    "include": (["message.output_text.logprobs"],),
+    "background": (True,),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"messages": 1}, {"tools": [{}]}),
+    "kv_hints": (
+        {
+            "protocol_version": "0.1",
+            "actions": [{"action_type": "retain", "payload": {"ttl_ms": 1}}],
+        },
+    ),
+    "request_ids": (["a"],),
+    "stop_sequences": (["\n"],),
 }
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**31, 2**53 + 1, 2**63, -(2**63) - 1, 10**30, 0.5, 1e308),
@@ -80,7 +132,7 @@ def mutated(draw: random.Random, model: str) -> MutatedRequest:
     path = draw.choice(list(GOOD))
     body = {"model": model, **copy.deepcopy(draw.choice(GOOD[path]))}
     for _ in range(draw.randint(1, 3)):
-        _exchange(draw, body)
+        _exchange(draw, body, path)
     raw = json.dumps(body).encode()
     if draw.random() < 0.1:
         raw = _damaged(draw, raw)
@@ -99,12 +151,16 @@ def _places(value: Any, depth: int = 6) -> list[tuple[Any, Any]]:
     return inside + [place for key in keys for place in _places(value[key], depth - 1)]
 
 
-def _exchange(draw: random.Random, body: dict[str, Any]) -> None:
+def _exchange(draw: random.Random, body: dict[str, Any], path: str) -> None:
     places = _places(body)
     if not places:
         return
     container, key = draw.choice(places)
-    match draw.randrange(6):
+    match draw.randrange(8):
+        case 6 | 7:  # any field that there is, now and then with a value that means something
+            name = draw.choice(SCHEMAS[path].__struct_fields__)
+            fitting = FITTING.get(name) if draw.random() < 0.4 else None
+            body[name] = copy.deepcopy(draw.choice(fitting or ODD))
         case 0 | 1:
             container[key] = copy.deepcopy(draw.choice(ODD))
         case 2:  # a value of another place

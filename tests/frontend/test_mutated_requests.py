@@ -14,30 +14,46 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
 
 from tests.conftest import save_tiny_llama
-from tests.frontend.mutations import MutatedRequest, mutated
+from tests.frontend.mutations import FITTING, GOOD, SCHEMAS, MutatedRequest, mutated
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.launch import Engine
+from tokenspeed_core.server.app import bodies
+from tokenspeed_core.server.request_body import parse
 
 PATIENCE_S = 120.0
+NUM_WORDS = 4096
 CLIENTS = 24
 CANARY = {"prompt": "Hi there", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-ERRORS = {400, 404, 408, 413, 429, 431}
+ERRORS = {400, 404, 408, 409, 413, 429, 431}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, codec: TextCodec) -> Path:
-    """A tiny random model with the vocabulary and chat template of SmolLM2."""
+    """A tiny random model with the chat template of SmolLM2 and its first words.
+
+    A twelfth of the vocabulary: most of a step's time would be the sorting of it for each row.
+    """
     path = save_tiny_llama(
         tmp_path_factory.mktemp("words"),
-        vocab_size=codec.tokenizer.vocab_size,
+        vocab_size=NUM_WORDS,
         hidden_size=32,
         num_hidden_layers=1,
         tie_word_embeddings=True,
     )
-    codec.tokenizer.backend.save(str(path / "tokenizer.json"))
+    tokenizer = json.loads(codec.tokenizer.backend.to_str())
+    words = {word: id for word, id in tokenizer["model"]["vocab"].items() if id < NUM_WORDS}
+    merges = [
+        pair for pair in tokenizer["model"]["merges"] if {*pair, "".join(pair)} <= words.keys()
+    ]
+    tokenizer["model"] |= {"vocab": words, "merges": merges}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     special = codec.tokenizer.special_text()
     settings = {**special, "chat_template": codec.tokenizer.chat_template}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -48,7 +64,13 @@ def model(tmp_path_factory: pytest.TempPathFactory, codec: TextCodec) -> Path:
 def engine(model: Path) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="t") as parent:
         config = EngineConfig(
-            model=str(model), port=0, num_blocks=512, max_model_len=64, threads=1, run_dir=parent
+            model=str(model),
+            port=0,
+            num_blocks=512,
+            max_model_len=80,
+            threads=1,
+            run_dir=parent,
+            log_level="error",  # a line for each refusal would be half of the work
         )
         with Engine.start(config, serve_http=True) as engine:
             engine.wait_ready(PATIENCE_S)
@@ -122,3 +144,70 @@ def test_nearly_right_requests_harm_nobody(engine: Engine, count: int) -> None:
         time.sleep(0.05)
     kept = now["tokenspeed_kv_blocks_free"] + now["tokenspeed_kv_blocks_cached"]
     assert kept == now["tokenspeed_kv_blocks_total"]
+
+
+def test_every_field_of_every_route_is_mutated() -> None:
+    routes = bodies(None)  # type: ignore[arg-type]
+    assert {path: route.fields for path, route in routes.items()} == {
+        **SCHEMAS,
+        "/abort_request": SCHEMAS["/abort"],
+    }
+    assert GOOD.keys() == SCHEMAS.keys()
+    fields = {name for kind in SCHEMAS.values() for name in kind.__struct_fields__}
+    assert FITTING.keys() <= fields
+    for path, bodies_of_path in GOOD.items():  # the good ones are what they are called
+        for body in bodies_of_path:
+            parse(json.dumps({"model": "m", **body}).encode(), SCHEMAS[path], lambda _: None)
+    draw = random.Random(10_000)
+    values: dict[tuple[str, str], set[str]] = {}
+    for _ in range(10_000):
+        request = mutated(draw, "m")
+        try:
+            body = json.loads(request.body)
+        except (ValueError, RecursionError):
+            continue  # damaged bytes, or nested too deeply
+        for name, value in body.items() if isinstance(body, dict) else ():
+            values.setdefault((request.path, name), set()).add(repr(value))
+    for path, kind in SCHEMAS.items():
+        for name in kind.__struct_fields__:
+            assert len(values.get((path, name), ())) >= 5, (path, name)
+
+
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize(
+    "count", [25, pytest.param(5_000, marks=pytest.mark.soak)], ids=["short", "long"]
+)
+def test_requests_of_our_openapi_document_are_answered_as_it_says(
+    engine: Engine, count: int
+) -> None:
+    before = engine.pids()
+    document = httpx.get(f"{engine.url}/openapi.json").json()
+    operations = [
+        each.ok() for each in schemathesis.openapi.from_dict(document).get_all_operations()
+    ]
+    assert len(operations) >= 25
+    statuses: Counter[int] = Counter()
+    with requests.Session() as session:
+        for operation in operations:
+
+            @settings(
+                max_examples=count,
+                deadline=None,
+                database=None,
+                derandomize=True,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(operation.as_strategy() | operation.as_strategy(GenerationMode.NEGATIVE))
+            def one(case: schemathesis.Case) -> None:
+                if isinstance(case.body, dict) and "model" in case.body:
+                    case.body["model"] = engine.config.model_name
+                answer = case.call(base_url=engine.url, session=session, timeout=PATIENCE_S)
+                assert answer.status_code in {200, 401, 403, 405, *ERRORS}, answer.content[:500]
+                statuses[answer.status_code] += 1
+
+            one()
+    assert engine.pids() == before
+    assert statuses[200] > count
+    assert statuses[400] > count
+    print(f"{sum(statuses.values())} requests to {len(operations)} operations: {dict(statuses)}")

@@ -215,10 +215,39 @@ async def test_a_request_that_ends_every_engine_is_given_up(scheduler: ScriptedS
     assert len(scheduler.submits) == 3
 
 
+async def test_one_of_many_is_found_to_end_every_engine(scheduler: ScriptedScheduler) -> None:
+    deaths = 0
+
+    def dies_of_four(submit: Submit) -> list[int]:
+        nonlocal deaths
+        if read_column("i", submit.prompt)[0] == 4:
+            deaths += 1
+            scheduler.step_s = 1e9
+            scheduler._stop.set()
+        return [7] * submit.max_tokens
+
+    scheduler.script = dies_of_four
+    async with Client(scheduler.run) as client:
+        streams = [client.submit([prompt], max_tokens=2) for prompt in range(1, 9)]
+        for number in range(1, 4):
+            await eventually(lambda number=number: deaths == number)
+            scheduler.stop()
+            scheduler.step_s = 0.0005
+            scheduler.start()
+        with pytest.raises(EngineLostError):
+            await anext(streams.pop(3))
+        for stream in streams:
+            assert [token for delta in [d async for d in stream] for token in delta.tokens] == [
+                7,
+                7,
+            ]
+    assert deaths == 3
+
+
 async def test_a_request_that_no_worker_was_there_for_is_not_blamed(
     scheduler: ScriptedScheduler,
 ) -> None:
-    scheduler.is_ready, scheduler.step_s = False, 1000.0
+    scheduler.is_ready, scheduler.step_s = False, 1e9
     async with Client(scheduler.run) as client:
         stream = client.submit([1], max_tokens=3)
         for deaths in range(5):
