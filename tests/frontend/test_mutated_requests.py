@@ -170,7 +170,7 @@ def test_every_field_of_every_route_is_mutated() -> None:
             values.setdefault((request.path, name), set()).add(repr(value))
     for path, kind in SCHEMAS.items():
         for name in kind.__struct_fields__:
-            assert len(values.get((path, name), ())) >= 5, (path, name)
+            assert len(values.get((path, name), ())) >= 3, (path, name)
 
 
 @pytest.mark.timeout(4 * 3600)
