@@ -87,10 +87,10 @@ RESULTS = {"add_rms_norm": 2, "rope_angles": 2, "paged_attention": 2}
 def null_step(plan: Plan) -> tuple[Callable[[], object], int]:
     """Return a step of the emitted program on null ops and collectives, and its equations."""
     tree = ast.parse(plan.source)
-    (imported,) = (node for node in tree.body if isinstance(node, ast.ImportFrom))
-    tree.body.remove(imported)
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    tree.body = [node for node in tree.body if node not in imported]
     names: dict[str, Any] = {}
-    for alias in imported.names:
+    for alias in (alias for node in imported for alias in node.names):
         values = (NULL,) * RESULTS.get(alias.name, 1)
         made = values if len(values) > 1 else NULL
         names[alias.name] = lambda *args, made=made: made
