@@ -2,6 +2,7 @@
 """Storage: which tensors a rank keeps, and which slice of which parameter is written where."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ class Member:
 
     `names`, `sizes` and `axes` describe the whole parameter; `pattern` is the einops pattern from
     its local slice to the rows `start` to `stop` of the pack.  A parameter over a direct sum has a
-    member for each part of it: `within` is the dim, where the part begins in it, and its size.
+    member for each part of it: `within` is the dim, where the part begins in it, and its size.  Of
+    a sum that is contracted over a part has only the `columns` from one to another of those rows.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Member:
     start: int
     stop: int
     within: tuple[int, int, int] | None = None
+    columns: tuple[int, int] | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -55,7 +58,9 @@ class Member:
 
     def write(self, pack: Tensor, local: Tensor) -> None:
         """Write this rank's slice of the parameter, in parameter dims, into its pack."""
-        pack[self.start : self.stop].copy_(rearrange(local, self.pattern))
+        rows = pack[self.start : self.stop]
+        own = rows[:, slice(*self.columns)] if self.columns else rows
+        own.copy_(rearrange(local, self.pattern))
 
 
 @attrs.frozen
@@ -167,7 +172,7 @@ def _projected(project: Project, mesh: Mesh) -> Pack:
         for factor in left[1:]:
             columns *= local[factor] or 1
         pattern = f"{' '.join(right)} -> ({' '.join(out[1:])}) ({' '.join(left[1:])})"
-        members += _members(weight, pattern, start, rows)
+        members += _members(weight, pattern, start, rows, columns)
         start += rows
     dtype = project.applies[0].operands[1].dtype
     return Pack(project.pack, (start, columns), dtype, tuple(members))
@@ -181,20 +186,24 @@ def _plain(var: Var, mesh: Mesh) -> Pack:
     )
 
 
-def _members(var: Var, pattern: str, start: int, rows: int) -> Iterator[Member]:
-    """Yield a parameter's part of a pack, or those of its direct sum's parts, one below the other.
+def _members(var: Var, pattern: str, start: int, rows: int, columns: int = 0) -> Iterator[Member]:
+    """Yield a parameter's part of a pack, or those of its direct sum's parts.
+
+    They are one below the other, or side by side in `columns` where they are contracted over.
 
     Raises:
-        PlacementError: the direct sum is not what the rows of the pack are first divided by.
+        PlacementError: the direct sum is not what the rows or columns are first divided by.
     """
     joint = next((at for at, dim in enumerate(var.spec.dims) if dim.segments), None)
     size = None if joint is None else var.sizes[joint]
     parts: tuple[int, ...] = size.parts if isinstance(size, Joined) else ()
-    if joint is not None and _flat(pattern)[0] != var.spec.dims[joint].name:
+    firsts = [group.split()[0] for group in re.findall(r"\(([^)]+)\)", pattern)]
+    summed = joint is not None and firsts[1:] == [var.spec.dims[joint].name]
+    if joint is not None and not summed and _flat(pattern)[0] != var.spec.dims[joint].name:
         raise PlacementError(
             f"{var.line}: {var.name} is stored as '{pattern}': the direct sum "
-            f"{var.spec.dims[joint]} must stand first among a product's dims after the rows, or in "
-            f"a parameter that is no matrix; it cannot be summed over"
+            f"{var.spec.dims[joint]} must stand first among a product's dims after the rows, or "
+            f"first among those that it is summed over, or in a parameter that is no matrix"
         )
     member = Member(
         var.name,
@@ -209,7 +218,11 @@ def _members(var: Var, pattern: str, start: int, rows: int) -> Iterator[Member]:
         yield member
         return
     begin = 0
-    for part in parts:
+    for part in parts if summed else ():
+        first, last = (columns * at // sum(parts) for at in (begin, begin + part))
+        yield attrs.evolve(member, within=(joint, begin, part), columns=(first, last))
+        begin += part
+    for part in () if summed else parts:
         stop = start + rows * part // sum(parts)
         yield attrs.evolve(member, start=start, stop=stop, within=(joint, begin, part))
         start, begin = stop, begin + part

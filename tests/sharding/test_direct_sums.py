@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.sharding.compiled import compiled as compare
-from tokenspeed_core.ops import einsum, embedding, parts, rms_norm, silu_mul
+from tokenspeed_core.ops import einsum, embedding, parts, rms_norm, sigmoid, silu_mul
 from tokenspeed_core.sharding import (
     AnnotationError,
     Layout,
@@ -24,6 +24,7 @@ from tokenspeed_core.sharding import (
     parse_spec,
 )
 from tokenspeed_core.sharding.program import Apply, Move
+from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.verify import verify
 
 SIZES = {"v": 8, "d": 8, "g": 12, "u": 12, "q": 16, "k": 4}
@@ -38,6 +39,8 @@ class Params:
     bias: Placed[Tensor, "(g|u)@tp"]
     down: Placed[Tensor, "g@tp d"]
     uneven: Placed[Tensor, "(q|k)@tp d"]
+    back: Placed[Tensor, "(g|u)@tp d"]
+    other: Placed[Tensor, "(q|k) d"]
 
 
 def halves(p: Params, batch: Any) -> Tensor:
@@ -50,6 +53,13 @@ def gated(p: Params, batch: Any) -> Tensor:
     x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
     gate, _ = parts(einsum("n d, d (g|u) -> n (g|u)", x, p.gate_up) + p.bias, 12, 12)
     return einsum("n g, g d -> n d", silu_mul(gate, gate), p.down)
+
+
+def contracted(p: Params, batch: Any) -> Tensor:
+    """Both parts go through one product, as where attention and its mlp share the last one."""
+    x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+    both = sigmoid(einsum("n d, d (g|u) -> n (g|u)", x, p.gate_up))
+    return einsum("n (g|u), (g|u) d -> n d", both, p.back)
 
 
 def compiled(function: Callable[..., Any], layout: Layout, **sizes: int) -> tuple[Plan, float]:
@@ -72,6 +82,38 @@ def test_a_direct_sum_is_sharded_part_by_part(mesh: str) -> None:
         assert "n (g|u)@tp" in plan.source
         kinds = [step.kind for step in plan.program.driver.steps if isinstance(step, Move)]
         assert kinds == ["all_reduce", "all_reduce"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("u", [12, 4])
+def test_a_direct_sum_is_contracted_over_part_by_part(mesh: str, u: int) -> None:
+    plan, error = compiled(contracted, Layout(mesh), u=u)
+    assert error < 1e-12
+    verify(plan.program)
+    recheck(plan, plan.source)
+    if mesh == "tp=2":
+        packs = {pack.name: pack for pack in plan.storage}
+        assert packs["back"].shape == (8, 6 + u // 2)
+        first, second = packs["back"].members
+        assert (first.columns, second.columns) == ((0, 6), (6, 6 + u // 2))
+        assert second.slices(plan.mesh, 1) == (slice(12 + u // 2, 12 + u), slice(0, 8))
+        assert second.num_inputs == 12 + u
+        kinds = [step.kind for step in plan.program.driver.steps if isinstance(step, Move)]
+        assert kinds == ["all_reduce", "all_reduce"], "one sum for both parts"
+
+
+@pytest.mark.parametrize("names", [("uneven", "other"), ("other", "uneven")])
+def test_a_direct_sum_is_not_moved_for_a_product(names: tuple[str, str]) -> None:
+    """A slice of it, or a gather in rank order, would mix its parts."""
+    first, second = names
+
+    def cut(p: Params, batch: Any) -> Tensor:
+        x = rms_norm(embedding(batch.tokens, p.table), p.norm, 1e-2)
+        both = einsum("n d, (q|k) d -> n (q|k)", x, getattr(p, first))
+        return einsum("n (q|k), (q|k) d -> n d", both, getattr(p, second))
+
+    with pytest.raises(PlacementError, match="side by side"):
+        compiled(cut, Layout("tp=2"))
 
 
 def test_parts_of_other_sizes_keep_their_own_shards() -> None:
