@@ -85,7 +85,7 @@ test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 event
 	$(BIN)/ctest --test-dir $(FUZZ) --output-on-failure -j 2 -R check_ledger
 	$(FUZZ)/native/fuzz_scheduler $(FUZZ_EVENTS)
 
-mutants: $(STAMP) ## twenty-three seeded mistakes in the core: the fuzzer or a unit test must find each
+mutants: $(STAMP) ## twenty-eight seeded mistakes in the core: the fuzzer or a unit test must find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY=
 	$(BIN)/python tests/scheduler/core_mutants.py build/mutants
 

@@ -47,7 +47,7 @@ class Hello(_Message, frozen=True, tag=1):
     group_tokens: bytes = b""  # i32: tokens in a block, a multiple of block_size; STATE: block_size
     group_spans: bytes = b""  # i32: window or snapshot interval, a multiple of tokens; 0 for FULL
     group_shares: bytes = b""  # i32: blocks of this group in a parent
-    host_blocks: int = 0  # blocks of the host pool, 0: no host tier
+    host_blocks: int = 0  # blocks of the host pool, with groups its parents; 0: no host tier
     max_drafts: int = 0  # tokens that the worker can draft for a row
 
 

@@ -171,6 +171,17 @@ def allocate_caches(
     if len(groups) == 1:
         return plan.allocate_caches(num_parents, device)
     memory = zeros((num_parents * groups.parent_bytes,), torch.uint8, device)
+    return _caches_in(memory, plan, groups)
+
+
+def allocate_host(plan: RankPlan, groups: BlockGroups, num_parents: int, pinned: bool) -> Any:
+    """Return the same for the host tier of several groups, with whatever the memory holds."""
+    size = num_parents * groups.parent_bytes
+    return _caches_in(torch.empty(size, dtype=torch.uint8, pin_memory=pinned), plan, groups)
+
+
+def _caches_in(memory: Tensor, plan: RankPlan, groups: BlockGroups) -> Any:
+    num_parents = len(memory) // groups.parent_bytes
     views: dict[str, Tensor] = {}
     for group in groups:
         blocks = num_parents * group.share

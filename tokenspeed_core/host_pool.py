@@ -9,6 +9,18 @@ from torch import Tensor
 Layer = tuple[Tensor, ...]  # cache tensors of one layer, each [blocks, ...]
 
 
+def host_layers(caches: Sequence[Layer], num_blocks: int) -> list[Layer]:
+    """Return memory for `num_blocks` blocks of each layer; pinned beside an accelerator."""
+    pinned = caches[0][0].device.type == "cuda"
+    return [
+        tuple(
+            torch.empty((num_blocks, *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=pinned)
+            for tensor in layer
+        )
+        for layer in caches
+    ]
+
+
 class ChecksumError(RuntimeError):
     """A host block does not hold what was stored there."""
 
@@ -16,26 +28,19 @@ class ChecksumError(RuntimeError):
 class HostPool:
     """Copies blocks between the caches and host memory, a layer at a time.
 
-    On a CPU it is a second buffer; beside an accelerator it is pinned memory, and the copies go in
-    the order of the current stream.  A checksum for each block and tensor is taken when it is
-    stored, and compared after it was loaded: sum of words times odd weights modulo 2^64, which any
-    change of one word changes.
+    `host` has the layers of `caches`, with other numbers of blocks.  On a CPU it is a second
+    buffer; beside an accelerator it is pinned memory, and copies go in the order of the current
+    stream.  A checksum for each block and tensor is taken when it is stored, and compared after it
+    was loaded: sum of words times odd weights modulo 2^64, which any change of one word changes.
     """
 
-    def __init__(self, caches: Sequence[Layer], num_blocks: int) -> None:
+    def __init__(self, caches: Sequence[Layer], host: Sequence[Layer]) -> None:
         self._caches = caches
         self._device = caches[0][0].device
-        pinned = self._device.type == "cuda"
-        self._host = [
-            tuple(
-                torch.empty((num_blocks, *tensor.shape[1:]), dtype=tensor.dtype, pin_memory=pinned)
-                for tensor in layer
-            )
-            for layer in caches
-        ]
+        self._host = host
         self._sums = [
-            tuple(torch.zeros(num_blocks, dtype=torch.int64, device=self._device) for _ in layer)
-            for layer in caches
+            tuple(torch.zeros(len(each), dtype=torch.int64, device=self._device) for each in layer)
+            for layer in host
         ]
         self._weights: dict[int, Tensor] = {}
 

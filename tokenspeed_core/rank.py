@@ -220,18 +220,15 @@ def _num_blocks(
 
 
 def _host_blocks(engine: EngineConfig, groups: BlockGroups) -> int:
-    """Return the blocks of this rank's host tier."""
-    if engine.host_kv and len(groups) > 1:
-        kinds = ", ".join(group.kind.name for group in groups)
-        raise CacheSizeError(
-            f"host_kv = {engine.host_kv}: there is no host tier for {engine.model_name}, whose "
-            f"layers keep different things ({kinds}); leave --host-kv out"
-        )
+    """Return the blocks of this rank's host tier, parents with several groups."""
     size = groups.parent_bytes
     if engine.host_kv and engine.host_kv < size:
+        unit = (
+            f"block of {engine.block_size} tokens" if len(groups) == 1 else "parent of its blocks"
+        )
         raise CacheSizeError(
-            f"host_kv = {engine.host_kv} bytes holds no block of {engine.block_size} tokens "
-            f"({size} bytes); give --host-kv more, or 0 for no host tier"
+            f"host_kv = {engine.host_kv} bytes holds no {unit} ({size} bytes); give --host-kv "
+            f"more, or 0 for no host tier"
         )
     free = _free_memory()
     if engine.host_kv * engine.num_ranks > free:

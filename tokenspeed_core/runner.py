@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .block_groups import BlockGroups, allocate_caches
+from .block_groups import BlockGroups, allocate_caches, allocate_host
 from .collectives import Collectives
 from .device_tables import DeviceTables
 from .grammar.library import Library
-from .host_pool import HostPool
+from .host_pool import HostPool, host_layers
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
 from .kernels.float8 import FLOAT8, Float8Matrix
 from .models.sampling import Choice, sample, sampled_batch
@@ -44,7 +44,7 @@ class Runner:
     num_blocks: int  # parents of the groups; the first, scratch, included
     num_slots: int
     max_model_len: int
-    host_blocks: int  # of the host tier, 0: none
+    host_blocks: int  # of the host tier, parents with several groups; 0: none
     _forwards: tuple[Forward, ...]  # of each plan
     _weights: Mapping[str, Any]
     _caches: Any
@@ -174,8 +174,15 @@ class Runner:
         """Allocate the host tier and return what moves its blocks; None without one."""
         if not self.host_blocks:
             return None
-        layers = [tuple(tensor for _, tensor in leaves(layer)) for layer in self._caches]
-        return Transfers(pool(layers, self.host_blocks), layers[0][0].device, notify)
+        layers = _layers(self._caches)
+        if len(self.groups) == 1:
+            host = host_layers(layers, self.host_blocks)
+        else:
+            pinned = self.device.type == "cuda"
+            host = _layers(allocate_host(self.plan, self.groups, self.host_blocks, pinned))
+        owners = {each: index for index, group in enumerate(self.groups) for each in group.layers}
+        groups = [owners[layer] for layer in range(len(layers))]
+        return Transfers(pool(layers, host), groups, self.device, notify)
 
     @torch.inference_mode()
     def logits(self, step: Step, transfers: Transfers | None = None) -> Tensor:
@@ -274,6 +281,10 @@ class Runner:
             for layer in group.layers:
                 for _, tensor in leaves(self._caches[layer]):
                     tensor[target] = tensor[source]
+
+
+def _layers(caches: Any) -> list[tuple[Tensor, ...]]:
+    return [tuple(tensor for _, tensor in leaves(layer)) for layer in caches]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -35,8 +35,7 @@ class _Copy:
     epoch: int
     ticket: int
     is_load: bool
-    sources: Tensor
-    targets: Tensor
+    blocks: dict[int, tuple[Tensor, Tensor]]  # sources and targets, by block group
     layers: list[threading.Event]
     marks: list[Any]  # what an accelerator's stream has to wait for, a layer
 
@@ -44,19 +43,27 @@ class _Copy:
 class Transfers:
     """Runs the copies of plans in order; `notify` is called on the thread when one has ended.
 
+    `groups` are the block groups of the pool's layers: a layer copies its own group's blocks.
     A load may be read a layer at a time: `gated` hands out caches that make a step wait, before
     each layer, for that layer of the loads that its rows wait for.
     """
 
-    def __init__(self, pool: HostPool, device: torch.device, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: HostPool,
+        groups: Sequence[int],
+        device: torch.device,
+        notify: Callable[[], None],
+    ) -> None:
         self._pool = pool
+        self._groups = groups
         self._notify = notify
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._jobs: queue.Queue[_Copy | None] = queue.Queue()
         self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
-        self._loads: dict[int, _Copy] = {}  # of this epoch, by ticket, until a step has waited
+        self._loads: dict[int, _Copy] = {}  # under way in this epoch, until a step has waited
         self._epoch = 0
         self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
         self._thread.start()
@@ -82,19 +89,21 @@ class Transfers:
             return
         if self._stream is not None:  # stores read what the steps before have written
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        for is_load, columns in (
-            (False, (plan.store_tickets, plan.store_sources, plan.store_targets)),
-            (True, (plan.load_tickets, plan.load_sources, plan.load_targets)),
-        ):
-            tickets, sources, targets = (np.frombuffer(column, np.int32) for column in columns)
+        stores = (plan.store_tickets, plan.store_groups, plan.store_sources, plan.store_targets)
+        loads = (plan.load_tickets, plan.load_groups, plan.load_sources, plan.load_targets)
+        for is_load, columns in ((False, stores), (True, loads)):
+            tickets, groups, *ends = (np.frombuffer(column, np.int32) for column in columns)
             for ticket in dict.fromkeys(tickets.tolist()):
-                own = tickets == ticket
+                blocks = {}
+                for group in set(groups[tickets == ticket].tolist()):
+                    own = (tickets == ticket) & (groups == group)
+                    sources, targets = (torch.from_numpy(e[own].astype(np.int64)) for e in ends)
+                    blocks[group] = sources, targets
                 copy = _Copy(
                     self._epoch,
                     ticket,
                     is_load,
-                    torch.from_numpy(sources[own].astype(np.int64)),
-                    torch.from_numpy(targets[own].astype(np.int64)),
+                    blocks,
                     [threading.Event() for _ in range(self._pool.num_layers)],
                     [None] * self._pool.num_layers,
                 )
@@ -115,6 +124,7 @@ class Transfers:
                 each = self._ended.get_nowait()
                 if each.epoch == self._epoch:
                     found.append(each)
+                    self._loads.pop(each.ticket, None)
         return found
 
     def _run(self) -> None:
@@ -130,7 +140,8 @@ class Transfers:
             stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
             with stream:
                 for layer, over in enumerate(copy.layers):
-                    move(layer, copy.sources, copy.targets)
+                    if own := copy.blocks.get(self._groups[layer]):
+                        move(layer, *own)
                     if self._stream is not None:
                         copy.marks[layer] = self._stream.record_event()
                     over.set()

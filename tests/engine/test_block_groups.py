@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Models whose layers keep different things: prefixes are shared, and no token changes."""
 
+import asyncio
 import random
 from pathlib import Path
 
 import attrs
 import pytest
+import torch
+from torch import Tensor
 
 from tests.engine.local_engine import LocalEngine, Outcome, Request
 from tests.engine.test_families import saved
 from tests.engine.test_ranks import config
-from tokenspeed_core.ipc.messages import GroupKind
+from tokenspeed_core.host_pool import HostPool
+from tokenspeed_core.ipc.messages import GroupKind, Sampling
+from tokenspeed_core.launch import Engine
 from tokenspeed_core.rank import CacheSizeError, load_rank
 from tokenspeed_core.runner import Runner
+from tokenspeed_core.sdk import Client
 
 KINDS = {
     "qwen3-next": [GroupKind.FULL, GroupKind.STATE],
@@ -30,10 +36,10 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-def test_a_host_tier_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_host_tier_without_room_for_a_parent_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "gpt-oss")
-    with pytest.raises(CacheSizeError, match="leave --host-kv out"):
-        load_rank(attrs.evolve(config(tmp_path), host_kv=1 << 20), 0, "")
+    with pytest.raises(CacheSizeError, match="holds no parent of its blocks"):
+        load_rank(attrs.evolve(config(tmp_path), host_kv=8), 0, "")
 
 
 def tokens(seed: int, count: int) -> list[int]:
@@ -105,3 +111,84 @@ def test_blocks_behind_a_window_are_free_again(runner: Runner) -> None:
     found = engine.submit(request)
     engine.run()
     assert found.tokens == alone(runner, request).tokens
+
+
+def turns(engine: LocalEngine) -> list[Outcome]:
+    """A conversation, others that push it off the device, and its next turn."""
+    outcomes = []
+
+    def ask(prompt: list[int]) -> list[int]:
+        outcomes.append(engine.submit(Request(prompt, max_tokens=8)))
+        engine.run()
+        return prompt + outcomes[-1].tokens
+
+    history = ask(tokens(1, 100))
+    for seed in (2, 3, 4, 5):
+        ask(tokens(seed, 150))
+    ask(history + tokens(6, 10))
+    return outcomes
+
+
+def test_a_conversation_returns_from_the_host(runner: Runner) -> None:
+    with_host = attrs.evolve(runner, host_blocks=200)
+    few = 1 + runner.groups.parents(250) * 5 // 3
+    engine = LocalEngine(with_host, num_blocks=few, max_step_tokens=64)
+    found = turns(engine)
+    plain = turns(LocalEngine(runner, num_blocks=few, max_step_tokens=64))
+    assert [each.tokens for each in found] == [each.tokens for each in plain]
+    assert plain[-1].cached_tokens == 0
+    assert found[-1].cached_tokens >= 80
+    stats = engine.scheduler.stats()
+    assert stats["loaded_blocks"] > 0
+    assert stats["failed_transfers"] == 0
+
+
+class Corrupting(HostPool):
+    """Loses a bit of every block that it stores."""
+
+    def store(self, layer: int, sources: Tensor, targets: Tensor) -> None:
+        super().store(layer, sources, targets)
+        self._host[layer][0].view(torch.int32)[targets] ^= 1
+
+
+def test_a_changed_block_of_any_group_is_never_served(runner: Runner) -> None:
+    few = 1 + runner.groups.parents(250) * 5 // 3
+    with_host = attrs.evolve(runner, host_blocks=200)
+    engine = LocalEngine(with_host, num_blocks=few, max_step_tokens=64, host_pool=Corrupting)
+    found = turns(engine)
+    plain = turns(LocalEngine(runner, num_blocks=few, max_step_tokens=64))
+    assert [each.tokens for each in found] == [each.tokens for each in plain]
+    stats = engine.scheduler.stats()
+    assert stats["failed_transfers"] > 0
+    assert stats["loaded_blocks"] == 0
+
+
+@pytest.mark.parametrize("family", ["gpt-oss", "qwen3-next"])
+def test_real_processes_restore_all_groups(family: str, tmp_path: Path) -> None:
+    saved(tmp_path, family)
+    small = attrs.evolve(config(tmp_path), threads=1)
+    made = load_rank(small, 0, "")
+    few = 1 + made.groups.parents(250) * 5 // 3
+    with_host = attrs.evolve(small, num_blocks=few, host_kv=200 * made.groups.parent_bytes)
+
+    async def talk(engine: Engine) -> list[list[int]]:
+        async with Client(engine.run.path) as client:
+
+            async def ask(prompt: list[int]) -> list[int]:
+                stream = client.generate(prompt, max_tokens=8, sampling=Sampling())
+                return [token async for delta in stream for token in delta.tokens]
+
+            first = await ask(tokens(1, 100))
+            others = [await ask(tokens(seed, 150)) for seed in (2, 3, 4, 5)]
+            again = await ask(tokens(1, 100) + first + tokens(6, 10))
+            while client.stats is None or client.stats.loaded_blocks == 0:
+                await asyncio.sleep(0.05)
+            assert client.stats.failed_transfers == 0
+            assert client.stats.host_blocks == 200
+            return [first, *others, again]
+
+    plain = turns(LocalEngine(made, num_blocks=few, max_step_tokens=32))
+    with Engine.start(with_host) as engine:
+        engine.wait_ready(120)
+        found = asyncio.run(asyncio.wait_for(talk(engine), 60))
+    assert found == [each.tokens for each in plain]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.engine.local_engine import LocalEngine, Outcome, Request
 from tokenspeed_core.config import EngineConfig
-from tokenspeed_core.host_pool import ChecksumError, HostPool
+from tokenspeed_core.host_pool import ChecksumError, HostPool, host_layers
 from tokenspeed_core.ipc.messages import Sampling
 from tokenspeed_core.launch import Engine
 from tokenspeed_core.rank import CacheSizeError, load_rank
@@ -111,7 +111,7 @@ def test_a_checksum_sees_every_changed_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(3)
     cache = torch.randn(8, 3, 5, 7).to(dtype)
     before = cache.clone()
-    pool = HostPool([(cache,)], 4)
+    pool = HostPool([(cache,)], host_layers([(cache,)], 4))
     at = torch.tensor
     pool.store(0, at([2, 5]), at([3, 0]))
     cache[6] = 0

@@ -187,8 +187,8 @@ MUTANTS = (
         (
             Edit(
                 "plan/drafting.cpp",
-                "block_size() - state.ceiling();",
-                "block_size() - state.context;",
+                "Reach(state.table, state.groups) - state.ceiling();",
+                "Reach(state.table, state.groups) - state.context;",
             ),
         ),
     ),
@@ -197,14 +197,14 @@ MUTANTS = (
         (
             Edit(
                 "plan/boundary.cpp",
-                "const bool states = ResumesStates(request, end);",
+                "const bool states = ResumesStates(request, end, host);",
                 "const bool states = end > 0;",
             ),
             Edit(
                 "plan/boundary.cpp",
-                "  for (kv::StateTable& table : state.groups.states) table.Resume(",
-                "  for (kv::StateTable& table : state.groups.states) "
-                "if (LookUp(request, table.group(), end)) table.Resume(",
+                "    TS_CHECK(block || found.loaded > 0, "
+                '"group " << group << " lost a block at token " << end);\n',
+                "    if (!block && found.loaded == 0) return;\n",
             ),
         ),
     ),
@@ -269,6 +269,50 @@ MUTANTS = (
                 "plan/decode_batch.cpp",
                 "  repeated_ = std::min(repeated_, static_cast<int>(hole));\n",
                 "",
+            ),
+        ),
+    ),
+    Mutant(
+        "a state goes on from a snapshot whose load is under way",
+        (
+            Edit(
+                "plan/planning.cpp",
+                "  if (!request.loads.empty() && !state.groups.states.empty()) return;\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "a window's blocks are sealed over loads that may fail",
+        (
+            Edit(
+                "plan/grouping.cpp",
+                "int context) {\n  if (!request.loads.empty()) return;\n",
+                "int context) {\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a host parent goes to another group while a load reads it",
+        (
+            Edit(
+                "kv/host_pool.cpp",
+                "    if (node(HostBlockId{i}).holders > 0) return false;\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "accepted drafts are not counted in windows",
+        (Edit("fsm/transitions.cpp", "  state.groups.Accept(accepted);\n", ""),),
+    ),
+    Mutant(
+        "a window slides to where drafts may bring it, not where they do",
+        (
+            Edit(
+                "plan/drafting.cpp",
+                "    Touch(request, state->groups, state->context);\n",
+                "    Touch(request, state->groups, state->ceiling());\n",
             ),
         ),
     ),

@@ -68,6 +68,24 @@ class SimulatedGroups:
             self.begin(group, target)
             self.states[group, target] = state
 
+    def is_written(self, group: int, block: int) -> bool:
+        """All of a block behind the first group has content."""
+        if self.groups[group].kind == GroupKind.STATE:
+            return (group, block) in self.states
+        return None not in self.cells[group][block]
+
+    def take(self, tier: "SimulatedGroups", group: int, source: int, target: int) -> None:
+        """Copy a block from another tier."""
+        if self.groups[group].kind == GroupKind.STATE:
+            self.states[group, target] = tier.states[group, source]
+        else:
+            self.cells[group][target] = list(tier.cells[group][source])
+
+    def lose(self, group: int, block: int) -> None:
+        """A copy onto the block failed."""
+        self.states.pop((group, block), None)
+        self.cells[group][block] = [None] * self.groups[group].tokens
+
     def begin(self, group: int, block: int) -> None:
         """The group writes this block: its parent is no other group's any more."""
         parent = block // self.groups[group].share

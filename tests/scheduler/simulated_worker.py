@@ -82,7 +82,7 @@ class Copy:
     """A transfer under way; a failed one leaves garbage."""
 
     is_load: bool
-    blocks: list[tuple[int, int]] = field(default_factory=list)  # source, target
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)  # group, source, target
     moved: bool = False
 
 
@@ -114,7 +114,10 @@ class SimulatedWorker:
         ]
         # None: one full group, whose blocks nobody else writes.
         self.groups = SimulatedGroups(groups, num_blocks, self.cells) if groups else None
-        self.host: list[list[int | None]] = [[None] * block_size for _ in range(host_blocks)]
+        self.host: list[list[int | None]] = [
+            [None] * block_size for _ in range(host_blocks * share)
+        ]
+        self.host_groups = SimulatedGroups(groups, host_blocks, self.host) if groups else None
         self.copies: dict[int, Copy] = {}  # by ticket, oldest first
         self.slots: dict[int, Slot] = {}
         self.last_tables: dict[int, list[list[int]]] = {}  # of slots that were removed
@@ -156,39 +159,61 @@ class SimulatedWorker:
         copy = self.copies.pop(ticket)
         if ok:
             self._move(copy)
-        else:
-            to = self.cells if copy.is_load else self.host
-            for _, target in copy.blocks:
+            return
+        for group, _, target in copy.blocks:
+            if group == 0:
+                to = self.cells if copy.is_load else self.host
                 to[target] = [None] * self.block_size
+            else:
+                tier = self.groups if copy.is_load else self.host_groups
+                assert tier is not None
+                tier.lose(group, target)
 
     def _start_copies(self, plan: StepPlan) -> None:
-        for is_load, columns in (
-            (False, (plan.store_tickets, plan.store_sources, plan.store_targets)),
-            (True, (plan.load_tickets, plan.load_sources, plan.load_targets)),
-        ):
+        stores = (plan.store_tickets, plan.store_groups, plan.store_sources, plan.store_targets)
+        loads = (plan.load_tickets, plan.load_groups, plan.load_sources, plan.load_targets)
+        for is_load, columns in ((False, stores), (True, loads)):
             origin = self.host if is_load else self.cells
-            for ticket, source, target in zip(
+            tiers = (self.host_groups, self.groups) if is_load else (self.groups, self.host_groups)
+            for ticket, group, source, target in zip(
                 *(read_column("i", column) for column in columns), strict=True
             ):
-                assert None not in origin[source], f"ticket {ticket} copies what was never written"
+                never = f"ticket {ticket} copies what was never written"
+                if group == 0:
+                    assert None not in origin[source], never
+                else:
+                    origin_groups = tiers[0]
+                    assert origin_groups is not None
+                    assert origin_groups.is_written(group, source), never
                 for other in self.copies.values():
-                    for used_source, used_target in other.blocks:
-                        same = other.is_load == is_load
-                        assert target != (used_target if same else used_source)
-                        assert same or source != used_target
+                    for used_group, used_source, used_target in other.blocks:
+                        if used_group == group:
+                            same = other.is_load == is_load
+                            assert target != (used_target if same else used_source)
+                            assert same or source != used_target
+                if tiers[1] is not None:
+                    tiers[1].begin(group, target)
                 copy = self.copies.setdefault(ticket, Copy(is_load))
-                copy.blocks.append((source, target))
+                copy.blocks.append((group, source, target))
         for slot, ticket in zip(
             read_column("i", plan.wait_slots), read_column("i", plan.wait_tickets), strict=True
         ):
             self.slots[slot].waits.append(ticket)
 
     def _move(self, copy: Copy) -> None:
-        if not copy.moved:
-            origin, to = (self.host, self.cells) if copy.is_load else (self.cells, self.host)
-            for source, target in copy.blocks:
-                to[target] = list(origin[source])
+        if copy.moved:
+            return
         copy.moved = True
+        origin, to = (self.host, self.cells) if copy.is_load else (self.cells, self.host)
+        for group, source, target in copy.blocks:
+            if group == 0:
+                to[target] = list(origin[source])
+                continue
+            device, host = self.groups, self.host_groups
+            assert device is not None
+            assert host is not None
+            (to_tier, from_tier) = (device, host) if copy.is_load else (host, device)
+            to_tier.take(from_tier, group, source, target)
 
     def _remove_and_add(self, plan: StepPlan) -> None:
         for slot in read_column("i", plan.removed_slots):
@@ -323,6 +348,8 @@ class SimulatedWorker:
                 if i > 0:
                     block, offset = divmod(place.context, self.block_size)
                     assert place.last_token is not None
+                    if self.groups is not None:
+                        self.groups.write(place.tables, place.context, place.last_token)
                     self.cells[place.blocks[block]][offset] = place.last_token
                     place.context += 1
                 history = self._history(place)

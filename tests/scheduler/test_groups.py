@@ -105,6 +105,11 @@ def test_preempted_requests_go_on_from_a_snapshot() -> None:
     engine.check_idle()
 
 
+def test_drafts_are_refused_beside_a_state_by_name() -> None:
+    with pytest.raises(SchedulerError, match="max_drafts is 2 beside group 2, a state"):
+        replica(FULL, WINDOW, STATE, max_drafts=2)
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [

@@ -11,16 +11,27 @@ import zmq
 from kv_index import KvIndex
 from replica import Replica
 from scripted_peers import BLOCK_SIZE, Frontend, Run, start_worker
+from simulated_groups import Group
 
 from tokenspeed_core.ipc.codec import WireError
 from tokenspeed_core.ipc.kv_events import KvEventBatch, KvSubscriber, replay_endpoint
+from tokenspeed_core.ipc.messages import GroupKind
 
 STORED, REMOVED, CLEARED = range(3)
 
 
-@pytest.mark.parametrize("host_blocks", [0, 24])
-def test_a_log_of_the_core_adds_up_to_its_index(host_blocks: int) -> None:
-    replica = Replica(num_blocks=40, host_blocks=host_blocks)
+FULL = Group(GroupKind.FULL, 4, 0, 2)
+WINDOW = Group(GroupKind.WINDOW, 4, 8, 1)
+STATE = Group(GroupKind.STATE, 4, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("host_blocks", "groups"), [(0, ()), (24, ()), (0, (FULL, WINDOW)), (24, (FULL, STATE))]
+)
+def test_a_log_of_the_core_adds_up_to_its_index(
+    host_blocks: int, groups: tuple[Group, ...]
+) -> None:
+    replica = Replica(num_blocks=40, host_blocks=host_blocks, groups=groups)
     core = replica.core
     core.log_cache()
     replica.end_epoch()

@@ -10,16 +10,23 @@ from hypothesis import strategies as st
 from replica import Replica
 from scripted_peers import VOCAB as PEERS_VOCAB
 from scripted_peers import Frontend, Peer, Run, start_worker
+from simulated_groups import Group
 from simulated_worker import expected_tokens
 from test_process import answer, idle, worker_hello
 from test_scheduler import prompt
 
 from tokenspeed_core.ipc import messages as wire
 from tokenspeed_core.ipc.codec import Decoder, int32_column, read_column
-from tokenspeed_core.ipc.messages import ROW_DRAFTS, FinishReason, StepPlan
+from tokenspeed_core.ipc.messages import ROW_DRAFTS, FinishReason, GroupKind, StepPlan
 from tokenspeed_core.scheduler._scheduler import SchedulerError, siphash128
 
 VOCAB = 50
+# Tokens and spans in blocks.
+GROUPS: list[list[Group]] = [
+    [],
+    [Group(GroupKind.FULL, 1, 0, 1), Group(GroupKind.WINDOW, 1, 2, 2)],
+    [Group(GroupKind.FULL, 1, 0, 2), Group(GroupKind.FULL, 2, 0, 1)],
+]
 ALL = (100,)  # of the drafts are accepted
 plans = Decoder(StepPlan)
 
@@ -47,8 +54,9 @@ plans = Decoder(StepPlan)
             "prefix_caching": st.booleans(),
         }
     ),
+    groups=st.sampled_from(GROUPS),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_acceptance_changes_no_token(
     acceptance: tuple[int, ...],
     max_drafts: int,
@@ -56,9 +64,19 @@ def test_acceptance_changes_no_token(
     room: int,
     requests: list[tuple[int, int, int, tuple[int, ...]]],
     limits: dict[str, Any],
+    groups: list[Group],
 ) -> None:
     num_blocks = 2 + 60 // block_size + room  # one request fits at the least
-    replica = Replica(num_blocks, block_size, max_drafts=max_drafts, max_slots=4, **limits)
+    sized = [group._replace(tokens=group.tokens * block_size, span=group.span * block_size)
+             for group in groups]  # fmt: skip
+    replica = Replica(
+        num_blocks * max(1, len(groups)),
+        block_size,
+        max_drafts=max_drafts,
+        groups=sized,
+        max_slots=4,
+        **limits,
+    )
     replica.worker.acceptance = acceptance
     for length, family, max_tokens, stop_ids in requests:
         replica.submit(prompt(length, seed=family), max_tokens, stop_ids=stop_ids)
@@ -69,8 +87,9 @@ def test_acceptance_changes_no_token(
     replica.check_idle()
 
 
-def test_accepted_drafts_save_steps() -> None:
-    replica = Replica(max_drafts=4, depth=1)
+@pytest.mark.parametrize("window", [(), (Group(0, 4, 0, 2), Group(GroupKind.WINDOW, 4, 8, 1))])
+def test_accepted_drafts_save_steps(window: tuple[Group, ...]) -> None:
+    replica = Replica(max_drafts=4, depth=1, groups=window)
     replica.worker.acceptance = ALL
     replica.submit(prompt(6), max_tokens=41)
     replica.run()

@@ -67,6 +67,8 @@ class Schedule(RuleBasedStateMachine):
         **shape: int,
     ) -> None:
         depth = shape.pop("depth")
+        if any(group.kind == GroupKind.STATE for group in groups):
+            shape["max_drafts"] = 0
         size = shape["block_size"]
         self.replica = Replica(
             **shape,

@@ -63,7 +63,7 @@ void On(Decoding& state, BlockGranted event) { Append(state, std::move(event)); 
 void On(Decoding& state, RowsPlanned event) {
   const int ahead = state.ceiling() - state.context + event.rows * (event.width - 1);
   state.table.Fill(event.rows, ahead, event.block_size);
-  state.groups.Fill(event.rows);
+  state.groups.Fill(event.rows, ahead);
   state.context += event.rows;
   state.overlap.Planned(event.rows, event.width);
 }
@@ -71,6 +71,7 @@ void On(Decoding& state, RowsPlanned event) {
 void On(Decoding& state, RowsRetired event) {
   const int accepted = event.tokens - event.rows;
   state.table.Accept(accepted, event.block_size);
+  state.groups.Accept(accepted);
   state.context += accepted;
   state.overlap.Retired(event.rows, event.width);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What became findable in a pool and what stopped to be, in order, for those outside who keep an
-// index of it. Empty until Enable(). Only a pool that has its memory for itself writes one.
+// index of it. Empty until Enable(). Beside several groups the first one's pool writes it.
 #pragma once
 
 #include <cstdint>

@@ -34,7 +34,7 @@ void SpanTable::Describe(std::ostream& out) const {
 
 void StateTable::Describe(std::ostream& out) const {
   out << " group " << group_ << " announced " << announced.value << " visited " << visited_
-      << (due_ ? " due" : "") << " has";
+      << " latest " << latest_ << (due_ ? " due" : "") << " has";
   for (const OpenBlock& block : open_) out << ' ' << block.id().value;
   for (const Forked& fork : forks_)
     out << " fork " << fork.block.id().value << '@' << fork.boundary;
@@ -43,7 +43,7 @@ void StateTable::Describe(std::ostream& out) const {
 
 void StateTable::Resume(SealedBlock snapshot, int boundary) {
   origin_.emplace(std::move(snapshot));
-  visited_ = boundary;
+  visited_ = latest_ = boundary;
 }
 
 void StateTable::Visit(int boundary) {
@@ -61,14 +61,16 @@ void StateTable::Fork() {
 SealedBlock StateTable::SealOldest(const ChainKey& key, std::span<const Token> tokens) {
   TS_CHECK(!forks_.empty(), "group " << group_ << " has no snapshot to seal");
   OpenBlock block = std::move(forks_.front().block);
+  latest_ = forks_.front().boundary;
   forks_.erase(forks_.begin());
   return Close(std::move(block), key, tokens);
 }
 
-SealedBlock StateTable::SealLive(const ChainKey& key, std::span<const Token> tokens) {
+SealedBlock StateTable::SealLive(const ChainKey& key, std::span<const Token> tokens, int boundary) {
   TS_CHECK(has_live() && !resumes(), "group " << group_ << " has no state to seal");
   OpenBlock block = std::move(open_.front());
   open_.erase(open_.begin());
+  latest_ = boundary;
   return Close(std::move(block), key, tokens);
 }
 
@@ -86,6 +88,16 @@ void GroupTables::Append(int group, OpenBlock block) {
     if (table.group() == group) return table.Append(std::move(block));
   }
   TS_CHECK(false, "a block of group " << group << ", which the request does not have");
+}
+
+void GroupTables::Resume(int group, SealedBlock block, int boundary) {
+  for (SpanTable& table : spans) {
+    if (table.group() == group) return table.Append(std::move(block));
+  }
+  for (StateTable& table : states) {
+    if (table.group() == group) return table.Resume(std::move(block), boundary);
+  }
+  TS_CHECK(false, "a prefix of group " << group << ", which the request does not have");
 }
 
 }  // namespace tokenspeed::kv

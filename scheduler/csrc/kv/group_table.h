@@ -38,7 +38,9 @@ class SpanTable {
   void Skip(int blocks) { gone_ = blocks; }
   void Append(SealedBlock block) { blocks_.Append(std::move(block)); }
   void Append(OpenBlock block) { blocks_.Append(std::move(block)); }
-  void Fill(int tokens) { blocks_.Fill(tokens, 0, spec_.tokens); }
+  // As those of BlockTable.
+  void Fill(int tokens, int ahead) { blocks_.Fill(tokens, ahead, spec_.tokens); }
+  void Accept(int tokens) { blocks_.Accept(tokens, spec_.tokens); }
   // The first block that is not sealed, counted from the first token.
   int next_seal() const { return gone_ + blocks_.sealed(); }
   void Seal(const ChainKey& key, std::span<const Token> tokens) { blocks_.Seal(key, tokens); }
@@ -74,6 +76,8 @@ class StateTable {
 
   // The live state is to begin as a copy of this snapshot, that after `boundary` tokens.
   void Resume(SealedBlock snapshot, int boundary);
+  // The boundary of the latest snapshot that it took or gave; 0: none.
+  int latest() const { return latest_; }
   // That copy is not planned yet.
   bool resumes() const { return origin_.has_value() && !resumed_; }
   // REQUIRES: resumes()
@@ -95,9 +99,9 @@ class StateTable {
   // REQUIRES: `tokens` are those of the block that ends with it.
   int oldest() const { return forks_.empty() ? 0 : forks_.front().boundary; }
   SealedBlock SealOldest(const ChainKey& key, std::span<const Token> tokens);
-  // The live state itself becomes a snapshot: nobody goes on from it.
+  // The live state itself becomes the snapshot after `boundary` tokens: nobody goes on from it.
   // REQUIRES: has_live()
-  SealedBlock SealLive(const ChainKey& key, std::span<const Token> tokens);
+  SealedBlock SealLive(const ChainKey& key, std::span<const Token> tokens, int boundary);
   // Gives up everything.
   void Clear();
 
@@ -126,6 +130,7 @@ class StateTable {
   std::optional<SealedBlock> origin_;
   bool resumed_ = false;
   int visited_ = 0;
+  int latest_ = 0;
   bool due_ = false;
 };
 
@@ -135,9 +140,16 @@ struct GroupTables {
   std::vector<StateTable> states;
 
   void Append(int group, OpenBlock block);
-  // The step that is being planned writes the next `tokens` positions.
-  void Fill(int tokens) {
-    for (SpanTable& table : spans) table.Fill(tokens);
+  // A block of a prefix that ends at `boundary`, behind the group's earlier ones.
+  void Resume(int group, SealedBlock block, int boundary);
+  // The step that is being planned writes the next `tokens` positions and drafts to up to `ahead`
+  // more. A state takes no drafts: it is written in place.
+  void Fill(int tokens, int ahead = 0) {
+    for (SpanTable& table : spans) table.Fill(tokens, ahead);
+  }
+  // The drafts in the next `tokens` positions are accepted.
+  void Accept(int tokens) {
+    for (SpanTable& table : spans) table.Accept(tokens);
   }
 };
 

@@ -2,6 +2,7 @@
 #include "kv/host_pool.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 
@@ -35,20 +36,28 @@ void HostBlock::Forget() {
   pool_->Unindex(id_);
 }
 
-HostPool::HostPool(int num_blocks, int block_size)
-    : num_blocks_(num_blocks),
+HostPool::HostPool(HostParents& parents, int share, int block_size)
+    : parents_(parents),
+      share_(share),
+      group_(parents.Add(this)),
+      num_blocks_(parents.total() * share),
       block_size_(block_size),
-      evictable_{num_blocks},
-      nodes_(static_cast<size_t>(num_blocks) + 1),
-      contents_(static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size)),
-      index_(num_blocks) {
-  TS_CHECK(num_blocks >= 1 && block_size >= 1, num_blocks << " host blocks of " << block_size);
-  node(evictable_).next = node(evictable_).previous = evictable_;
-  for (int id = num_blocks - 1; id >= 0; --id) free_.push_back(HostBlockId{id});
-  counts_.total = counts_.free = num_blocks;
+      evictable_{num_blocks_},
+      spare_{num_blocks_ + 1},
+      nodes_(static_cast<size_t>(num_blocks_) + 2),
+      used_(static_cast<size_t>(parents.total())),
+      contents_(static_cast<size_t>(num_blocks_) * static_cast<size_t>(block_size)),
+      index_(num_blocks_) {
+  TS_CHECK(share >= 1 && block_size >= 1, share << " host blocks of " << block_size);
+  for (const HostBlockId end : {evictable_, spare_}) node(end).next = node(end).previous = end;
+  counts_.total = counts_.free = num_blocks_;
 }
 
 std::span<Token> HostPool::content(HostBlockId id) {
+  return std::span(contents_).subspan(static_cast<size_t>(id.value) * block_size_, block_size_);
+}
+
+std::span<const Token> HostPool::content(HostBlockId id) const {
   return std::span(contents_).subspan(static_cast<size_t>(id.value) * block_size_, block_size_);
 }
 
@@ -63,21 +72,59 @@ void HostPool::Link(HostBlockId id, HostBlockId before) {
   node(id).next = before;
   node(last).next = id;
   node(before).previous = id;
-  node(id).listed = true;
+}
+
+void HostPool::Unlink(HostBlockId id) {
+  const Node& n = node(id);
+  node(n.previous).next = n.next;
+  node(n.next).previous = n.previous;
 }
 
 void HostPool::Unlist(HostBlockId id) {
-  Node& n = node(id);
-  if (!n.listed) return;
-  node(n.previous).next = n.next;
-  node(n.next).previous = n.previous;
-  n.listed = false;
+  if (std::exchange(node(id).listed, false)) Unlink(id);
 }
 
 void HostPool::List(HostBlockId id, bool coldest) {
-  const Node& n = node(id);
+  Node& n = node(id);
   if (n.listed || n.place != Place::kResident || n.holders > 0 || n.followers > 0) return;
-  Link(id, coldest ? node(evictable_).next : evictable_);
+  const HostBlockId first = node(evictable_).next;
+  n.used = coldest && first != evictable_ ? node(first).used : parents_.Now();
+  Link(id, coldest ? first : evictable_);
+  n.listed = true;
+}
+
+std::optional<uint64_t> HostPool::coldest_used() const {
+  const HostBlockId coldest = node(evictable_).next;
+  if (coldest == evictable_) return std::nullopt;
+  return node(coldest).used;
+}
+
+void HostPool::Bind() {
+  const std::optional<int> parent = parents_.Take(group_);
+  if (!parent) return;
+  for (int i = 0; i < share_; ++i) Link(HostBlockId{*parent * share_ + i}, spare_);
+}
+
+bool HostPool::Vacate() {
+  const int first = ParentOf(node(evictable_).next) * share_;
+  for (int i = first; i < first + share_; ++i) {
+    if (node(HostBlockId{i}).holders > 0) return false;
+  }
+  for (int i = first; i < first + share_; ++i) {
+    if (node(HostBlockId{i}).place == Place::kResident) Unindex(HostBlockId{i});
+  }
+  return true;
+}
+
+void HostPool::MakeSpare(const ChainKey& key) {
+  const HostBlockId coldest = node(evictable_).next;
+  const bool own = coldest != evictable_ && node(coldest).key.hash != key.parent;
+  const uint64_t used = own ? node(coldest).used : std::numeric_limits<uint64_t>::max();
+  HostPool* other = parents_.ColderThan(this, used);
+  if (other != nullptr && other->Vacate()) return Bind();
+  if (!own) return;
+  Unindex(coldest);
+  if (!has_spare()) Bind();  // its parent had no other block
 }
 
 void HostPool::Follow(const ChainKey& key) {
@@ -106,13 +153,12 @@ void HostPool::Unfollow(const ChainKey& key) {
 std::optional<OpenHostBlock> HostPool::Allocate(const ChainKey& key,
                                                 std::span<const Token> tokens) {
   if (Has(key.hash)) return std::nullopt;
-  if (free_.empty()) {
-    const HostBlockId coldest = node(evictable_).next;
-    if (coldest == evictable_ || node(coldest).key.hash == key.parent) return std::nullopt;
-    Unindex(coldest);
-  }
-  const HostBlockId id = free_.back();
-  free_.pop_back();
+  if (!has_spare()) Bind();
+  if (!has_spare()) MakeSpare(key);
+  if (!has_spare()) return std::nullopt;
+  const HostBlockId id = node(spare_).next;
+  Unlink(id);
+  ++used_[static_cast<size_t>(ParentOf(id))];
   Node& n = node(id);
   n.place = Place::kWritten;
   n.holders = 1;
@@ -131,19 +177,26 @@ std::optional<OpenHostBlock> HostPool::Allocate(const ChainKey& key,
   return OpenHostBlock(this, id);
 }
 
-std::optional<HostBlock> HostPool::Find(const ChainKey& key, std::span<const Token> tokens) {
+std::optional<HostBlockId> HostPool::Lookup(const ChainKey& key,
+                                            std::span<const Token> tokens) const {
   const std::optional<BlockId> found = index_.Find(key.hash);
   if (!found) return std::nullopt;
   const HostBlockId id{found->value};
-  Node& n = node(id);
+  const Node& n = node(id);
   // A hash is a hint: the content and the chain before it decide.
   if (n.place != Place::kResident || n.key.parent != key.parent ||
       !std::ranges::equal(content(id), tokens)) {
     return std::nullopt;
   }
-  Unlist(id);
-  ++n.holders;
-  return HostBlock(this, id);
+  return id;
+}
+
+std::optional<HostBlock> HostPool::Find(const ChainKey& key, std::span<const Token> tokens) {
+  const std::optional<HostBlockId> id = Lookup(key, tokens);
+  if (!id) return std::nullopt;
+  Unlist(*id);
+  ++node(*id).holders;
+  return HostBlock(this, *id);
 }
 
 void HostPool::Touch(const Hash128& hash) {
@@ -177,7 +230,11 @@ void HostPool::Free(HostBlockId id) {
   --(n.place == Place::kWritten ? counts_.written : counts_.resident);
   ++counts_.free;
   n.place = Place::kFree;
-  free_.push_back(id);
+  const int parent = ParentOf(id);
+  Link(id, node(spare_).next);
+  if (--used_[static_cast<size_t>(parent)] > 0) return;
+  for (int i = parent * share_; i < (parent + 1) * share_; ++i) Unlink(HostBlockId{i});
+  parents_.Unbind(parent);
 }
 
 void HostPool::Written(HostBlockId id) {
@@ -187,6 +244,7 @@ void HostPool::Written(HostBlockId id) {
   if (n.forgotten) return Free(id);
   n.place = Place::kResident;
   n.holders = 0;
+  n.used = parents_.Now();
   --counts_.written;
   ++counts_.resident;
   List(id, false);
@@ -253,6 +311,28 @@ Status HostPool::Verify() const {
     if (--listed < 0 || node(node(id).next).previous != id) return Broken("a torn host list");
   }
   if (listed != 0) return Broken(listed, " evictable host blocks are not in the list");
+  return VerifyParents();
+}
+
+Status HostPool::VerifyParents() const {
+  int spare = 0;
+  for (int parent = 0; parent < parents_.total(); ++parent) {
+    int used = 0;
+    for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
+      used += node(HostBlockId{i}).place != Place::kFree;
+    }
+    if (used != this->used(parent)) {
+      return Broken("host parent ", parent, " has ", used, " used blocks, counted ",
+                    this->used(parent));
+    }
+    if (used > 0) spare += share_ - used;
+  }
+  for (HostBlockId id = node(spare_).next; id != spare_; id = node(id).next) {
+    if (--spare < 0 || used(ParentOf(id)) == 0 || node(node(id).next).previous != id) {
+      return Broken("the list of spare host blocks is torn at ", id.value);
+    }
+  }
+  if (spare != 0) return Broken(spare, " spare host blocks are not in the list");
   return Ok{};
 }
 

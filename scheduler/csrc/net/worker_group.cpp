@@ -110,8 +110,11 @@ std::optional<plan::Rejection> WorkerGroup::Misfit(const wire::Hello& hello) con
   }
   Result<std::vector<kv::GroupSpec>> groups = GroupsOf(hello);
   if (!groups.ok()) return plan::Rejection{RefusalCode::kShape, groups.error().message};
+  const auto drafts = std::min<int64_t>(hello.max_drafts, plan::EpochShape::kMostDrafts);
   const Status valid = plan::EpochShape{.num_blocks = static_cast<int32_t>(hello.num_blocks),
                                         .block_size = static_cast<int32_t>(hello.block_size),
+                                        .host_blocks = static_cast<int32_t>(hello.host_blocks),
+                                        .max_drafts = static_cast<int32_t>(drafts),
                                         .groups = groups.value()}
                            .Validate();
   if (!valid.ok()) return plan::Rejection{RefusalCode::kShape, valid.error().message};
@@ -194,8 +197,6 @@ void WorkerGroup::BeginEpoch() {
                                .max_drafts = static_cast<int32_t>(drafts),
                                .groups = workers_.front()->groups};
   scheduler_.BeginEpoch(epoch_, shape);
-  if (shape.grouped() && host_blocks > 0) Log("beside block groups the host tier is off");
-  if (shape.grouped() && drafts > 0) Log("beside block groups nothing is drafted");
   Log("epoch " + std::to_string(epoch_.value) + " begins with " + std::to_string(workers_.size()) +
       " ranks and " + std::to_string(num_blocks_ - 1) + " KV blocks of " +
       std::to_string(block_size_) + " tokens, " + std::to_string(host_blocks) + " host blocks");

@@ -24,9 +24,11 @@ void Scheduler::PlanLastTokens() {
     auto* state = std::get_if<fsm::Decoding>(&request.state);
     if (state == nullptr || MostTokens(request, *state) == 0) continue;
     SealReady(request, state->table, state->context, state->slot);
+    SealGroups(request, state->groups, state->context);
+    Touch(request, state->groups, state->context);
     while (Covered(*state) < 1) {
       // Only drafts in flight need more than the floor: nobody goes for them.
-      if (state->ceiling() > state->context ? !GrowSpare(*state) : !Grow(request)) break;
+      if (state->ceiling() > state->context ? !GrowSpare(request, *state) : !Grow(request)) break;
     }
     if (Covered(*state) > 0) drafting_.push_back(&request);
   }
@@ -38,7 +40,7 @@ int Scheduler::MostTokens(const Request& request, const fsm::Decoding& state) co
 }
 
 int Scheduler::Covered(const fsm::Decoding& state) const {
-  return state.table.size() * pool_->block_size() - state.ceiling();
+  return Reach(state.table, state.groups) - state.ceiling();
 }
 
 void Scheduler::PlanDrafts(int budget) {
@@ -48,19 +50,24 @@ void Scheduler::PlanDrafts(int budget) {
     if (state == nullptr || HasChunk(*request)) continue;
     int width = std::min({MostTokens(*request, *state), 1 + request->drafts.Next(max_drafts_),
                           1 + std::max(budget, 0)});
-    while (Covered(*state) < width && GrowSpare(*state)) continue;
+    while (Covered(*state) < width && GrowSpare(*request, *state)) continue;
     width = std::min(width, Covered(*state));
     budget -= width - 1;
     counters_.drafted_tokens += width - 1;
     const int before = state->context;
     On(*state, fsm::RowsPlanned{.rows = 1, .width = width, .block_size = pool_->block_size()});
     AnnounceSlot(*request, state->slot, state->table, before);
+    if (grouped()) AnnounceGroups(state->slot, state->groups);
     AddRow(*request, state->slot, 0, width, width > 1 ? kRowSamples | kRowDrafts : kRowSamples);
   }
 }
 
 // A block for drafts, if the others' next tokens have theirs.
-bool Scheduler::GrowSpare(fsm::Decoding& state) {
+bool Scheduler::GrowSpare(Request& request, fsm::Decoding& state) {
+  if (grouped()) {
+    const int reserved = static_cast<int>(running_.size() * specs_.size());
+    return parents_->available() > reserved && GrantNext(request);
+  }
   if (pool_->available() <= static_cast<int>(running_.size())) return false;
   std::optional<kv::OpenBlock> block = pool_->Allocate();
   if (!block) return false;

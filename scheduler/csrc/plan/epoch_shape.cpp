@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "plan/epoch_shape.h"
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
@@ -59,9 +60,9 @@ Status EpochShape::ValidateGroup(size_t group) const {
     return bad("tokens", spec.tokens, "the first group and states have block_size, " + size);
   }
   if (spec.share < 1 || spec.share > kMostShare ||
-      int64_t{spec.share} * num_blocks > kMostCells / spec.tokens) {
+      int64_t{spec.share} * std::max(num_blocks, host_blocks) > kMostCells / spec.tokens) {
     return bad("share", spec.share,
-               "a parent holds 1 to 65536 blocks, and all of them 2^29 tokens at most");
+               "a parent holds 1 to 65536 blocks, and all of a tier 2^29 tokens at most");
   }
   if (spec.kind == kv::GroupKind::kFull && spec.span != 0) {
     return bad("span", spec.span, "a full group has none, give 0");
@@ -70,6 +71,12 @@ Status EpochShape::ValidateGroup(size_t group) const {
       (spec.span < 1 || spec.span > kMostGroupTokens || spec.span % spec.tokens != 0)) {
     return bad("span", spec.span,
                "give a positive multiple of its tokens, " + std::to_string(spec.tokens));
+  }
+  if (spec.kind == kv::GroupKind::kState && max_drafts > 0) {
+    return Error{"max_drafts is " + std::to_string(max_drafts) + " beside group " +
+                 std::to_string(group) +
+                 ", a state: it is written in place, and what it was before a draft that is not "
+                 "accepted would be lost; offer 0 drafts"};
   }
   return Ok{};
 }

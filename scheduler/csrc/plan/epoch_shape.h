@@ -13,11 +13,9 @@ namespace tokenspeed::plan {
 struct EpochShape {
   int32_t num_blocks = 0;   // of the device's pool; block 0 belongs to nobody
   int32_t block_size = 0;   // tokens
-  int32_t host_blocks = 0;  // 0: no host tier; nor is there one without prefix caching or beside
-                            // several groups
-  int32_t max_drafts = 0;   // tokens of a row that can be the workers' own guesses; 0: none, nor
-                            // are there any beside several groups
-  std::vector<kv::GroupSpec> groups = {};  // empty: one full group; else num_blocks counts parents
+  int32_t host_blocks = 0;  // 0: no host tier; nor is there one without prefix caching
+  int32_t max_drafts = 0;   // tokens of a row that can be the workers' own guesses; 0: none
+  std::vector<kv::GroupSpec> groups = {};  // empty: one full group; else parents are counted
 
   static constexpr int32_t kMostDrafts = 64;
 

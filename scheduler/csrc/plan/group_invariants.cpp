@@ -59,6 +59,11 @@ Status Scheduler::VerifyGroups() const {
       });
     }
   }
+  if (transfers_) {
+    transfers_->ForEachHeld([&](int group, BlockId block) {
+      ++held[static_cast<size_t>(group)][static_cast<size_t>(block.value)];
+    });
+  }
   for (size_t group = 1; group < specs_.size(); ++group) {
     const kv::BlockPool& pool = PoolOf(static_cast<int>(group));
     for (int block = 0; block < pool.num_blocks(); ++block) {

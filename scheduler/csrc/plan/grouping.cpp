@@ -129,7 +129,8 @@ bool Scheduler::FitsGroups(Request& head) {
   if (running_.empty()) return true;
   const int tokens =
       head.preemptions < kWorn ? std::min(head.known() + 1, head.limit - 1) : head.limit - 1;
-  const Boundary found = FindBoundary(head);
+  // What the host tier has is loaded into as many blocks as it would be computed into.
+  const Boundary found = FindBoundary(head, false);
   int needed = Parents(tokens, found.end, limits_.max_step_tokens);
   if (found.end > 0) needed += IdleParents(head, found);
   const int room = Room();
@@ -140,6 +141,7 @@ bool Scheduler::FitsGroups(Request& head) {
 
 bool Scheduler::StartAlone() {
   if (!in_flight_.empty() || running_.empty()) return false;
+  if (transfers_ && transfers_->open() > 0) return false;  // blocks come back with their tickets
   Request& first = *running_.front();
   TS_CHECK(!first.alone, "request " << first.arrival.value << " finds no room for itself alone");
   Displace(first);
@@ -179,6 +181,7 @@ int Scheduler::RowsToSnapshot(const kv::GroupTables& groups, int context) const 
 }
 
 void Scheduler::Touch(Request& request, kv::GroupTables& groups, int context) {
+  if (!request.loads.empty()) return;  // the content hangs on theirs
   for (kv::SpanTable& table : groups.spans) table.Slide(context);
   for (kv::StateTable& table : groups.states) {
     table.Settle();
@@ -193,6 +196,7 @@ void Scheduler::Touch(Request& request, kv::GroupTables& groups, int context) {
 }
 
 void Scheduler::SealGroups(Request& request, kv::GroupTables& groups, int context) {
+  if (!request.loads.empty()) return;
   for (kv::SpanTable& table : groups.spans) {
     const int tokens = table.spec().tokens;
     for (;;) {
@@ -213,19 +217,21 @@ void Scheduler::ClaimFor(const Request& request, int group, BlockId block) {
 
 // The request leaves its slot: where its states stand at a boundary, nobody needs to come there
 // again.
-void Scheduler::LeaveGroups(Request& request, kv::GroupTables& groups, int context) {
+void Scheduler::LeaveGroups(Request& request, kv::GroupTables& groups, int context, bool sound) {
+  if (!sound) return;
   Touch(request, groups, context);
   const int width = pool_->block_size();
-  if (!pool_->findable() || context == 0 || context % width != 0 || context > request.known()) {
-    return;
+  if (!pool_->findable()) return;
+  if (context > 0 && context % width == 0 && context <= request.known()) {
+    for (kv::StateTable& table : groups.states) {
+      if (!table.has_live() || table.resumes()) continue;
+      const int begin = context - width;
+      const kv::SealedBlock snapshot =
+          table.SealLive(KeyOf(request, begin, context), Content(request, begin, context), context);
+      ClaimFor(request, table.group(), snapshot.id());
+    }
   }
-  for (kv::StateTable& table : groups.states) {
-    if (!table.has_live() || table.resumes()) continue;
-    const int begin = context - width;
-    const kv::SealedBlock snapshot =
-        table.SealLive(KeyOf(request, begin, context), Content(request, begin, context));
-    ClaimFor(request, table.group(), snapshot.id());
-  }
+  OfferGroups(request, groups, context);
 }
 
 void Scheduler::PrepareSnapshots(Request& request, kv::GroupTables& groups, int context) {
@@ -292,7 +298,9 @@ void Scheduler::ForgetGroups(Request& request, kv::GroupTables& groups) {
     const int64_t tokens = pool.block_size();
     for (int64_t end = tokens; end <= request.known(); end += tokens) {
       const auto content = Content(request, end - tokens, end);
-      if (auto found = pool.Find(KeyOf(request, end - tokens, end), content)) found->Forget();
+      const kv::ChainKey key = KeyOf(request, end - tokens, end);
+      if (auto found = pool.Find(key, content)) found->Forget();
+      if (transfers_) transfers_->Forget(group, key.hash);
     }
   }
 }

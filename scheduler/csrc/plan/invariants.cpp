@@ -147,7 +147,9 @@ Status Scheduler::Verify() const {
     }
   }
   if (transfers_) {
-    transfers_->ForEachHeld([&](BlockId block) { ++held[static_cast<size_t>(block.value)]; });
+    transfers_->ForEachHeld([&](int group, BlockId block) {
+      if (group == 0) ++held[static_cast<size_t>(block.value)];
+    });
   }
   if (guests != guests_) return Broken(guests, " guests run, counted ", guests_);
   if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");

@@ -74,6 +74,8 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   if (budget <= 0) return;
   FindPrefix(request);
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
+  // A state goes on in a copy of its snapshot, which has to be there.
+  if (!request.loads.empty() && !state.groups.states.empty()) return;
   const int width = pool_->block_size();
   const int before = state.context;
   if (grouped()) Touch(request, state.groups, before);

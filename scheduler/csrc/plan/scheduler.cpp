@@ -60,7 +60,7 @@ const kv::BlockTable& Scheduler::TableOf(SlotId id) const {
   return state->table;
 }
 
-Scheduler::Tables Scheduler::TablesOf(const Request& request) {
+Tables Scheduler::TablesOf(const Request& request) {
   if (const auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
     return {state->table, state->groups};
   }
@@ -227,17 +227,19 @@ void Scheduler::BeginEpoch(Epoch epoch, const EpochShape& shape) {
   TS_CHECK(shape.Validate().ok(), "the shape of epoch " << epoch.value << " was not validated");
   epoch_ = epoch;
   last_step_ = StepId{};
-  max_drafts_ = shape.grouped() ? 0 : shape.max_drafts;
+  max_drafts_ = shape.max_drafts;
   if (shape.grouped()) {
     BeginGroups(shape);
   } else {
     pool_ =
         std::make_unique<kv::BlockPool>(shape.num_blocks, shape.block_size, limits_.prefix_caching,
                                         limits_.evict_by_reuse ? &retention_ : nullptr);
-    pool_->Watch(&cache_log_);
   }
-  if (shape.host_blocks > 0 && limits_.prefix_caching && !grouped()) {
-    transfers_ = std::make_unique<Transfers>(*pool_, shape.num_blocks, shape.host_blocks,
+  pool_->Watch(&cache_log_);
+  if (shape.host_blocks > 0 && limits_.prefix_caching) {
+    std::vector<kv::BlockPool*> pools = {pool_.get()};
+    for (const auto& pool : other_pools_) pools.push_back(pool.get());
+    transfers_ = std::make_unique<Transfers>(pools, shape.num_blocks, shape.host_blocks,
                                              limits_.transfer_ms * TimeNs{1'000'000});
   }
   groups_ = std::make_unique<PrefixGroups>(
@@ -307,18 +309,19 @@ void Scheduler::Requeue(Request& request) {
 }
 
 void Scheduler::LeaveSlot(Request& request) {
+  const bool sound = request.loads.empty();
   request.loads.clear();
   SlotId id;
   if (auto* state = std::get_if<fsm::Prefilling>(&request.state)) {
     id = state->slot;
+    if (grouped()) LeaveGroups(request, state->groups, state->context, sound);
     OfferStores(state->table);
-    if (grouped()) LeaveGroups(request, state->groups, state->context);
     std::erase(prefilling_, &request);
   } else if (auto* decoding = std::get_if<fsm::Decoding>(&request.state)) {
     id = decoding->slot;
     LeaveBatch(request, *decoding);
+    if (grouped()) LeaveGroups(request, decoding->groups, decoding->context, sound);
     OfferStores(decoding->table);
-    if (grouped()) LeaveGroups(request, decoding->groups, decoding->context);
     std::erase(stalled_, id);
   } else {
     return;

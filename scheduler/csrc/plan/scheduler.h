@@ -28,6 +28,8 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "kv/block_pool.h"
+#include "plan/blocked_head.h"
+#include "plan/boundary.h"
 #include "plan/cadence.h"
 #include "plan/counters.h"
 #include "plan/decode_batch.h"
@@ -89,8 +91,7 @@ class Scheduler {
   // A transfer of the running epoch has ended on all ranks. False: nobody waits for this ticket.
   // `now`: as of Advance.
   bool Transferred(TicketId ticket, bool ok, TimeNs now = 0);
-  // These tokens are about to be a prompt: loads what the host tier has of them into device blocks
-  // that can be spared, without a request that waits.
+  // These tokens are about to be a prompt: loads what there is room for, and nobody waits.
   void Prefetch(std::span<const Token> tokens, const std::string& salt);
   // These tokens will not be a prompt soon: stores their blocks in the host tier.
   void Demote(std::span<const Token> tokens, const std::string& salt);
@@ -128,10 +129,6 @@ class Scheduler {
   static constexpr int kWorn = 3;  // preemptions behind which a request is spared
   Slot& slot(SlotId id) { return slots_[static_cast<size_t>(id.value)]; }
   const kv::BlockTable& TableOf(SlotId id) const;
-  struct Tables {
-    const kv::BlockTable& table;
-    const kv::GroupTables& groups;
-  };
   // REQUIRES: the request runs.
   static Tables TablesOf(const Request& request);
   int BlocksFor(int tokens) const;
@@ -159,7 +156,7 @@ class Scheduler {
   // Tokens that the next row can bring: of the answer, and with the blocks that are there.
   int MostTokens(const Request& request, const fsm::Decoding& state) const;
   int Covered(const fsm::Decoding& state) const;
-  bool GrowSpare(fsm::Decoding& state);
+  bool GrowSpare(Request& request, fsm::Decoding& state);
   void RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
                   int width);
 
@@ -236,22 +233,39 @@ class Scheduler {
   kv::ChainKey KeyOf(Request& request, int64_t begin, int64_t end) const;
   static std::span<const Token> Content(const Request& request, int64_t begin, int64_t end);
   std::optional<BlockId> LookUp(Request& request, int group, int64_t end) const;
-  struct Boundary {
-    int end = 0;         // tokens behind which all groups can resume
-    int promotable = 0;  // ... all but the states
-  };
-  Boundary FindBoundary(Request& request) const;
-  bool ResumesStates(Request& request, int64_t end) const;
+  // ... is on the device or, with `host`, in the host tier.
+  bool Stands(Request& request, int group, int64_t end, bool host) const;
+  Boundary FindBoundary(Request& request, bool host) const;
+  Boundary ChooseBoundary(Request& request);
+  bool LoadsPay(Request& request, const Boundary& here, const Boundary& there);
+  bool ResumesStates(Request& request, int64_t end, bool host) const;
   // The first token of a block that a window lacks at `end`; -1: it lacks none.
-  int64_t MissingInWindows(Request& request, int64_t end) const;
-  // Parents that taking the found blocks would make busy, at most.
+  int64_t MissingInWindows(Request& request, int64_t end, bool host) const;
+  // The first block that the group needs to resume at `end`.
+  int64_t FirstNeeded(int group, int64_t end) const;
+  // Calls visit(group, end) for each block that is needed, in order; `end` is the block's.
+  template <class Visit>
+  void ForEachNeeded(int64_t boundary, Visit visit) const;
+  // Parents that taking the device's blocks makes busy, at most; ... and loading the others.
   int IdleParents(Request& request, const Boundary& found) const;
+  int ParentsFor(Request& request, const Boundary& found) const;
   bool FitsGroups(Request& head);
   // Nothing can run and nothing is on its way: the first request starts over without the blocks
   // that it found, so that it fills its parents whole. False: that is not so.
   bool StartAlone();
   void FindResumable(Request& request);
-  void Resume(Request& request, fsm::Prefilling& state, int end);
+  // Its blocks in order: those of the device, and those that loads write, for which `room` is made;
+  // what is left of the parents stays there.
+  std::vector<NeededBlock> TakeBoundary(Request& request, const Boundary& found, LoadRoom& room,
+                                        const std::optional<Transfers::Waiter>& waiter);
+  void Resume(Request& request, fsm::Prefilling& state, const Boundary& found);
+  void ClaimGroups(Request& request, kv::GroupTables& groups);
+  // Stores what the groups from `first_group` on need at the boundary.
+  void WantBoundary(Request& request, int64_t boundary, int first_group);
+  // A request leaves its slot with `context` tokens in these tables.
+  void OfferGroups(Request& request, const kv::GroupTables& groups, int context);
+  void PrefetchGroups(std::span<const Token> tokens, const std::string& salt);
+  void DemoteGroups(std::span<const Token> tokens, const std::string& salt);
   bool WantsSnapshot(const Request& request, const kv::StateTable& table, int context) const;
   // A chunk from `begin` shortened so that it ends where a snapshot is wanted.
   int UpToSnapshot(const Request& request, const kv::GroupTables& groups, int begin,
@@ -261,7 +275,8 @@ class Scheduler {
   void Touch(Request& request, kv::GroupTables& groups, int context);
   void SealGroups(Request& request, kv::GroupTables& groups, int context);
   void ClaimFor(const Request& request, int group, BlockId block);
-  void LeaveGroups(Request& request, kv::GroupTables& groups, int context);
+  // `sound`: it waits for no load.
+  void LeaveGroups(Request& request, kv::GroupTables& groups, int context, bool sound);
   void PrepareSnapshots(Request& request, kv::GroupTables& groups, int context);
   void PlanCopies(kv::GroupTables& groups, SlotId id, int context);
   void KeepGroups(SlotId id, kv::GroupTables& groups);
@@ -334,7 +349,7 @@ class Scheduler {
   Arrival last_arrival_;
   TimeNs now_ = 0;  // the latest time that an event told
   kv::Retention retention_;
-  kv::CacheLog cache_log_;  // of the first group; told nothing where there are several
+  kv::CacheLog cache_log_;  // of the first group: the other ones tell no more of a prefix
   SessionTable sessions_;
   std::unique_ptr<kv::ParentPool> parents_;  // null where all memory is the first group's
   std::unique_ptr<kv::BlockPool> pool_;      // null between epochs; outlives the requests' blocks
@@ -361,16 +376,8 @@ class Scheduler {
   std::deque<InFlightStep> in_flight_;
   std::vector<InFlightStep> spare_steps_;  // their memory
 
-  // Admission of the head is tried again only when something that could help it has changed.
-  struct Blocked {
-    Arrival head;
-    uint64_t openings = 0;  // when it did not fit
-    int hits = 0;           // blocks that it found in the pool then
-    int short_by = 0;       // blocks
-    bool passed = false;    // everybody who may pass it has been tried
-  };
   uint64_t openings_ = 0;  // grows with whatever could help; so does BlockPool::releases
-  Blocked blocked_;
+  BlockedHead blocked_;
   int guests_ = 0;  // of running_
   Cadence cadence_;
   LinkPace link_pace_;

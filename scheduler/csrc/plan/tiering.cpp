@@ -18,7 +18,8 @@ namespace tokenspeed::plan {
 std::optional<kv::SealedBlock> Scheduler::ExpectBlock(Request& request, SlotId id,
                                                       const kv::ChainKey& key,
                                                       std::span<const Token> content) {
-  auto expected = transfers_->Load(key, content, Transfers::Waiter{id, request.arrival});
+  auto expected = transfers_->Load(0, key, content, Transfers::Waiter{id, request.arrival},
+                                   [this] { return pool_->Allocate(); });
   if (!expected) return std::nullopt;
   if (std::ranges::find(request.loads, expected->ticket) == request.loads.end()) {
     request.loads.push_back(expected->ticket);
@@ -51,14 +52,14 @@ void Scheduler::OfferStores(const kv::BlockTable& table) {
   for (int i = table.sealed() - 1; i >= 0; --i) {
     const kv::SealedBlock& block = table.sealed_at(i);
     // What stands before a stored block was stored, too, when its own request left.
-    if (transfers_->Has(block.key().hash)) return transfers_->Touch(block.key().hash);
-    transfers_->Want(block);
+    if (transfers_->Has(0, block.key().hash)) return transfers_->Touch(0, block.key().hash);
+    transfers_->Want(0, block);
   }
 }
 
 void Scheduler::ForgetStored(const kv::BlockTable& table) {
   if (!transfers_) return;
-  for (int i = 0; i < table.sealed(); ++i) transfers_->Forget(table.sealed_at(i).key().hash);
+  for (int i = 0; i < table.sealed(); ++i) transfers_->Forget(0, table.sealed_at(i).key().hash);
 }
 
 bool Scheduler::Transferred(TicketId ticket, bool ok, TimeNs now) {
@@ -68,7 +69,7 @@ bool Scheduler::Transferred(TicketId ticket, bool ok, TimeNs now) {
   if (ended->load && ok && now > 0) {
     // It began with its step, that is when the one before was done, unless nobody waits for it.
     const bool waited = !in_flight_.empty() && in_flight_.front().step <= ended->step;
-    link_pace_.Observe(ended->blocks, waited ? std::max(ended->begun, last_done_) : ended->begun,
+    link_pace_.Observe(ended->weight, waited ? std::max(ended->begun, last_done_) : ended->begun,
                        now);
   }
   TransferEnded(*ended);
@@ -95,6 +96,7 @@ void Scheduler::TransferEnded(const Transfers::Ended& ended) {
     } else if (std::erase(request.loads, ended.ticket) > 0 && request.loads.empty()) {
       auto& state = *std::get_if<fsm::Prefilling>(&request.state);
       SealReady(request, state.table, state.context, state.slot);
+      SealGroups(request, state.groups, state.context);
     }
   }
 }
@@ -110,6 +112,7 @@ void Scheduler::LoadFailed(Request& request) {
 
 void Scheduler::Prefetch(std::span<const Token> tokens, const std::string& salt) {
   if (!transfers_) return;
+  if (grouped()) return PrefetchGroups(tokens, salt);
   const int width = pool_->block_size();
   kv::HashChain chain(limits_.hash_key, salt, width);
   transfers_->BeginRun();
@@ -119,20 +122,22 @@ void Scheduler::Prefetch(std::span<const Token> tokens, const std::string& salt)
     const auto content = tokens.subspan(static_cast<size_t>(i) * width, static_cast<size_t>(width));
     const kv::ChainKey key = chain.At(i, tokens);
     if (pool_->Peek(key, content) != kv::BlockPool::Presence::kAbsent) continue;
-    if (!transfers_->Load(key, content, std::nullopt)) return;
+    const auto room = [this] { return pool_->Allocate(); };
+    if (!transfers_->Load(0, key, content, std::nullopt, room)) return;
     --spare;
   }
 }
 
 void Scheduler::Demote(std::span<const Token> tokens, const std::string& salt) {
   if (!transfers_) return;
+  if (grouped()) return DemoteGroups(tokens, salt);
   const int width = pool_->block_size();
   kv::HashChain chain(limits_.hash_key, salt, width);
   for (int i = static_cast<int>(tokens.size()) / width - 1; i >= 0; --i) {
     const auto content = tokens.subspan(static_cast<size_t>(i) * width, static_cast<size_t>(width));
     const kv::ChainKey key = chain.At(i, tokens);
-    if (transfers_->Has(key.hash)) continue;
-    if (const auto block = pool_->Find(key, content)) transfers_->Want(*block);
+    if (transfers_->Has(0, key.hash)) continue;
+    if (const auto block = pool_->Find(key, content)) transfers_->Want(0, *block);
   }
 }
 

@@ -14,15 +14,30 @@ constexpr int kLoadBlocks = 128;    // of a ticket: what one bad block costs
 
 }  // namespace
 
-Transfers::Transfers(kv::BlockPool& pool, int num_blocks, int host_blocks, TimeNs patience)
-    : pool_(pool),
-      host_(host_blocks, pool.block_size()),
-      patience_(patience),
-      most_(std::clamp(num_blocks / 16, 1, kMostStores)),
-      wanted_hash_(static_cast<size_t>(num_blocks)),
-      is_wanted_(static_cast<size_t>(num_blocks)),
-      places_(static_cast<size_t>(host_blocks)) {
-  TS_CHECK(pool.findable(), "a host tier behind a pool without an index");
+Transfers::Tier::Tier(kv::BlockPool& device, kv::HostParents& parents)
+    : pool(device),
+      host(parents, device.share(), device.block_size()),
+      wanted_hash(static_cast<size_t>(device.num_blocks())),
+      is_wanted(static_cast<size_t>(device.num_blocks())),
+      places(static_cast<size_t>(parents.total()) * static_cast<size_t>(device.share())) {
+  TS_CHECK(device.findable(), "a host tier behind a pool without an index");
+}
+
+Transfers::Transfers(std::span<kv::BlockPool* const> pools, int num_parents, int host_parents,
+                     TimeNs patience)
+    : host_(host_parents), patience_(patience) {
+  for (kv::BlockPool* pool : pools) {
+    tiers_.emplace_back(*pool, host_);
+    most_share_ = std::max(most_share_, pool->share());
+  }
+  most_ = std::clamp(num_parents * most_share_ / 16, 1, kMostStores);
+}
+
+kv::HostCounts Transfers::host() const {
+  if (tiers_.size() == 1 && most_share_ == 1) return tiers_.front().host.counts();
+  const int total = host_.total();
+  const int unbound = host_.unbound();
+  return {.total = total, .free = unbound, .written = 0, .resident = total - unbound};
 }
 
 Transfers::~Transfers() {
@@ -30,12 +45,13 @@ Transfers::~Transfers() {
   for (auto& [ticket, load] : loads_) Finish(load, *tickets_.Complete(ticket, false));
 }
 
-void Transfers::Want(const kv::SealedBlock& block) {
+void Transfers::Want(int group, const kv::SealedBlock& block) {
+  Tier& own = tier(group);
   const auto id = static_cast<size_t>(block.id().value);
-  wanted_hash_[id] = block.key().hash;
-  if (is_wanted_[id]) return;
-  is_wanted_[id] = true;
-  wanted_.push_back(block.id());
+  own.wanted_hash[id] = block.key().hash;
+  if (own.is_wanted[id]) return;
+  own.is_wanted[id] = true;
+  wanted_.push_back({group, block.id()});
 }
 
 TicketId Transfers::Issue() {
@@ -54,18 +70,20 @@ void Transfers::Choose() {
   TicketId ticket;
   StoreBatch batch;
   while (!wanted_.empty() && static_cast<int>(batch.blocks.size()) < most_) {
-    const BlockId id = wanted_.front();
-    const auto block = pool_.Hold(id, wanted_hash_[static_cast<size_t>(id.value)]);
+    const auto [group, id] = wanted_.front();
+    Tier& own = tier(group);
+    const auto place = static_cast<size_t>(id.value);
+    const auto block = own.pool.Hold(id, own.wanted_hash[place]);
     if (block) {
-      auto source = block->Retire(pool_.retired());
+      auto source = block->Retire(own.pool.retired());
       if (!source) break;  // its step is still in flight; so are those behind it
-      if (auto target = host_.Allocate(block->key(), block->tokens())) {
+      if (auto target = own.host.Allocate(block->key(), block->tokens())) {
         if (batch.blocks.empty()) ticket = Issue();
-        batch.blocks.push_back({std::move(*source).Lend(ticket), std::move(*target)});
+        batch.blocks.push_back({group, std::move(*source).Lend(ticket), std::move(*target)});
       }
     }
     wanted_.pop_front();
-    is_wanted_[static_cast<size_t>(id.value)] = false;
+    own.is_wanted[place] = false;
   }
   if (batch.blocks.empty()) return;
   due_ += static_cast<int>(batch.blocks.size());
@@ -73,14 +91,15 @@ void Transfers::Choose() {
   stores_.emplace(ticket, std::move(batch));
 }
 
-std::optional<Transfers::Expected> Transfers::Load(const kv::ChainKey& key,
+std::optional<Transfers::Expected> Transfers::Load(int group, const kv::ChainKey& key,
                                                    std::span<const Token> tokens,
-                                                   const std::optional<Waiter>& waiter) {
-  auto source = host_.Find(key, tokens);
+                                                   const std::optional<Waiter>& waiter,
+                                                   const Room& room) {
+  auto source = tier(group).host.Find(key, tokens);
   if (!source) return std::nullopt;
-  Place& at = place(source->id());
+  Place& at = place(group, source->id());
   if (at.ticket == TicketId{}) {
-    auto target = pool_.Allocate();
+    auto target = room();
     if (!target) return std::nullopt;
     if (run_ == TicketId{} || static_cast<int>(loads_[run_].blocks.size()) == kLoadBlocks) {
       run_ = Issue();
@@ -89,7 +108,7 @@ std::optional<Transfers::Expected> Transfers::Load(const kv::ChainKey& key,
     at = {run_, static_cast<int>(load.blocks.size())};
     kv::Delivery delivery = std::move(*target).Receive(run_, key, tokens);
     load.blocks.push_back(
-        {std::move(*source), std::move(delivery.block), std::move(delivery.transfer)});
+        {group, std::move(*source), std::move(delivery.block), std::move(delivery.transfer)});
     ++due_;
   }
   LoadBatch& load = loads_.at(at.ticket);
@@ -105,7 +124,7 @@ void Transfers::Write(StepPlan& plan, StepId step) {
     if (const auto store = stores_.find(ticket); store != stores_.end()) {
       for (const Storing& block : store->second.blocks) {
         plan.store_tickets.push_back(ticket.value);
-        plan.store_groups.push_back(0);
+        plan.store_groups.push_back(block.group);
         plan.store_sources.push_back(block.source.id().value);
         plan.store_targets.push_back(block.target.id().value);
       }
@@ -115,7 +134,7 @@ void Transfers::Write(StepPlan& plan, StepId step) {
       load.begun = now_;
       for (const Loading& block : load.blocks) {
         plan.load_tickets.push_back(ticket.value);
-        plan.load_groups.push_back(0);
+        plan.load_groups.push_back(block.group);
         plan.load_sources.push_back(block.source.id().value);
         plan.load_targets.push_back(block.target.id().value);
       }
@@ -137,27 +156,30 @@ void Transfers::Finish(LoadBatch& load, const kv::Completion& completion) {
   while (!load.blocks.empty()) load.blocks.pop_back();
 }
 
+Transfers::Ended Transfers::Fate(TicketId ticket, const auto& batch) const {
+  Ended ended;
+  ended.ticket = ticket;
+  ended.blocks = static_cast<int>(batch.blocks.size());
+  for (const auto& block : batch.blocks) ended.weight += Weight(block.group);
+  return ended;
+}
+
 Transfers::Ended Transfers::GiveUp(TicketId ticket, StoreBatch& store) {
   store.given_up = true;
   --stores_due_;
   due_ -= static_cast<int>(store.blocks.size());
-  Ended ended;
-  ended.ticket = ticket;
-  ended.blocks = static_cast<int>(store.blocks.size());
-  return ended;
+  return Fate(ticket, store);
 }
 
 Transfers::Ended Transfers::GiveUp(TicketId ticket, LoadBatch& load) {
   load.given_up = true;
   for (Loading& block : load.blocks) {
-    place(block.source.id()) = {};
+    place(block.group, block.source.id()) = {};
     block.source.Forget();
   }
   due_ -= static_cast<int>(load.blocks.size());
-  Ended ended;
-  ended.ticket = ticket;
+  Ended ended = Fate(ticket, load);
   ended.load = true;
-  ended.blocks = static_cast<int>(load.blocks.size());
   ended.waiters = std::exchange(load.waiters, {});
   return ended;
 }
@@ -176,14 +198,15 @@ std::optional<Transfers::Ended> Transfers::End(TicketId ticket, bool ok) {
     auto load = loads_.extract(ticket);
     TS_CHECK(!load.empty(), "ticket " << ticket.value << " is open and names no copy");
     if (!load.mapped().given_up && ok) {
-      ended.emplace(Ended{.ticket = ticket,
-                          .load = true,
-                          .blocks = static_cast<int>(load.mapped().blocks.size()),
-                          .step = load.mapped().step,
-                          .begun = load.mapped().begun,
-                          .waiters = std::move(load.mapped().waiters)});
+      ended = Fate(ticket, load.mapped());
+      ended->load = true;
+      ended->step = load.mapped().step;
+      ended->begun = load.mapped().begun;
+      ended->waiters = std::move(load.mapped().waiters);
       due_ -= ended->blocks;
-      for (const Loading& block : load.mapped().blocks) place(block.source.id()) = {};
+      for (const Loading& block : load.mapped().blocks) {
+        place(block.group, block.source.id()) = {};
+      }
     } else if (!load.mapped().given_up) {
       ended = GiveUp(ticket, load.mapped());
     }
@@ -206,14 +229,14 @@ std::vector<Transfers::Ended> Transfers::GiveUp(TimeNs now) {
   return ended;
 }
 
-void Transfers::ForEachHeld(const std::function<void(BlockId)>& visit) const {
+void Transfers::ForEachHeld(const std::function<void(int, BlockId)>& visit) const {
   for (const auto& [ticket, store] : stores_) {
-    for (const Storing& block : store.blocks) visit(block.source.id());
+    for (const Storing& block : store.blocks) visit(block.group, block.source.id());
   }
   for (const auto& [ticket, load] : loads_) {
     for (const Loading& block : load.blocks) {
-      visit(block.block.id());
-      visit(block.target.id());
+      visit(block.group, block.block.id());
+      visit(block.group, block.target.id());
     }
   }
 }
@@ -238,7 +261,8 @@ Status Transfers::Verify() const {
     if (load.given_up) continue;
     due += static_cast<int>(load.blocks.size());
     for (size_t i = 0; i < load.blocks.size(); ++i, ++reading) {
-      const Place& at = places_[static_cast<size_t>(load.blocks[i].source.id().value)];
+      const auto source = static_cast<size_t>(load.blocks[i].source.id().value);
+      const Place& at = tier(load.blocks[i].group).places[source];
       if (at.ticket != ticket || at.index != static_cast<int>(i)) {
         return Error{"a load is not where its host block says"};
       }
@@ -247,9 +271,12 @@ Status Transfers::Verify() const {
       }
     }
   }
-  const auto busy =
-      std::ranges::count_if(places_, [](const Place& at) { return at.ticket != TicketId{}; });
-  if (static_cast<size_t>(busy) != reading) return Error{"host blocks name loads that have ended"};
+  size_t busy = 0;
+  for (const Tier& each : tiers_) {
+    for (const Place& at : each.places) busy += at.ticket != TicketId{};
+    if (Status host = each.host.Verify(); !host.ok()) return host;
+  }
+  if (busy != reading) return Error{"host blocks name loads that have ended"};
   if (static_cast<size_t>(tickets_.open()) != stores_.size() + loads_.size()) {
     return Error{"tickets are not conserved"};
   }
@@ -266,7 +293,7 @@ void Transfers::Describe(std::ostream& out) const {
     const bool starts = std::ranges::find(starting_, ticket) != starting_.end();
     out << kind << (starts ? " to start" : "") << (batch.given_up ? " given up" : "");
     for (const auto& each : batch.blocks) {
-      out << ' ' << each.source.id().value << '>' << each.target.id().value;
+      out << ' ' << each.group << ':' << each.source.id().value << '>' << each.target.id().value;
     }
   };
   for (const auto& [ticket, store] : stores_) {
@@ -279,7 +306,7 @@ void Transfers::Describe(std::ostream& out) const {
     out << '\n';
   }
   out << "to store";
-  for (const BlockId block : wanted_) out << ' ' << block.value;
+  for (const Wanted& each : wanted_) out << ' ' << each.group << ':' << each.block.value;
   out << '\n';
 }
 

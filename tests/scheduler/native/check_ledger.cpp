@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
-// check_ledger [DRAFTS|groups|session]: every interleaving of a small world, exhaustively. Two
-// requests that share a prefix, each submitted up to twice, three blocks, two steps in flight, two
-// epochs; events are submit, abort, plan, retire and the loss of the workers. Breadth first over
-// the states of core and worker; a state is reached by playing its events into a fresh core. In
-// each state all invariants hold, every token is the one that its request gives alone, no block is
-// written while an earlier step may read it, and something can always go on. With groups, a full
+// check_ledger [DRAFTS|groups|windows|session]: every interleaving of a small world, exhaustively.
+// Two requests that share a prefix, each submitted up to twice, three blocks, two steps in flight,
+// two epochs; events are submit, abort, plan, retire and the loss of the workers. Breadth first
+// over the states of core and worker; a state is reached by playing its events into a fresh core.
+// In each state all invariants hold, every token is the one that its request gives alone, no block
+// is written while an earlier step may read it, and something can always go on. With groups, a full
 // one and a state with a snapshot every two tokens share five parents, and there is one epoch. With
-// a session both requests are of one, whose tables rest, and eviction goes by owners: states count
-// as equal where all owners stand in the same order now.
+// windows, of two tokens, there is one instead of the state, and rows have a draft. With a session
+// both requests are of one, whose tables rest, and eviction goes by owners: states count as equal
+// where all owners stand in the same order now.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -31,6 +32,7 @@ constexpr int kBlockSize = 2;
 constexpr int kEpochs = 2;
 constexpr int kGroups = -1;  // in the place of drafts
 constexpr int kSession = -2;
+constexpr int kWindows = -3;
 constexpr int kVocab = 5;
 constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
 
@@ -61,7 +63,7 @@ class World {
       case kRetire:
         return Retire();
       case kEpoch:
-        if (epoch_.value == (drafts_ == kGroups ? 1 : kEpochs)) return false;
+        if (epoch_.value == (grouped() ? 1 : kEpochs)) return false;
         scheduler_.EndEpoch();
         Hear();
         BeginEpoch();
@@ -132,16 +134,20 @@ class World {
     scheduler_.BeginEpoch(epoch_, shape);
   }
 
+  bool grouped() const { return drafts_ == kGroups || drafts_ == kWindows; }
+  int drafts() const { return drafts_ == kWindows ? 1 : std::max(drafts_, 0); }
+
   plan::EpochShape Shape() const {
-    if (drafts_ != kGroups) {
-      return {
-          .num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = std::max(drafts_, 0)};
+    if (!grouped()) {
+      return {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts()};
     }
     const int32_t size = kBlockSize;
+    const auto second = drafts_ == kGroups ? kv::GroupKind::kState : kv::GroupKind::kWindow;
     return {.num_blocks = 1 + kParents,
             .block_size = size,
+            .max_drafts = drafts(),
             .groups = {{.kind = kv::GroupKind::kFull, .tokens = size},
-                       {.kind = kv::GroupKind::kState, .tokens = size, .span = size}}};
+                       {.kind = second, .tokens = size, .span = size}}};
   }
 
   bool Submit(int which) {
@@ -151,7 +157,7 @@ class World {
     plan::Submission submission;
     submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
     submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
-    submission.max_tokens = 2 + std::max(drafts_, 0);  // room for a row of several tokens
+    submission.max_tokens = 2 + drafts();  // room for a row of several tokens
     if (drafts_ == kSession) submission.session = "session";
     Asked asked;
     asked.left = submission.max_tokens;
@@ -285,6 +291,7 @@ int Explore(int drafts) {
 int main(int argc, char** argv) {
   const std::string world = argc > 1 ? argv[1] : "0";
   if (world == "groups") return tokenspeed::Explore(tokenspeed::kGroups);
+  if (world == "windows") return tokenspeed::Explore(tokenspeed::kWindows);
   if (world == "session") return tokenspeed::Explore(tokenspeed::kSession);
   return tokenspeed::Explore(std::atoi(world.c_str()));
 }

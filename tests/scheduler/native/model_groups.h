@@ -2,11 +2,13 @@
 // The caches of the block groups behind the first, for ModelWorker: windows and other full groups
 // keep tokens, a state is a fold of all tokens before it. All groups lie in one memory: who begins
 // to write a parent spoils what other groups had in it. What a row reads must be what its own
-// history says, and nothing outside of a window is ever looked at.
+// history says, and nothing outside of a window is ever looked at. The host tier is one memory,
+// too.
 #pragma once
 
 #include <algorithm>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,19 +32,23 @@ class ModelGroups {
     for (const kv::GroupSpec& spec : specs_) {
       const auto blocks = static_cast<size_t>(shape.num_blocks * spec.share);
       const bool state = spec.kind == kv::GroupKind::kState;
-      stores_.emplace_back();
-      stores_.back().cells.resize(state ? 0 : blocks * static_cast<size_t>(spec.tokens));
-      stores_.back().states.resize(state ? blocks : 0);
+      const auto host_blocks = static_cast<size_t>(shape.host_blocks * spec.share);
+      const auto tokens = static_cast<size_t>(spec.tokens);
+      stores_.push_back(state ? Store{{}, std::vector<State>(blocks)}
+                              : Store{std::vector<Cell>(blocks * tokens), {}});
+      host_.push_back(state ? Store{{}, std::vector<State>(host_blocks)}
+                            : Store{std::vector<Cell>(host_blocks * tokens), {}});
     }
   }
 
   const std::string& error() const { return error_; }
   int size() const { return static_cast<int>(specs_.size()); }
-  int num_blocks(int group) const {
-    const Store& store = stores_[static_cast<size_t>(group)];
+  int num_blocks(int group, bool host = false) const {
+    const Store& store = (host ? host_ : stores_)[static_cast<size_t>(group)];
     const auto tokens = static_cast<size_t>(spec(group).tokens);
     return static_cast<int>(IsState(group) ? store.states.size() : store.cells.size() / tokens);
   }
+  int share(int group) const { return spec(group).share; }
   bool IsState(int group) const { return spec(group).kind == kv::GroupKind::kState; }
   // What the last step touched, and began to write: names that differ between groups.
   const std::set<int32_t>& touched() const { return touched_; }
@@ -80,11 +86,47 @@ class ModelGroups {
     }
   }
 
+  // A copy between the tiers, of a group behind the first. Whether there is what it reads ...
+  bool IsWritten(int group, int32_t block, bool host) const {
+    const Store& store = (host ? host_ : stores_)[static_cast<size_t>(group)];
+    if (IsState(group)) return store.states[static_cast<size_t>(block)].tokens >= 0;
+    const auto cells = std::span(store.cells)
+                           .subspan(static_cast<size_t>(block * spec(group).tokens),
+                                    static_cast<size_t>(spec(group).tokens));
+    return std::ranges::all_of(cells, [](const Cell& cell) { return cell.token >= 0; });
+  }
+  // ... it writes ...
+  void Transfer(int group, int32_t source, int32_t target, bool is_load) {
+    const auto place = static_cast<size_t>(group);
+    const Store& from = (is_load ? host_ : stores_)[place];
+    Store& to = (is_load ? stores_ : host_)[place];
+    if (IsState(group)) {
+      to.states[static_cast<size_t>(target)] = from.states[static_cast<size_t>(source)];
+    } else {
+      const int tokens = spec(group).tokens;
+      std::copy_n(from.cells.begin() + source * tokens, tokens, to.cells.begin() + target * tokens);
+    }
+  }
+  // ... or it failed.
+  void Lose(int group, int32_t target, bool is_load) {
+    Spoil((is_load ? stores_ : host_)[static_cast<size_t>(group)], group, target);
+  }
+  // The group takes the host block's parent: calls lost(block) for those of the first group.
+  template <class Lost>
+  void BeginHost(int group, int32_t block, Lost lost) {
+    ForOthers(group, block, [&](int other, int32_t theirs) {
+      Spoil(host_[static_cast<size_t>(other)], other, theirs);
+      if (other == 0) lost(theirs);
+    });
+  }
+
   // The first group's block, which another class keeps.
   void BeginFirst(int32_t block) { Begin(0, block); }
+  void BeginLoad(int group, int32_t block) { Begin(group, block); }
   void TouchFirst(int32_t block) { Touch(0, block); }
 
-  void Write(const Tables& tables, uint64_t seed, int position, Token token) {
+  // `again`: an earlier row had a draft at the position.
+  void Write(const Tables& tables, uint64_t seed, int position, Token token, bool again) {
     for (int group = 1; group < size(); ++group) {
       if (IsState(group)) {
         State& state = LiveOf(tables, group);
@@ -97,13 +139,23 @@ class ModelGroups {
         state.hash = Fold(state.hash, token);
         ++state.tokens;
       } else {
-        if (position % spec(group).tokens == 0) Begin(group, BlockAt(tables, group, position));
+        if (position % spec(group).tokens == 0 && !again) {
+          Begin(group, BlockAt(tables, group, position));
+        }
         const size_t cell = CellAt(tables, group, position);
         if (!written_.emplace(group, static_cast<int64_t>(cell)).second) {
           Fail("two rows write in group", group);
         }
         stores_[static_cast<size_t>(group)].cells[cell] = {token, seed};
       }
+    }
+  }
+
+  // The draft at the position was right.
+  void Accept(const Tables& tables, uint64_t seed, int position, Token token) {
+    for (int group = 1; group < size(); ++group) {
+      if (IsState(group)) return Fail("drafts beside a state in group", group);
+      stores_[static_cast<size_t>(group)].cells[CellAt(tables, group, position)] = {token, seed};
     }
   }
 
@@ -204,14 +256,16 @@ class ModelGroups {
   void Begin(int group, int32_t block) {
     begun_.insert(Name(group, block));
     ForOthers(group, block, [this](int other, int32_t theirs) {
-      Store& store = stores_[static_cast<size_t>(other)];
-      if (IsState(other)) {
-        store.states[static_cast<size_t>(theirs)] = {};
-      } else {
-        const int tokens = spec(other).tokens;
-        std::fill_n(store.cells.begin() + theirs * tokens, tokens, Cell{});
-      }
+      Spoil(stores_[static_cast<size_t>(other)], other, theirs);
     });
+  }
+  void Spoil(Store& store, int group, int32_t block) const {
+    if (IsState(group)) {
+      store.states[static_cast<size_t>(block)] = {};
+    } else {
+      const int tokens = spec(group).tokens;
+      std::fill_n(store.cells.begin() + block * tokens, tokens, Cell{});
+    }
   }
   template <class Visit>
   void ForOthers(int group, int32_t block, Visit visit) {
@@ -227,6 +281,7 @@ class ModelGroups {
 
   std::vector<kv::GroupSpec> specs_;
   std::vector<Store> stores_;  // that of the first group is not used, but for its size
+  std::vector<Store> host_;    // ... likewise
   std::set<int32_t> touched_;
   std::set<int32_t> begun_;
   std::set<std::pair<int, int64_t>> written_;

@@ -32,7 +32,7 @@ class ModelWorker {
         groups_(shape),
         cells_(static_cast<size_t>(groups_.num_blocks(0) * width_), -1),
         writers_(cells_.size()),
-        host_(static_cast<size_t>(shape.host_blocks * width_), -1),
+        host_(static_cast<size_t>(groups_.num_blocks(0, true) * width_), -1),
         host_writers_(host_.size()) {}
 
   const std::string& error() const { return error_.empty() ? groups_.error() : error_; }
@@ -58,8 +58,9 @@ class ModelWorker {
       Move(copy);
     } else {
       std::vector<Token>& to = copy.is_load ? cells_ : host_;
-      for (const auto& [source, target] : copy.blocks) {
-        std::fill_n(to.begin() + target * width_, width_, -1);
+      for (const auto& [group, source, target] : copy.blocks) {
+        if (group == 0) std::fill_n(to.begin() + target * width_, width_, -1);
+        if (group > 0) groups_.Lose(group, target, copy.is_load);
       }
     }
     copies_.erase(ticket);
@@ -96,8 +97,8 @@ class ModelWorker {
     CheckGroups();
     groups_.BeginStep();
     groups_.Copy(plan);
-    Start(plan.store_tickets, plan.store_sources, plan.store_targets, false);
-    Start(plan.load_tickets, plan.load_sources, plan.load_targets, true);
+    Start(plan.store_tickets, plan.store_groups, plan.store_sources, plan.store_targets, false);
+    Start(plan.load_tickets, plan.load_groups, plan.load_sources, plan.load_targets, true);
     for (size_t i = 0; i < plan.wait_slots.size(); ++i) {
       At(plan.wait_slots[i]).waits.push_back(plan.wait_tickets[i]);
     }
@@ -146,7 +147,12 @@ class ModelWorker {
   struct Copy {
     bool is_load = false;
     bool moved = false;
-    std::vector<std::pair<int32_t, int32_t>> blocks;  // source, target
+    struct Block {
+      int32_t group;
+      int32_t source;
+      int32_t target;
+    };
+    std::vector<Block> blocks;
   };
 
   // The plan with the rows that it repeats.
@@ -184,50 +190,70 @@ class ModelWorker {
     }
   }
 
-  void Start(const std::vector<int32_t>& tickets, const std::vector<int32_t>& sources,
-             const std::vector<int32_t>& targets, bool is_load) {
-    const auto size = [&](bool host) {
-      return static_cast<int32_t>((host ? host_ : cells_).size()) / width_;
-    };
+  void Start(const std::vector<int32_t>& tickets, const std::vector<int32_t>& groups,
+             const std::vector<int32_t>& sources, const std::vector<int32_t>& targets,
+             bool is_load) {
     for (size_t i = 0; i < tickets.size(); ++i) {
-      if (sources[i] < !is_load || sources[i] >= size(is_load)) Fail("copy source", sources[i]);
-      if (targets[i] < is_load || targets[i] >= size(!is_load)) Fail("copy target", targets[i]);
-      if (!error_.empty()) return;
+      const int32_t group = groups[i];
+      if (group < 0 || group >= groups_.size()) return Fail("copy of group", group);
+      // Where the scratch parent ends.
+      const auto first = [&](bool host) { return host ? 0 : groups_.share(group); };
+      const auto bad = [&](int32_t block, bool host) {
+        return block < first(host) || block >= groups_.num_blocks(group, host);
+      };
+      if (bad(sources[i], is_load)) return Fail("copy source", sources[i]);
+      if (bad(targets[i], !is_load)) return Fail("copy target", targets[i]);
       for (const auto& [ticket, copy] : copies_) {
-        for (const auto& [source, target] : copy.blocks) {
+        for (const Copy::Block& other : copy.blocks) {
+          if (other.group != group) continue;
           const bool same = copy.is_load == is_load;
-          if (targets[i] == (same ? target : source)) Fail("writes a block in transfer", ticket);
-          if (!same && sources[i] == target) Fail("reads a block in transfer", ticket);
+          if (targets[i] == (same ? other.target : other.source)) {
+            Fail("writes a block in transfer", ticket);
+          }
+          if (!same && sources[i] == other.target) Fail("reads a block in transfer", ticket);
         }
       }
-      const std::vector<Token>& from = is_load ? host_ : cells_;
-      for (int k = 0; k < width_; ++k) {
-        if (from[static_cast<size_t>(sources[i] * width_ + k)] < 0) {
-          Fail("copies a block that was never written", sources[i]);
-        }
+      if (!IsWritten(group, sources[i], is_load)) {
+        Fail("copies a block that was never written", sources[i]);
       }
       copies_[tickets[i]].is_load = is_load;
-      copies_[tickets[i]].blocks.emplace_back(sources[i], targets[i]);
-      if (is_load) groups_.BeginFirst(targets[i]);
+      copies_[tickets[i]].blocks.push_back({group, sources[i], targets[i]});
+      if (is_load) {
+        groups_.BeginLoad(group, targets[i]);
+      } else {
+        groups_.BeginHost(group, targets[i], [this](int32_t block) {
+          std::fill_n(host_.begin() + block * width_, width_, -1);
+        });
+      }
     }
     for (auto& [ticket, copy] : copies_) {
       if (ticket % 2 == 1) Move(copy);
     }
   }
 
+  bool IsWritten(int group, int32_t block, bool host) const {
+    if (group > 0) return groups_.IsWritten(group, block, host);
+    const auto cells =
+        std::span(host ? host_ : cells_)
+            .subspan(static_cast<size_t>(block * width_), static_cast<size_t>(width_));
+    return std::ranges::all_of(cells, [](Token token) { return token >= 0; });
+  }
+
   void Move(Copy& copy) {
     if (std::exchange(copy.moved, true)) return;
-    const auto copy_all = [&](const auto& from, auto& to) {
-      for (const auto& [source, target] : copy.blocks) {
-        std::copy_n(from.begin() + source * width_, width_, to.begin() + target * width_);
-      }
+    const auto copy_block = [&](const Copy::Block& block, const auto& from, auto& to) {
+      std::copy_n(from.begin() + block.source * width_, width_, to.begin() + block.target * width_);
     };
-    if (copy.is_load) {
-      copy_all(host_, cells_);
-      copy_all(host_writers_, writers_);
-    } else {
-      copy_all(cells_, host_);
-      copy_all(writers_, host_writers_);
+    for (const Copy::Block& block : copy.blocks) {
+      if (block.group > 0) {
+        groups_.Transfer(block.group, block.source, block.target, copy.is_load);
+      } else if (copy.is_load) {
+        copy_block(block, host_, cells_);
+        copy_block(block, host_writers_, writers_);
+      } else {
+        copy_block(block, cells_, host_);
+        copy_block(block, writers_, host_writers_);
+      }
     }
   }
 
@@ -304,20 +330,20 @@ class ModelWorker {
         if (*cell < 0) Fail("no last token in slot", plan.rows[i]);
         writers_[static_cast<size_t>(cell - cells_.data())] = slot.seed;
         // Drafts that were not accepted are written again: that begins nothing.
-        if (slot.context % width_ == 0 && slot.context >= slot.reached) {
+        const bool again = slot.context < slot.reached;
+        if (slot.context % width_ == 0 && !again) {
           groups_.BeginFirst(BlockAt(slot, slot.context));
         }
         slot.reached = std::max(slot.reached, slot.context + 1);
-        groups_.Write(slot.tables, slot.seed, slot.context, *cell);
+        groups_.Write(slot.tables, slot.seed, slot.context, *cell, again);
       }
       for (int k = 0; k < slot.context; k += width_) groups_.TouchFirst(BlockAt(slot, k));
       total += plan.row_tokens[i];
       if (plan.row_flags[i] & plan::kRowDrafts) slot.context = context + 1;
     }
     for (size_t i = 0; i < plan.rows.size(); ++i) {
-      const Slot& slot = At(plan.rows[i]);
-      groups_.Check(slot.tables, slot.seed, slot.context - plan.row_tokens[i], slot.context,
-                    [&](int position) { return *Cell(slot, position); });
+      const bool drafts = plan.row_flags[i] & plan::kRowDrafts;
+      CheckTables(At(plan.rows[i]), drafts ? 1 : plan.row_tokens[i]);
     }
     if (at != plan.prompt_tokens.size())
       Fail("prompt tokens left over at", static_cast<int64_t>(at));
@@ -325,6 +351,12 @@ class ModelWorker {
       Fail("nothing to do in step", plan.step.value);
     }
     largest_ = std::max(largest_, total);
+  }
+
+  // What the groups behind the first have of the slot's last tokens, and what those read.
+  void CheckTables(const Slot& slot, int tokens) {
+    groups_.Check(slot.tables, slot.seed, slot.context - tokens, slot.context,
+                  [&](int position) { return *Cell(slot, position); });
   }
 
   // Accepts any number of the drafts: those were right, the others leave what nobody may read.
@@ -335,10 +367,12 @@ class ModelWorker {
     const int accepted = 1 + (slot.context * 7 + slot.last) % width;
     for (; count < accepted; ++count) {
       *Cell(slot, slot.context) = slot.last;
+      groups_.Accept(slot.tables, slot.seed, slot.context, slot.last);
       ++slot.context;
       slot.last = Sample(slot);
       tokens.push_back(slot.last);
     }
+    CheckTables(slot, count);
     return count;
   }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The blocks of the host tier: what is found, what is evicted, what a failed copy leaves behind.
+#include <deque>
 #include <optional>
 #include <set>
 #include <vector>
@@ -29,7 +30,8 @@ void Store(HostPool& pool, int hash, int parent) {
 bool Has(const HostPool& pool, int hash) { return pool.Has(Key(hash, 0).hash); }
 
 void ABlockIsFoundWhenItIsWritten() {
-  HostPool pool(2, 2);
+  HostParents parents(2);
+  HostPool pool(parents, 1, 2);
   auto open = pool.Allocate(Key(1, 0), Content(1));
   EXPECT(open.has_value());
   EXPECT(!pool.Allocate(Key(1, 0), Content(1)));  // it is on its way
@@ -42,7 +44,8 @@ void ABlockIsFoundWhenItIsWritten() {
 }
 
 void AStoreThatIsGivenUpLeavesNothing() {
-  HostPool pool(1, 2);
+  HostParents parents(1);
+  HostPool pool(parents, 1, 2);
   {
     const auto open = pool.Allocate(Key(1, 0), Content(1));
   }
@@ -53,7 +56,8 @@ void AStoreThatIsGivenUpLeavesNothing() {
 }
 
 void AChainIsTrimmedFromItsTail() {
-  HostPool pool(4, 2);
+  HostParents parents(4);
+  HostPool pool(parents, 1, 2);
   Store(pool, 1, 0);
   Store(pool, 2, 1);
   Store(pool, 3, 2);
@@ -70,7 +74,8 @@ void AChainIsTrimmedFromItsTail() {
 }
 
 void WhatWasTouchedStays() {
-  HostPool pool(2, 2);
+  HostParents parents(2);
+  HostPool pool(parents, 1, 2);
   Store(pool, 1, 0);
   Store(pool, 2, 0);
   pool.Touch(Key(1, 0).hash);
@@ -79,7 +84,8 @@ void WhatWasTouchedStays() {
 }
 
 void WhatALoadReadsIsNotEvicted() {
-  HostPool pool(1, 2);
+  HostParents parents(1);
+  HostPool pool(parents, 1, 2);
   Store(pool, 1, 0);
   {
     const auto held = pool.Find(Key(1, 0), Content(1));
@@ -92,7 +98,8 @@ void WhatALoadReadsIsNotEvicted() {
 }
 
 void ForgottenBlocksAreFreeOnceNobodyReadsThem() {
-  HostPool pool(1, 2);
+  HostParents parents(1);
+  HostPool pool(parents, 1, 2);
   Store(pool, 1, 0);
   {
     auto held = pool.Find(Key(1, 0), Content(1));
@@ -112,15 +119,62 @@ void ForgottenBlocksAreFreeOnceNobodyReadsThem() {
 }
 
 void AHeadThatComesAfterItsTailIsKeptForIt() {
-  HostPool pool(2, 2);
+  HostParents parents(2);
+  HostPool pool(parents, 1, 2);
   Store(pool, 2, 1);  // its head is not here
   Store(pool, 1, 0);
   Store(pool, 3, 0);
   EXPECT(Has(pool, 1) && !Has(pool, 2));  // the head had a follower: the tail went
 }
 
-void RandomUseKeepsTheInvariants() {
-  HostPool pool(12, 2);
+void TheColdestGoesWhosesoeverItIs() {
+  HostParents parents(2);
+  HostPool small(parents, 2, 2);
+  HostPool large(parents, 1, 2);
+  Store(small, 1, 0);
+  Store(large, 1, 0);
+  Store(small, 2, 1);  // beside its first
+  EXPECT(parents.unbound() == 0);
+  small.Touch(Key(2, 0).hash);
+  Store(large, 9, 0);  // its own is colder
+  EXPECT(Has(small, 2) && Has(small, 1) && !Has(large, 1) && Has(large, 9));
+  Store(large, 10, 0);  // now the other's is: a whole parent goes
+  EXPECT(!Has(small, 2) && !Has(small, 1) && Has(large, 9) && Has(large, 10));
+  EXPECT(parents.Verify().ok() && small.Verify().ok());
+  Store(small, 3, 0);
+  EXPECT(!Has(large, 9) && Has(large, 10) && Has(small, 3));
+  EXPECT(parents.Verify().ok() && large.Verify().ok());
+}
+
+void AParentThatALoadReadsStays() {
+  HostParents parents(2);
+  HostPool small(parents, 2, 2);
+  HostPool large(parents, 1, 2);
+  Store(small, 1, 0);
+  Store(small, 2, 0);
+  Store(large, 1, 0);
+  const auto held = small.Find(Key(1, 0), Content(1));
+  Store(large, 2, 0);  // block 2 is coldest, but beside it one is read
+  EXPECT(Has(small, 1) && Has(small, 2) && !Has(large, 1) && Has(large, 2));
+  EXPECT(parents.Verify().ok());
+}
+
+void AParentIsNobodysWhenItsLastBlockIsForgotten() {
+  HostParents parents(2);
+  HostPool pool(parents, 2, 2);
+  Store(pool, 1, 0);
+  Store(pool, 2, 0);
+  pool.Forget(Key(1, 0).hash);
+  EXPECT(parents.unbound() == 1);
+  pool.Forget(Key(2, 0).hash);
+  EXPECT(parents.unbound() == 2);
+  EXPECT(parents.Verify().ok() && pool.Verify().ok());
+}
+
+void RandomUseKeepsTheInvariants(const std::vector<int>& shares) {
+  HostParents parents(12);
+  std::deque<HostPool> pools;
+  for (const int share : shares) pools.emplace_back(parents, share, 2);
   std::vector<OpenHostBlock> open;
   std::vector<HostBlock> held;
   uint64_t state = 7;
@@ -131,6 +185,7 @@ void RandomUseKeepsTheInvariants() {
   for (int i = 0; i < 20'000; ++i) {
     const int hash = 1 + static_cast<int>(random(40));
     const int parent = hash / 2;
+    HostPool& pool = pools[random(pools.size())];
     switch (random(7)) {
       case 0:
       case 1:
@@ -165,14 +220,18 @@ void RandomUseKeepsTheInvariants() {
     }
     if (held.size() > 4) held.erase(held.begin());
     if (open.size() > 4) open.erase(open.begin());
-    const Status status = pool.Verify();
+    Status status = parents.Verify();
+    for (const HostPool& each : pools) {
+      if (status.ok()) status = each.Verify();
+    }
     if (!status.ok()) std::fprintf(stderr, "%d: %s\n", i, status.error().message.c_str());
     EXPECT(status.ok());
   }
 }
 
 void HostBlocksMovedFromAreDead() {
-  HostPool pool(1, 2);
+  HostParents parents(1);
+  HostPool pool(parents, 1, 2);
   auto block = pool.Allocate(Key(1, 0), Content(1));
   std::move(*block).Seal();
   EXPECT_DEATH(std::move(*block).Seal());
@@ -194,7 +253,11 @@ int main() {
   WhatALoadReadsIsNotEvicted();
   ForgottenBlocksAreFreeOnceNobodyReadsThem();
   AHeadThatComesAfterItsTailIsKeptForIt();
-  RandomUseKeepsTheInvariants();
+  TheColdestGoesWhosesoeverItIs();
+  AParentThatALoadReadsStays();
+  AParentIsNobodysWhenItsLastBlockIsForgotten();
+  RandomUseKeepsTheInvariants({1});
+  RandomUseKeepsTheInvariants({3, 1, 2});
   HostBlocksMovedFromAreDead();
   return 0;
 }

@@ -56,7 +56,8 @@ class Trial {
         ranks_(1 + static_cast<int>(random_.Below(3))),
         scheduler_(limits_, OpenBox(box_path)),
         quorum_(ranks_),
-        tickets_(ranks_) {
+        tickets_(ranks_),
+        families_(random_.Below(2) == 0 ? 2 : 7) {
     BeginEpoch(static_cast<uint32_t>(random_.Next()));
   }
 
@@ -145,8 +146,10 @@ class Trial {
   static plan::EpochShape MakeShape(uint32_t dice) {
     plan::EpochShape shape;
     shape.block_size = 1 + static_cast<int>(dice % 5);
-    shape.num_blocks = 8 + static_cast<int>(dice / 8 % 40);
     shape.host_blocks = dice / 512 % 3 == 0 ? 0 : 1 + static_cast<int>(dice / 2048 % 60);
+    // Half of the pools in front of a host tier are small, so that there is something to load.
+    const uint32_t most = shape.host_blocks > 0 && dice / 1024 % 2 == 0 ? 8 : 40;
+    shape.num_blocks = 8 + static_cast<int>(dice / 8 % most);
     constexpr std::array<int32_t, 6> kDrafts = {0, 0, 0, 0, 1, 4};
     shape.max_drafts = kDrafts[dice / 131072 % 6];
     Random random(dice);
@@ -158,6 +161,7 @@ class Trial {
       kv::GroupSpec spec{.kind = kind, .tokens = shape.block_size, .share = share()};
       if (kind != kv::GroupKind::kState) spec.tokens *= 1 + static_cast<int>(random.Below(2));
       if (kind != kv::GroupKind::kFull) spec.span = spec.tokens * share();
+      if (kind == kv::GroupKind::kState) shape.max_drafts = 0;
       shape.groups.push_back(spec);
     }
     return shape;
@@ -167,6 +171,10 @@ class Trial {
     epoch_ = Epoch{epoch_.value + 1};
     const plan::EpochShape shape = MakeShape(dice);
     host_blocks_ = shape.host_blocks;
+    if (!shape.groups.empty()) {
+      host_blocks_ = 0;
+      for (const kv::GroupSpec& spec : shape.groups) host_blocks_ += shape.host_blocks * spec.share;
+    }
     worker_ = std::make_unique<ModelWorker>(shape, limits_.vocab_size);
     running_.clear();
     reports_.assign(static_cast<size_t>(ranks_), {});
@@ -233,7 +241,7 @@ class Trial {
     const size_t length = 1 + b / 16 % 40;
     const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
     for (size_t i = 0; i < length; ++i) {
-      const uint32_t family = i < 6 ? c % 2 : c % 7;
+      const uint32_t family = i < 6 ? c % 2 : c % families_;
       prompt.push_back(static_cast<Token>((family * 31 + i * i) % vocab));
     }
     return prompt;
@@ -369,8 +377,10 @@ class Trial {
         Fail("a report of a ticket counts twice");
       }
     }
-    scheduler_.Transferred(TicketId{ticket}, ok, now_);
-    if (scheduler_.Transferred(TicketId{ticket}, !ok, now_)) Fail("a ticket ends twice");
+    // In half of the trials nobody knows how long loads take: then each is worth it.
+    const TimeNs time = limits_.vocab_size % 2 == 0 ? now_ : 0;
+    scheduler_.Transferred(TicketId{ticket}, ok, time);
+    if (scheduler_.Transferred(TicketId{ticket}, !ok, time)) Fail("a ticket ends twice");
     return true;
   }
 
@@ -452,6 +462,7 @@ class Trial {
   record::RecordedScheduler scheduler_;
   plan::StepQuorum quorum_;
   plan::TicketQuorum tickets_;
+  uint32_t families_;
   Epoch epoch_;
   Hash128 digest_;
   TimeNs now_ = 0;
