@@ -171,6 +171,8 @@ class TokenDeltas(_Message, frozen=True, tag=20):
     detail_ids: bytes = b""  # u64 column
     detail_bytes: bytes = b""  # i32 column
     details: bytes = b""  # u8 column, rows back to back
+    step_began_ns: int = 0  # when the worker had the step's plan, by CLOCK_MONOTONIC ...
+    step_ended_ns: int = 0  # ... and its tokens; 0: not told
 
 
 class Rejected(_Message, frozen=True, tag=21):
@@ -233,6 +235,8 @@ class StepResult(_Message, frozen=True, tag=40):
     detail_slots: bytes = b""  # i32: slots of rows that tell something of their request ...
     detail_bytes: bytes = b""  # i32: ... in so many bytes
     details: bytes = b""  # u8: encoded details.Details back to back, which frontends read
+    began_ns: int = 0  # when the rank had the step's plan, by CLOCK_MONOTONIC ...
+    ended_ns: int = 0  # ... and its tokens; 0: not told
 
 
 class StepAck(_Message, frozen=True, tag=41):

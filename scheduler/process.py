@@ -55,6 +55,17 @@ def find_libzmq() -> Path | None:
     return None
 
 
+def command(config_file: Path) -> tuple[str, ...]:
+    """Return the command that runs the scheduler with a configuration.
+
+    Raises:
+        SchedulerNotFoundError: there is no executable.
+    """
+    libzmq = find_libzmq()
+    library = () if libzmq is None else ("--libzmq", str(libzmq))
+    return (str(find_executable()), "--config", str(config_file), *library)
+
+
 class SchedulerProcess:
     """A running scheduler.
 
@@ -86,18 +97,14 @@ class SchedulerProcess:
                     f"the socket path of {endpoint} has {size} bytes, at most "
                     f"{MAX_SOCKET_PATH_BYTES} are possible; use a shorter run directory"
                 )
-        executable = find_executable()
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config_path = run_dir / CONFIG_FILE
+        arguments = command(self.config_path)
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config_path.unlink(missing_ok=True)
         descriptor = os.open(self.config_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(encode(config))
-        command = [str(executable), "--config", str(self.config_path)]
-        libzmq = find_libzmq()
-        if libzmq is not None:
-            command += ["--libzmq", str(libzmq)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=stderr)
 
     @property
     def pid(self) -> int:

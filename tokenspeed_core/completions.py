@@ -16,6 +16,7 @@ class Running(NamedTuple):
     step: int
     digest: bytes
     sampled: Sampled
+    began_ns: int  # by time.monotonic_ns
 
 
 class Completions:

@@ -39,3 +39,11 @@ class StalledReaderError(RuntimeError):
 
 class NoTokenError(RequestFailedError):
     """A request's own grammar and bans left no token that could come next."""
+
+
+def refusal_code(number: int) -> RefusalCode:
+    """Return a code from the wire; one that only a newer scheduler knows is MALFORMED."""
+    try:
+        return RefusalCode(number)
+    except ValueError:
+        return RefusalCode.MALFORMED

@@ -31,7 +31,7 @@ from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
 from .model_source import ModelNotFoundError
 from .run_lock import RunLock, remove_abandoned
-from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, find_executable, find_libzmq
+from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, command
 from .served_model import PortInUseError, ServedModel
 from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import Ready, WorkerEvent
@@ -158,7 +158,7 @@ class Engine:
             for rank in range(config.num_ranks)
         )
         parts = [
-            Part(_SCHEDULER, (ChildSpec("scheduler", _scheduler_command(scheduler_file)),)),
+            Part(_SCHEDULER, (ChildSpec("scheduler", command(scheduler_file)),)),
             Part(_WORKERS, workers, forget_ranks),
         ]
         if config.grpc_port:
@@ -386,12 +386,6 @@ _START_ERRORS = (
 def _fail(error: Exception) -> int:
     print(f"tokenspeed: error: {error}", file=sys.stderr)
     return 1
-
-
-def _scheduler_command(config_file: Path) -> tuple[str, ...]:
-    libzmq = find_libzmq()
-    library = () if libzmq is None else ("--libzmq", str(libzmq))
-    return (str(find_executable()), "--config", str(config_file), *library)
 
 
 def _parent(config: EngineConfig) -> Path:

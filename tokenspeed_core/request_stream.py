@@ -10,7 +10,7 @@ from collections.abc import Callable
 import attrs
 
 from .cache_report import CacheReport
-from .course import Course
+from .course import MAX_STEPS, Course, StepTime
 from .ipc.details import Details
 from .ipc.messages import FinishReason, Submit
 from .scores import PromptScore, Tops, prompt_scores, tops_of
@@ -129,10 +129,12 @@ class RequestStream:
         self._resumed_at = len(self.received)
         self._is_resumed = True
 
-    def take(self, delta: Delta, step: int = 0) -> None:
+    def take(self, delta: Delta, step: int = 0, worked: StepTime | None = None) -> None:
         """Add what a step brought; called by the client that owns the socket."""
         if delta.tokens:
             self.course = attrs.evolve(self.course, last_step=step)
+            if worked is not None and len(self.course.steps) < MAX_STEPS:
+                self.course.steps.append(worked)
         if self._resumed_at == 0:  # later prompts hold what was answered
             self._cached = delta.cached_tokens
         self._tokens += delta.tokens

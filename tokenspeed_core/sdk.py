@@ -10,12 +10,14 @@ from types import TracebackType
 import msgspec
 
 from .cache_report import cache_reports
+from .course import StepTime, step_time
 from .engine_errors import EngineLostError as EngineLostError
 from .engine_errors import NoTokenError as NoTokenError
 from .engine_errors import RefusedError as RefusedError
 from .engine_errors import RejectedError as RejectedError
 from .engine_errors import RequestFailedError as RequestFailedError
 from .engine_errors import StalledReaderError as StalledReaderError
+from .engine_errors import refusal_code
 from .ipc.channels import FrontendChannel
 from .ipc.codec import int32_column, read_column
 from .ipc.messages import (
@@ -293,14 +295,14 @@ class Client:
         elif isinstance(message, Stats):
             self._on_stats(message)
         elif isinstance(message, Rejected):
-            self._on_rejected(message.request_id, _code(message.code), message.message)
+            self._on_rejected(message.request_id, refusal_code(message.code), message.message)
         elif isinstance(message, Welcome):
             self._is_connected = True
             self._was_ready |= message.ready
             self.welcome = message
             self._wake()
         elif isinstance(message, Refused):
-            self._refused = RefusedError(_code(message.code), message.message)
+            self._refused = RefusedError(refusal_code(message.code), message.message)
             self._fail_all(str(self._refused))
             self._on_lost(str(self._refused))
         else:
@@ -337,6 +339,7 @@ class Client:
         for request_id, details in told(deltas):
             if (stream := self._requests.get(request_id)) is not None:
                 stream.tell(details)
+        worked = step_time(deltas)
         tokens = read_column("i", deltas.tokens)
         logprobs = read_column("f", deltas.logprobs)
         start = 0
@@ -352,9 +355,11 @@ class Client:
             if (stream := self._requests.get(request_id)) is not None:
                 reason = FinishReason(finish)
                 delta = Delta(tokens[row].tolist(), logprobs[row].tolist(), reason, cached)
-                self._on_row(stream, delta, deltas.step)
+                self._on_row(stream, delta, deltas.step, worked)
 
-    def _on_row(self, stream: RequestStream, delta: Delta, step: int) -> None:
+    def _on_row(
+        self, stream: RequestStream, delta: Delta, step: int, worked: StepTime | None
+    ) -> None:
         if delta.finish_reason is FinishReason.WORKER_LOST:
             self._lose(stream, "the workers died under the request", "workers")
             return
@@ -365,7 +370,7 @@ class Client:
         if delta.finish_reason is FinishReason.NO_TOKEN:
             self._fail(stream.request_id, NoTokenError(_NO_TOKEN))
             return
-        stream.take(delta, step)
+        stream.take(delta, step, worked)
         if delta.finish_reason is not FinishReason.NONE:
             del self._requests[stream.request_id]
         elif stream.unread_tokens > self._max_unread_tokens:
@@ -393,10 +398,3 @@ class Client:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _code(number: int) -> RefusalCode:
-    try:
-        return RefusalCode(number)
-    except ValueError:
-        return RefusalCode.MALFORMED  # a code that only a newer scheduler knows

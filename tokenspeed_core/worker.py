@@ -218,13 +218,14 @@ class Worker:
                 f"{self._step}, which makes it {digest.hex()}: a plan was lost or changed"
             )
         self._step, self._digest = plan.step, digest
+        began_ns = time.monotonic_ns()
         with self._profile.step(plan.step) if self._profile else contextlib.nullcontext():
             sampled = self._executor.launch(plan)
-        self._completions.put(Running(plan.step, digest, sampled))
+        self._completions.put(Running(plan.step, digest, sampled, began_ns))
         self._report_steps(socket)
 
     def _report_steps(self, socket: "zmq.Socket[bytes]") -> None:
-        for step, digest, sampled in self._completions.ended():
+        for step, digest, sampled, began_ns in self._completions.ended():
             column = sampled.tokens.tobytes()
             if self._rank == 0:
                 asked = sampled.logprobs.tobytes() if sampled.has_logprobs else b""
@@ -238,6 +239,8 @@ class Worker:
                     detail_slots=int32_column([each.slot for each in sampled.told]),
                     detail_bytes=int32_column(map(len, details)),
                     details=b"".join(details),
+                    began_ns=began_ns,
+                    ended_ns=time.monotonic_ns(),
                 )
                 socket.send(encode(result))
             self._report_transfers(socket)

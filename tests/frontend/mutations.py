@@ -11,6 +11,7 @@ import attrs
 import msgspec
 
 from tokenspeed_core.server.abort import AbortFields
+from tokenspeed_core.server.embeddings import EmbeddingFields
 from tokenspeed_core.server.message_body import MessageFields
 from tokenspeed_core.server.request_body import ChatFields, CompletionFields
 from tokenspeed_core.server.response_body import ResponseFields
@@ -62,6 +63,7 @@ GOOD: Mapping[str, Sequence[dict[str, Any]]] = {
         {"messages": [TURN], "max_tokens": 2, "tools": [{"name": "look", "input_schema": {}}]},
     ),
     "/v1/messages/count_tokens": ({"messages": [TURN], "system": [{"type": "text", "text": "a"}]},),
+    "/v1/embeddings": ({"input": "Hi"}, {"input": [[5, 6]], "encoding_format": "base64"}),
     "/tokenize": ({"prompt": "Hi"}, {"messages": [TURN]}),
     "/detokenize": ({"tokens": [5, 6]},),
     "/abort": ({"request_id": "a"}, {"request_ids": ["a", "b"]}),
@@ -73,6 +75,7 @@ SCHEMAS: Mapping[str, type[msgspec.Struct]] = {
     "/v1/responses": ResponseFields,
     "/v1/messages": MessageFields,
     "/v1/messages/count_tokens": CountFields,
+    "/v1/embeddings": EmbeddingFields,
     "/tokenize": TokenizeFields,
     "/detokenize": DetokenizeFields,
     "/abort": AbortFields,

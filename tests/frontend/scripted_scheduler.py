@@ -62,6 +62,7 @@ class ScriptedScheduler:
     max_model_len: int = 8192
     num_blocks: int = 1000
     reject: RefusalCode | None = None
+    is_rejected: Callable[[Submit], bool] = lambda _: True  # whom `reject` hits
     finish: FinishReason | None = None  # end every request so
     finish_after: int = 2  # tokens
     knows_peers: bool = True  # False: answer everything with HelloRequired, once
@@ -149,7 +150,7 @@ class ScriptedScheduler:
             return [HelloRequired()]
         if isinstance(message, Submit):
             self.submits.append(message)
-            if self.reject is not None:
+            if self.reject is not None and self.is_rejected(message):
                 return [Rejected(message.request_id, int(self.reject), self.reject.name.lower())]
             self.running[peer, message.request_id] = Running(message, self.script(message))
         if isinstance(message, SessionHint):

@@ -13,14 +13,24 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.frontend.conftest import HttpServer
-from tests.frontend.test_http import eventually
+from tests.frontend.conftest import HttpServer, listening
+from tests.frontend.scripted_scheduler import ScriptedScheduler
+from tests.frontend.test_http_bad_input import (
+    BAD_COMPLETION_FIELDS,
+    BAD_FIELDS,
+    CHAT,
+    COMPLETION,
+    numeric_fields,
+)
+from tests.frontend.victims import undisturbed
+from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.ipc.messages import RefusalCode
+from tokenspeed_core.keyring import Keyring
+from tokenspeed_core.listener import raise_file_limit
+from tokenspeed_core.server.access import Access
 from tokenspeed_core.server.metrics import Metrics
+from tokenspeed_core.server.request_body import ChatFields, CompletionFields
 from tokenspeed_core.stage_clock import StageClock
-
-NUM_VICTIMS = 4
-BOUND_S = 60.0
 
 
 @pytest.fixture
@@ -29,29 +39,9 @@ async def client(http: HttpServer) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def victim(http: HttpServer, number: int) -> str:
-    stream = await http.client().completions.create(
-        model="smollm2",
-        prompt=f"Victim {number} counts one two three four",
-        max_tokens=60,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    return "".join([chunk.choices[0].text async for chunk in stream])
-
-
 async def beside(http: HttpServer, attack: Callable[[], Awaitable[None]]) -> None:
-    """Attack while victims stream: they read what they read without it, and nothing is left."""
-    quiet = [await victim(http, number) for number in range(NUM_VICTIMS)]
-    http.scheduler.step_s = 0.01
-    async with asyncio.timeout(BOUND_S):
-        streams = [asyncio.create_task(victim(http, number)) for number in range(NUM_VICTIMS)]
-        await eventually(lambda: len(http.scheduler.submits) >= 2 * NUM_VICTIMS)
+    async with undisturbed(http):
         await attack()
-        assert await asyncio.gather(*streams) == quiet
-    await eventually(lambda: not http.scheduler.running and http.service.in_flight == 0)
-    assert len(http.service.requests) == 0
-    assert http.service.llm.client.in_flight == 0
 
 
 def body(length: int) -> bytes:
@@ -67,7 +57,8 @@ async def test_a_thousand_half_bodies(
 
     async def attack() -> None:
         stalled = []
-        for _ in range(400):  # client and server share this process and its file limit
+        raise_file_limit()  # client and server share this process
+        for _ in range(1000):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(body(1000))
             stalled.append((reader, writer))
@@ -136,6 +127,8 @@ async def test_three_times_what_the_engine_takes(http: HttpServer) -> None:  # 5
         except openai.RateLimitError as error:
             return "429, again in " + error.response.headers["retry-after"]
 
+    http.scheduler.is_rejected = lambda submit: len(submit.prompt) <= 4  # one token
+
     async def attack() -> None:
         for round in range(6):
             http.scheduler.reject = RefusalCode.QUEUE_FULL if round % 3 else None
@@ -180,5 +173,90 @@ async def test_sessions_of_any_name_reach_the_engine_whole(
         page = (await client.get("/metrics")).text
         assert "é" not in page
         assert "a/b" not in page
+
+    await beside(http, attack)
+
+
+async def test_fields_out_of_range(
+    http: HttpServer, client: httpx.AsyncClient
+) -> None:  # 1, 2, 3, 6
+    bad = [("/v1/chat/completions", {**CHAT, field: value}) for field, value in BAD_FIELDS]
+    bad += [("/v1/completions", {**COMPLETION, f: value}) for f, value in BAD_COMPLETION_FIELDS]
+    for path, good, kind in (
+        ("/v1/chat/completions", CHAT, ChatFields),
+        ("/v1/completions", COMPLETION, CompletionFields),
+    ):
+        bad += [(path, {**good, field: "1"}) for field in numeric_fields(kind)]
+        bad += [(path, {**good, "max_tokens": value}) for value in (0, -1, 2**31, 2**64)]
+    for length in (0, 8192, 100_000):
+        bad.append(("/v1/completions", {**COMPLETION, "prompt": [7] * length}))
+
+    async def attack() -> None:
+        for path, body in bad:
+            assert (await client.post(path, json=body)).status_code == 400
+
+    await beside(http, attack)
+
+
+async def test_aborts_of_all_and_of_others(
+    scheduler: ScriptedScheduler, codec: TextCodec
+) -> None:  # 15, 16
+    ring = Keyring.of(("alice", "alice-key-1"), ("bob", "bob-key-00"))
+    async with (
+        listening(scheduler, codec, Access(lambda: ring)) as http,
+        httpx.AsyncClient(base_url=http.url, headers={"x-api-key": "bob-key-00"}) as bob,
+        undisturbed(http, "alice-key-1"),
+    ):
+        asked = {"model": "smollm2", "prompt": "x", "max_tokens": 8000, "ignore_eos": True}
+        for number in range(5):
+            mine = [
+                asyncio.create_task(bob.post("/v1/completions", json={**asked, "rid": "same"}))
+                for _ in range(3)
+            ]
+            ended = 0
+            while not ended:  # once one of them is under way
+                ended = (await bob.post("/abort", json={"abort_all": True})).json()["aborted"]
+            while not all(each.done() for each in mine):
+                await bob.post("/abort", json={"request_ids": ["same", f"unknown-{number}"]})
+            assert {each.result().status_code for each in mine} <= {200, 409}
+
+
+async def test_odd_names_for_everything(
+    http: HttpServer, client: httpx.AsyncClient
+) -> None:  # 57, 58
+    async def attack() -> None:
+        for number in range(30):
+            name = f"{NAMES[number % len(NAMES)][:50]}{number}"
+            asked = {"prompt": "x", "max_tokens": 1, "session_id": name, name: number}
+            answers = await asyncio.gather(
+                client.post("/v1/completions", json={"model": name, **asked}),
+                client.post("/v1/completions", json={"model": "smollm2", **asked}),
+                client.get("/v1/models/x", headers={"x-request-id": f"r{number}"}),
+                client.get(f"/nothing/{number}"),
+            )
+            assert [answer.status_code for answer in answers] == [404, 200, 404, 404]
+        page = (await client.get("/metrics")).text
+        assert len(page.splitlines()) < 5000
+        assert NAMES[0] not in page
+
+    await beside(http, attack)
+
+
+async def test_responses_stored_and_deleted(
+    http: HttpServer, client: httpx.AsyncClient
+) -> None:  # 59
+    async def attack() -> None:
+        http.service.responses.max_items = 10
+        body = {"model": "smollm2", "input": "x", "max_output_tokens": 1}
+        kept = []
+        for _ in range(4):
+            answers = await asyncio.gather(
+                *(client.post("/v1/responses", json=body) for _ in range(10))
+            )
+            kept += [answer.json()["id"] for answer in answers]
+            assert len(http.service.responses) == 10
+        gone = await asyncio.gather(*(client.delete(f"/v1/responses/{id}") for id in kept))
+        assert sorted(answer.status_code for answer in gone) == [200] * 10 + [404] * 30
+        assert len(http.service.responses) == http.service.responses.num_bytes == 0
 
     await beside(http, attack)

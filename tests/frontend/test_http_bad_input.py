@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 
 import httpx
 import msgspec
+import openai
 import pytest
 from starlette.routing import Route
 
 from tests.frontend.conftest import HttpServer, listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
+from tests.frontend.victims import undisturbed, victims
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.ipc.messages import RefusalCode
 from tokenspeed_core.keyring import Keyring
@@ -27,6 +29,8 @@ from tokenspeed_core.server.request_body import (
     ChatFields,
     CompletionFields,
 )
+
+__all__ = ["victims"]
 
 CHAT = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 COMPLETION = {"model": "smollm2", "prompt": "Hi", "max_tokens": 2}
@@ -73,99 +77,99 @@ async def test_every_numeric_field_refuses_every_bad_value(
             assert answer["error"]["param"] in (field, "max_tokens"), answer
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -0.5),
-        ("temperature", 2.5),
-        ("top_p", 0),
-        ("top_p", 1.5),
-        ("top_k", -2),
-        ("top_k", 1.5),
-        ("max_tokens", 0),
-        ("max_tokens", -1),
-        ("max_tokens", 2**31),
-        ("stop", ["x"] * 10_000),
-        ("stop", "x" * 2**20),
-        ("stop", ""),
-        ("stop", [""]),
-        ("stop", 5),
-        ("stop_token_ids", [49152]),
-        ("stop_token_ids", [-1]),
-        ("stop_token_ids", "x"),
-        ("stream", "yes"),
-        ("stream_options", {"include_usage": 5}),
-        ("ignore_eos", 1),
-        ("logprobs", 5),
-        ("top_logprobs", 5),
-        ("messages", []),
-        ("messages", "hi"),
-        ("messages", [5]),
-        ("messages", [{"role": "user"}]),
-        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
-        ("n", 0),
-        ("n", 2**31),
-        ("n", True),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
-        ("response_format", {"type": "xml"}),
-        ("prompt_logprobs", 21),
-        ("prompt_logprobs", -1),
-        ("thinking_budget", 5),
-        ("reasoning_effort", "low"),
-        ("reasoning_effort", "huge"),
-        ("logit_bias", {"x": 1}),
-        ("logit_bias", {"49152": 1}),
-        ("logit_bias", {"5": 101}),
-        ("logit_bias", {str(id): 1 for id in range(1025)}),
-        ("presence_penalty", 2.1),
-        ("frequency_penalty", "x"),
-        ("repetition_penalty", 0),
-        ("min_p", 2),
-        ("min_tokens", -1),
-        ("min_tokens", 10**6),
-        ("bad_words", [""]),
-        ("bad_words", ["x"] * 129),
-        ("cache_salt", "x" * 1000),
-        ("session_id", "x" * 1000),
-        ("kv_hints", {"message_id": "no version"}),
-        ("retain_ms", "long"),
-        ("retain_ms", -1),
-        ("store", True),
-        ("priority", 101),
-        ("priority", "high"),
-        ("deadline_ms", -1),
-    ],
-)
+BAD_FIELDS = [
+    ("temperature", -0.5),
+    ("temperature", 2.5),
+    ("top_p", 0),
+    ("top_p", 1.5),
+    ("top_k", -2),
+    ("top_k", 1.5),
+    ("max_tokens", 0),
+    ("max_tokens", -1),
+    ("max_tokens", 2**31),
+    ("stop", ["x"] * 10_000),
+    ("stop", "x" * 2**20),
+    ("stop", ""),
+    ("stop", [""]),
+    ("stop", 5),
+    ("stop_token_ids", [49152]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", "x"),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": 5}),
+    ("ignore_eos", 1),
+    ("logprobs", 5),
+    ("top_logprobs", 5),
+    ("messages", []),
+    ("messages", "hi"),
+    ("messages", [5]),
+    ("messages", [{"role": "user"}]),
+    ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+    ("n", 0),
+    ("n", 2**31),
+    ("n", True),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tool_choice", "required"),
+    ("response_format", {"type": "xml"}),
+    ("prompt_logprobs", 21),
+    ("prompt_logprobs", -1),
+    ("thinking_budget", 5),
+    ("reasoning_effort", "low"),
+    ("reasoning_effort", "huge"),
+    ("logit_bias", {"x": 1}),
+    ("logit_bias", {"49152": 1}),
+    ("logit_bias", {"5": 101}),
+    ("logit_bias", {str(id): 1 for id in range(1025)}),
+    ("presence_penalty", 2.1),
+    ("frequency_penalty", "x"),
+    ("repetition_penalty", 0),
+    ("min_p", 2),
+    ("min_tokens", -1),
+    ("min_tokens", 10**6),
+    ("bad_words", [""]),
+    ("bad_words", ["x"] * 129),
+    ("cache_salt", "x" * 1000),
+    ("session_id", "x" * 1000),
+    ("kv_hints", {"message_id": "no version"}),
+    ("retain_ms", "long"),
+    ("retain_ms", -1),
+    ("store", True),
+    ("priority", 101),
+    ("priority", "high"),
+    ("deadline_ms", -1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
 async def test_a_bad_field_is_named(client: httpx.AsyncClient, field: str, value: object) -> None:
     assert_refused(await post(client, {**CHAT, field: value}), field)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("prompt", ""),
-        ("prompt", []),
-        ("prompt", [49152]),
-        ("prompt", [-1]),
-        ("prompt", [2**40]),
-        ("prompt", [1.5]),
-        ("prompt", [True]),
-        ("prompt", ["a", ""]),
-        ("prompt", [[1], [True]]),
-        ("prompt", [None]),
-        ("n", 129),
-        ("prompt", 5),
-        ("prompt", [7] * 8192),
-        ("echo", 1),
-        ("logprobs", 21),
-        ("logprobs", -1),
-        ("prompt_logprobs", 21),
-        ("logprobs", True),
-        ("suffix", "x"),
-        ("best_of", 2),
-    ],
-)
+BAD_COMPLETION_FIELDS = [
+    ("prompt", ""),
+    ("prompt", []),
+    ("prompt", [49152]),
+    ("prompt", [-1]),
+    ("prompt", [2**40]),
+    ("prompt", [1.5]),
+    ("prompt", [True]),
+    ("prompt", ["a", ""]),
+    ("prompt", [[1], [True]]),
+    ("prompt", [None]),
+    ("n", 129),
+    ("prompt", 5),
+    ("prompt", [7] * 8192),
+    ("echo", 1),
+    ("logprobs", 21),
+    ("logprobs", -1),
+    ("prompt_logprobs", 21),
+    ("logprobs", True),
+    ("suffix", "x"),
+    ("best_of", 2),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_COMPLETION_FIELDS)
 async def test_a_bad_completion_field_is_named(
     client: httpx.AsyncClient, field: str, value: object
 ) -> None:
@@ -269,6 +273,7 @@ async def test_wrong_model_route_and_method(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/smollm2")).json()["id"] == "smollm2"
 
 
+@pytest.mark.usefixtures("victims")
 async def test_too_large_bodies_are_refused_before_they_are_held(
     client: httpx.AsyncClient,
 ) -> None:
@@ -316,6 +321,7 @@ async def test_the_schedulers_refusals_have_their_own_status(
     assert http.service.in_flight == 0
 
 
+@pytest.mark.usefixtures("victims")
 async def test_a_stalled_half_body_holds_up_nobody(
     http: HttpServer, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +351,7 @@ async def test_a_head_that_never_ends_is_closed(
     assert (await post(client, CHAT))["status"] == 200
 
 
+@pytest.mark.usefixtures("victims")
 async def test_a_head_without_end_is_closed_before_it_is_held(http: HttpServer) -> None:
     host, port = http.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -374,6 +381,7 @@ async def test_every_route_but_the_probes_wants_the_key(
     async with (
         listening(scheduler, codec, Access(lambda: Keyring.of(("me", "s3cret")))) as http,
         httpx.AsyncClient(base_url=http.url) as client,
+        undisturbed(http, "s3cret"),
     ):
         everywhere = [route for route in routes(http.service) if isinstance(route, Route)]
         assert len(everywhere) >= 17
@@ -413,3 +421,12 @@ async def test_every_route_but_the_probes_wants_the_key(
         )
         assert (await reader.readline()).split()[1] != b"200"
         writer.close()
+
+
+async def test_embeddings_are_refused_by_the_models_name(http: HttpServer) -> None:
+    with pytest.raises(openai.BadRequestError, match="'smollm2' generates text") as caught:
+        await http.client().embeddings.create(model="smollm2", input=["Hi"])
+    assert (caught.value.param, caught.value.code) == ("model", "model_has_no_embeddings")
+    with pytest.raises(openai.NotFoundError, match="'other' is not served"):
+        await http.client().embeddings.create(model="other", input="Hi")
+    assert not http.scheduler.submits

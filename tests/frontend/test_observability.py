@@ -181,8 +181,8 @@ def test_a_trace_goes_from_the_clients_span_to_the_steps(observed: Observed) -> 
         {"prompt": "Hello, " + LONG, "max_tokens": 5},
         traceparent=f"00-{trace_id}-{parent}-01",
     )
-    spans = until(lambda: len(found := observed.receiver.of(trace_id)) == 5 and found)
-    named = {span.name: span for span in spans}
+    spans = until(lambda: len(found := observed.receiver.of(trace_id)) == 10 and found)
+    named = {span.name: span for span in spans if span.name != "step"}
     whole = named["POST /v1/completions"]
     assert whole.parent_span_id.hex() == parent
     order = [named[name] for name in ("prepare", "queue", "prefill", "decode")]
@@ -197,6 +197,20 @@ def test_a_trace_goes_from_the_clients_span_to_the_steps(observed: Observed) -> 
         attribute.key: attribute.value.int_value for span in order for attribute in span.attributes
     }
     assert 0 < steps["tokenspeed.first_step"] <= steps["tokenspeed.last_step"]
+    worked = [span for span in spans if span.name == "step"]
+    assert [span.parent_span_id for span in worked] == [
+        named["prefill"].span_id,
+        *[named["decode"].span_id] * 4,
+    ]
+    numbers = [span.attributes[0].value.int_value for span in worked]
+    assert numbers == sorted(set(numbers))
+    assert steps["tokenspeed.first_step"] <= numbers[0]
+    assert numbers[-1] == steps["tokenspeed.last_step"]
+    for before, after in itertools.pairwise(worked):
+        assert before.start_time_unix_nano < before.end_time_unix_nano
+        assert before.start_time_unix_nano < after.start_time_unix_nano
+    assert named["queue"].start_time_unix_nano <= worked[0].start_time_unix_nano
+    assert worked[-1].end_time_unix_nano <= named["decode"].end_time_unix_nano + 2000
 
 
 async def test_kv_events_foretell_what_is_cached(observed: Observed) -> None:

@@ -71,6 +71,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
         uint64_column([2**63, 1]),
         int32_column([3, 0]),
         b"top",
+        1_000_000_007, 1_000_900_001,
     ),
     "profile": wire.Profile("/run/profile"),
     "rejected": wire.Rejected(9, wire.RefusalCode.TOO_LONG, "x" * 300),
@@ -98,7 +99,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
     ),
     "step_result": wire.StepResult(
         1, 2, DIGEST, int32_column([5, -1]), float32_column([-0.125, 0.0]), int32_column([1, 1]),
-        int32_column([7, 9]), int32_column([0, 3]), b"top",
+        int32_column([7, 9]), int32_column([0, 3]), b"top", 1_000_000_007, 1_000_900_001,
     ),
     "step_ack": wire.StepAck(1, 2, DIGEST, DIGEST[::-1]),
     "worker_failed": wire.WorkerFailed(1, 2, 3, "out of memory"),

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import httpx
@@ -101,10 +102,15 @@ class Stream:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the stream never ended"
 
-    def finish_reasons(self) -> list[str]:
+    def choices(self) -> list[dict[str, Any]]:
         chunks = [json.loads(event) for event in self.events if event.startswith("{")]
-        choices = [choice for chunk in chunks for choice in chunk.get("choices", [])]
-        return [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        return [choice for chunk in chunks for choice in chunk.get("choices", [])]
+
+    def finish_reasons(self) -> list[str]:
+        return [choice["finish_reason"] for choice in self.choices() if choice["finish_reason"]]
+
+    def text(self) -> str:
+        return "".join(choice["text"] for choice in self.choices())
 
 
 def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:

@@ -22,6 +22,7 @@ from .access import Access
 from .caller import Caller
 from .chat import ChatEndpoint
 from .completions import CompletionEndpoint
+from .embeddings import Embeddings
 from .endpoint import Route as BodyRoute
 from .endpoint import Service
 from .failure import ApiError
@@ -156,6 +157,7 @@ def bodies(service: Service, siblings: Siblings | None = None) -> dict[str, Body
         "/v1/responses": ResponseEndpoint(service, KeptResponses(service, siblings)),
         "/v1/messages": MessageEndpoint(service),
         "/v1/messages/count_tokens": CountTokens(service),
+        "/v1/embeddings": Embeddings(service),
         "/tokenize": Tokenize(service),
         "/detokenize": Detokenize(service),
         "/abort": Abort(service, siblings),

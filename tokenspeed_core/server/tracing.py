@@ -2,7 +2,8 @@
 """OpenTelemetry spans of requests, with the W3C context that they came with.
 
 Needs the extra `tokenspeed-core[otel]`.  A request's span has the children prepare, queue, prefill
-and decode; the last two name the steps in which workers ran them, as profiles and logs do.
+and decode; the last two have a child for each step that brought a token (the first 256), as long as
+the worker took for it, and name steps as profiles and logs do.
 """
 
 import time
@@ -11,7 +12,12 @@ from typing import TYPE_CHECKING
 from .request_record import RequestRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
+
+    from ..course import StepTime
 
 
 class TracingError(RuntimeError):
@@ -86,11 +92,18 @@ class Tracing:
             whole.set_status(Status(StatusCode.ERROR, record.code))
         inside = trace.set_span_in_context(whole)
 
-        def child(name: str, start: float, end: float, **attributes: int) -> None:
-            span = self._tracer.start_span(name, inside, start_time=self._ns(start))
+        def child(
+            name: str, start: float, end: float, parent: "Context" = inside, **attributes: int
+        ) -> "Context":
+            span = self._tracer.start_span(name, parent, start_time=self._ns(start))
             for key, value in attributes.items():
                 span.set_attribute(f"tokenspeed.{key}", value)
             span.end(self._ns(end))
+            return trace.set_span_in_context(span)
+
+        def worked(parent: "Context", steps: "Sequence[StepTime]") -> None:
+            for each in steps:
+                child("step", each.began_ns / 1e9, each.ended_ns / 1e9, parent, step=each.step)
 
         if course is not None:
             child("prepare", arrival.started, course.submitted)
@@ -98,15 +111,19 @@ class Tracing:
             admitted = min(course.submitted + course.queued_s, record.first_token)
             computed = record.prompt_tokens - record.cached_tokens
             child("queue", course.submitted, admitted)
-            child(
+            prefill = child(
                 "prefill",
                 admitted,
                 record.first_token,
                 first_step=course.first_step,
                 computed_tokens=computed,
             )
+            worked(prefill, course.steps[:1])
         if course is not None and record.first_token and record.last_token:
-            child("decode", record.first_token, record.last_token, last_step=course.last_step)
+            decode = child(
+                "decode", record.first_token, record.last_token, last_step=course.last_step
+            )
+            worked(decode, course.steps[1:])
         whole.end(self._ns(ended))
 
     def _ns(self, moment: float) -> int:

@@ -105,6 +105,8 @@ void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Su
 }
 
 void FrontendDesk::TakeDetails(StepId step, const plan::Details& details) {
+  step_began_ns_ = details.began_ns;
+  step_ended_ns_ = details.ended_ns;
   auto bytes = details.bytes.begin();
   for (size_t i = 0; i < details.slots.size(); ++i) {
     const auto begin = std::exchange(bytes, bytes + details.sizes[i]);
@@ -166,6 +168,8 @@ void FrontendDesk::SendEvents(StepId step) {
   for (auto& [identity, each] : frontends_) {
     if (each.deltas.request_ids.empty() && each.deltas.detail_ids.empty()) continue;
     each.deltas.step = step.value;
+    each.deltas.step_began_ns = step_began_ns_;
+    each.deltas.step_ended_ns = step_ended_ns_;
     if (!each.wants_logprobs) each.deltas.logprobs.clear();
     Send(identity, each.deltas);
     each.deltas = {};

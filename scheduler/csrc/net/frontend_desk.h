@@ -53,6 +53,8 @@ class FrontendDesk {
   std::map<Identity, Frontend> frontends_;
   std::map<ClientId, Identity> identities_;
   std::optional<wire::Profile> profile_;
+  int64_t step_began_ns_ = 0;  // of the step whose details came last
+  int64_t step_ended_ns_ = 0;
   std::string buffer_;
 };
 

@@ -238,7 +238,7 @@ void WorkerGroup::DropLost() {
 
 void WorkerGroup::TakeResult(int rank, wire::StepResult result) {
   plan::Details details{std::move(result.detail_slots), std::move(result.detail_bytes),
-                        std::move(result.details)};
+                        std::move(result.details), result.began_ns, result.ended_ns};
   if (rank != 0 || result.digest.bytes.size() != 16 || !details.WellFormed()) {
     return session_.Drop("a malformed step result from rank " + std::to_string(rank));
   }

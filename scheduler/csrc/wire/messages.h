@@ -164,12 +164,15 @@ struct TokenDeltas {
   Column<uint64_t> detail_ids;
   Column<int32_t> detail_bytes;
   Column<uint8_t> details;
+  int64_t step_began_ns = 0;
+  int64_t step_ended_ns = 0;
   TS_FIELDS(visit(s.step); visit(s.request_ids); visit(s.counts); visit(s.tokens);
             visit(s.logprobs); visit(s.finish_reasons); visit(s.cached_tokens); visit(s.report_ids);
             visit(s.report_host); visit(s.report_new); visit(s.report_evicted);
             visit(s.report_salted); visit(s.report_diverged); visit(s.report_diverged_at);
             visit(s.report_volatile); visit(s.report_queued_us); visit(s.report_first_step);
-            visit(s.detail_ids); visit(s.detail_bytes); visit(s.details);)
+            visit(s.detail_ids); visit(s.detail_bytes); visit(s.details); visit(s.step_began_ns);
+            visit(s.step_ended_ns);)
 };
 
 struct Rejected {
@@ -251,8 +254,11 @@ struct StepResult {
   Column<int32_t> detail_slots;
   Column<int32_t> detail_bytes;
   Column<uint8_t> details;
+  int64_t began_ns = 0;
+  int64_t ended_ns = 0;
   TS_FIELDS(visit(s.epoch); visit(s.step); visit(s.digest); visit(s.tokens); visit(s.logprobs);
-            visit(s.counts); visit(s.detail_slots); visit(s.detail_bytes); visit(s.details);)
+            visit(s.counts); visit(s.detail_slots); visit(s.detail_bytes); visit(s.details);
+            visit(s.began_ns); visit(s.ended_ns);)
 };
 
 struct StepAck {
