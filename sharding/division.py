@@ -3,7 +3,8 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -76,12 +77,45 @@ def check_layout(layout: Layout, stored: Any, aliases: Collection[str]) -> None:
                                 mesh=_resized(layout.mesh.text, axis, max(legal)),
                             ),
                             *whole,
+                            *_split(layout, declared, axis, name, sizes),
                         ],
                     )
                 )
 
 
-def _resized(mesh: str, axis: str, size: int) -> str:
+def _split(
+    layout: Layout, declared: Collection[Declared], axis: str, name: str, sizes: Mapping[str, int]
+) -> Iterator[Fix]:
+    """Yield how two dims may share an axis that is too long for one: query heads and kv heads.
+
+    The other one stands between it and what follows it elsewhere: `k g h` beside `k h`.
+    """
+    ways, size = layout.mesh.size((axis,)), sizes[name]
+    fits = all(other % ways == 0 for each, other in sizes.items() if each != name)
+    mesh = _resized(layout.mesh.text, axis, f"(part={size},rep={ways // size})")
+    if size == 1 or ways % size or not fits or not mesh:
+        return
+    params = [leaf for leaf in declared if None not in leaf.sizes]  # caches count blocks later
+    orders = [leaf.spec.names for leaf in params]
+    pairs = {pair for order in orders for pair in pairwise(order)}
+    lengths = {n: s for leaf in params for n, s in zip(leaf.spec.names, leaf.sizes, strict=True)}
+    between = [
+        other
+        for order in orders
+        for before, other, after in zip(order, order[1:], order[2:], strict=False)
+        if before == name and (name, after) in pairs
+    ]
+    for other in dict.fromkeys(between):
+        if (lengths[other] or 0) % (ways // size) == 0 and lengths[other]:
+            yield Fix(
+                f"let {name} and {other} share {axis}: "
+                f"'{mesh}; {name}:part {other}:rep' on one line",
+                mesh=mesh,
+                place=((name, "part"), (other, "rep")),
+            )
+
+
+def _resized(mesh: str, axis: str, size: int | str) -> str:
     """Return a mesh's text with one plain axis of another size; nothing if it is no plain axis."""
     made, count = re.subn(rf"\b{re.escape(axis)}=\d+", f"{axis}={size}", mesh)
     return made if count == 1 else ""

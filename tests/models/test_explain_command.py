@@ -2,6 +2,7 @@
 """`tokenspeed explain` by its command line, run here: most of a process is torch's import."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,25 @@ def test_explain_reads_a_family_from_a_file(tmp_path: Path, explained: Explained
     line = one_line(explained(str(file)))
     assert "mine.py" in line
     assert "FAMILY = " in line
+
+
+def test_more_ranks_than_kv_heads_are_shown_the_way(tmp_path: Path, explained: Explained) -> None:
+    """The layout that the error offers is one that works."""
+    config = {"architectures": ["DeepseekV3ForCausalLM"], **DEEPSEEK_V3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mla = explained(str(tmp_path), "--tp", "256")
+    assert "share" not in mla.stderr, "latent attention has no groups of query heads"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tokenspeed_core.models import family_of\n"
+        "FAMILY = family_of('LlamaForCausalLM')\n"
+        "CONFIG = dict(hidden_size=64, intermediate_size=128, num_attention_heads=8,\n"
+        "              num_key_value_heads=2, num_hidden_layers=2, vocab_size=256)\n"
+    )
+    refused = explained(str(file), "--tp", "4").stderr
+    fixes = re.findall(r"let k and (\w) share tp: '([^']+)'", refused)
+    assert fixes == [("g", "tp=(part=2,rep=2); k:part g:rep")], refused
+    assert explained(str(file), "--layout", fixes[0][1]).returncode == 0
 
 
 def test_explain_tells_the_plans_of_all_sizes_apart(tmp_path: Path, explained: Explained) -> None:
