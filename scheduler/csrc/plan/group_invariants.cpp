@@ -22,6 +22,11 @@ Status Scheduler::VerifyTables(const Request& request, int settled) const {
       return Broken(name, " gave up block ", span.gone() - 1, " of group ", span.group(),
                     ", which a query at ", settled, " reads");
     }
+    const int sealed = table.sealed() * pool_->block_size();
+    if (!request.loads.empty() && span.next_seal() * span.spec().tokens > sealed) {
+      return Broken(name, " sealed block ", span.next_seal() - 1, " of group ", span.group(),
+                    " over loads that may fail");
+    }
   }
   for (const kv::StateTable& state : groups.states) {
     if (settled > 0 && !state.has_live() && !state.resumes()) {
