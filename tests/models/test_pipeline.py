@@ -22,6 +22,7 @@ from tokenspeed_core.sharding import (
 from tokenspeed_core.sharding.layout_text import parse_layout, text_of
 from tokenspeed_core.sharding.memory import memory
 from tokenspeed_core.sharding.plan_cache import PlanCache
+from tokenspeed_core.sharding.plan_table import PlanTable
 from tokenspeed_core.sharding.program import Loop, Stage
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
@@ -152,11 +153,12 @@ def test_pipelines_that_cannot_be_are_refused() -> None:
 
 def test_a_kept_plan_knows_its_stages(tmp_path: Path) -> None:
     plan, kept = plan_of(tiny("qwen3"), LAYOUTS["stages-tp"]), PlanCache(tmp_path)
-    kept.put("0" * 64, plan)
+    kept.put("0" * 64, PlanTable((0,), (plan,)))
     found = kept.get("0" * 64, plan.caches, plan.constants)
     assert found is not None
-    assert (found.parts, found.hash) == (plan.parts, plan.hash)
-    assert found.of_rank(3).storage == plan.of_rank(3).storage
+    assert (found.first.parts, found.hash) == (plan.parts, plan.hash)
+    assert found.of_rank(3).first.storage == plan.of_rank(3).storage
+    assert found.of_rank(3).hash == found.of_rank(0).hash == plan.hash, "stages of one program"
 
 
 def test_a_pipeline_is_written_on_one_line() -> None:
