@@ -77,7 +77,7 @@ build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
-	cmake --build $(FUZZ) --target fuzz_scheduler check_ledger test_kv
+	cmake --build $(FUZZ) --target fuzz_scheduler check_ledger test_kv test_host_pool
 
 test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Mistakes seeded into the core, each of which the fuzzer or a unit test must find.
 
-`python core_mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler` and `test_kv` in
-it, compiles each mutant's files anew, links them before the library, and prints what killed it.
+`python core_mutants.py BUILD` takes a CMake build directory with `fuzz_scheduler`, `test_kv` and
+`test_host_pool` in it, compiles each mutant's files anew, links them before the library, and prints
+what killed it.
 """
 
 import re
@@ -371,8 +372,8 @@ class Bench:
     def killer(self, name: str, mutant: Mutant) -> str | None:
         """Return what finds the mutant, None if nothing does."""
         objects = self.compile(name, (*mutant.premise, *mutant.edits))
-        survives, output = self.run("test_kv", objects) if not mutant.premise else (True, "")
-        unit = None if survives else "test_kv"
+        tests = ("test_kv", "test_host_pool") if not mutant.premise else ()
+        unit = next((test for test in tests if not self.run(test, objects)[0]), None)
         box = str(self.folder / "box")
         survives, output = self.run("fuzz_scheduler", objects, str(MAX_EVENTS), "1", box)
         if survives:
