@@ -23,13 +23,14 @@ void OpenBlock::Accept(int tokens) {
   filled_ += tokens;
 }
 
-SealedBlock OpenBlock::Seal(const ChainKey& key, std::span<const Token> tokens) && {
+SealedBlock OpenBlock::Seal(const ChainKey& key, std::span<const Token> tokens,
+                            std::optional<BlockId> before) && {
   TS_CHECK(pool_ != nullptr, "seal of a moved-from block");
   TS_CHECK(filled_ == pool_->block_size() && tokens.size() == static_cast<size_t>(filled_),
            "block " << id_.value << " holds " << filled_ << " of " << pool_->block_size()
                     << " tokens, sealed with " << tokens.size());
   BlockPool* pool = std::exchange(pool_, nullptr);
-  pool->Seal(id_, key, tokens);
+  pool->Seal(id_, key, tokens, before);
   return SealedBlock(pool, id_);
 }
 

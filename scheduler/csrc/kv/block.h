@@ -180,8 +180,10 @@ class OpenBlock {
   // REQUIRES: as Fill.
   void Accept(int tokens);
   // The content is final from here on. A block whose hash another block carries is not found.
-  // REQUIRES: not moved from; full; `tokens` is its whole content.
-  SealedBlock Seal(const ChainKey& key, std::span<const Token> tokens) &&;
+  // `before`: the block that it goes on, if the caller has it.
+  // REQUIRES: not moved from; full; `tokens` is its whole content; `before` has the key's parent.
+  SealedBlock Seal(const ChainKey& key, std::span<const Token> tokens,
+                   std::optional<BlockId> before = std::nullopt) &&;
   // The ticket's copy writes the whole block. Readers that wait for the ticket may have it at
   // once; it is found and can retire when the ticket is done.
   // REQUIRES: not moved from; empty; `tokens` is its whole content.

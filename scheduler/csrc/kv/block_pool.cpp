@@ -115,14 +115,17 @@ void BlockPool::Watch(CacheLog* log) {
   if (log_ != nullptr) log_->Begin(this);
 }
 
-void BlockPool::Index(BlockId id) {
+void BlockPool::Index(BlockId id, std::optional<BlockId> before) {
   if (!findable_) return;
   Node& n = node(id);
   use(id).indexed = index_.Insert(n.key.hash, id);
   if (!use(id).indexed) return;
   ++lives_[static_cast<size_t>(id.value)];
   if (log_ != nullptr) log_->Stored(n.key, content(id));
-  if (eviction_) eviction_->Indexed(id, index_.Find(n.key.parent));
+  if (!eviction_) return;
+  // Mostly the block before it is the one that is found by the parent's hash.
+  const bool found = before && use(*before).indexed;
+  eviction_->Indexed(id, found ? before : index_.Find(n.key.parent));
 }
 
 void BlockPool::Unindex(BlockId id) {
@@ -156,6 +159,15 @@ std::optional<OpenBlock> BlockPool::Allocate() {
   }
   Unlink(id);
   return Open(id);
+}
+
+void BlockPool::PrefetchSealing(const Hash128& hash, BlockId id, BlockId before) const {
+  index_.Prefetch(hash);
+  __builtin_prefetch(&node(id), 1);
+  __builtin_prefetch(content(id).data(), 1);
+  if (!eviction_) return;
+  eviction_->Prefetch(id);
+  eviction_->Prefetch(before);
 }
 
 void BlockPool::PrefetchVictim(BlockId id, const Hash128& hash) const {
@@ -215,9 +227,10 @@ int BlockPool::Cached(int parent) const {
   return count;
 }
 
-void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
+void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens,
+                     std::optional<BlockId> before) {
   Close(id, key, tokens);
-  Index(id);
+  Index(id, before);
 }
 
 void BlockPool::Receive(BlockId id, const ChainKey& key, std::span<const Token> tokens) {
@@ -238,7 +251,7 @@ void BlockPool::Close(BlockId id, const ChainKey& key, std::span<const Token> to
 void BlockPool::Received(BlockId id, bool ok) {
   Node& n = node(id);
   n.written = StepId{};
-  if (ok) Index(id);
+  if (ok) Index(id, std::nullopt);
 }
 
 std::optional<BlockId> BlockPool::Lookup(const ChainKey& key, std::span<const Token> tokens) const {

@@ -107,10 +107,13 @@ class BlockPool {
   // The blocks with these marks, in order, up to the first that is not found any more.
   void Retake(std::span<const BlockMark> marks, std::vector<SealedBlock>& blocks);
   BlockMark Mark(BlockId id) const { return {id, lives_[static_cast<size_t>(id.value)]}; }
-  // Find and seals of this hash will be soon.
+  // Find of this hash will be soon.
   void Prefetch(const Hash128& hash) const {
     if (findable_) index_.Prefetch(hash);
   }
+  // The block is about to be sealed with this hash, behind `before`.
+  // REQUIRES: findable().
+  void PrefetchSealing(const Hash128& hash, BlockId id, BlockId before) const;
   // A block of this key was evicted, as far as the pool remembers.
   bool WasEvicted(const ChainKey& key) const { return evicted_.Holds(key.hash); }
   int holders(BlockId id) const { return use(id).holders; }
@@ -214,7 +217,8 @@ class BlockPool {
   void PushBack(List list, BlockId id);
   void PushFront(List list, BlockId id);
   void Unlink(BlockId id);
-  void Index(BlockId id);
+  // `before` as of OpenBlock::Seal.
+  void Index(BlockId id, std::optional<BlockId> before);
   void Unindex(BlockId id);
   OpenBlock Open(BlockId id);
   // Asks for the memory that the eviction of the block will touch.
@@ -222,7 +226,8 @@ class BlockPool {
   int ParentOf(BlockId id) const { return id.value / share_; }
 
   void Fill(BlockId id) { node(id).written = StepId{planned_.value + 1}; }
-  void Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens);
+  void Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens,
+            std::optional<BlockId> before);
   // Its writer is a copy: it is neither found nor retired before Received.
   void Receive(BlockId id, const ChainKey& key, std::span<const Token> tokens);
   void Received(BlockId id, bool ok);

@@ -63,7 +63,8 @@ int BlockTable::filled() const {
 
 void BlockTable::Seal(const ChainKey& key, std::span<const Token> tokens) {
   TS_CHECK(open() > 0, "no open block to seal");
-  sealed_.push_back(std::move(open_[closed_++]).Seal(key, tokens));
+  const auto before = sealed_.empty() ? std::nullopt : std::optional(sealed_.back().id());
+  sealed_.push_back(std::move(open_[closed_++]).Seal(key, tokens, before));
   if (open() > 0) return;
   open_.clear();
   closed_ = 0;

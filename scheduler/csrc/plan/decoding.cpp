@@ -12,19 +12,22 @@ namespace {
 
 // All hashes first, two at a time: the index's memory comes in while the next ones are computed.
 void HashSealing(std::span<Request* const> requests, kv::BlockPool& pool) {
-  const auto sealed = [](const Request& request) {
-    return std::get_if<fsm::Decoding>(&request.state)->table.sealed();
+  const auto table = [](const Request& request) -> const kv::BlockTable& {
+    return std::get_if<fsm::Decoding>(&request.state)->table;
   };
   for (size_t i = 0; i < requests.size(); i += 2) {
     const auto pair = requests.subspan(i, std::min<size_t>(2, requests.size() - i));
-    const auto lacks_one = [&](Request* each) { return each->chain->known() == sealed(*each); };
+    const auto lacks_one = [&](Request* each) {
+      return each->chain->known() == table(*each).sealed();
+    };
     if (pair.size() == 2 && std::ranges::all_of(pair, lacks_one)) {
       kv::HashChain::ExtendBoth(*pair[0]->chain, pair[0]->tokens, *pair[1]->chain, pair[1]->tokens);
     }
     for (Request* request : pair) {
-      const kv::ChainKey key = request->chain->At(sealed(*request), request->tokens);
-      pool.Prefetch(key.hash);
-      pool.Prefetch(key.parent);
+      const kv::BlockTable& blocks = table(*request);
+      const int next = blocks.sealed();
+      pool.PrefetchSealing(request->chain->At(next, request->tokens).hash, blocks.at(next),
+                           blocks.at(std::max(next - 1, 0)));
     }
   }
 }
