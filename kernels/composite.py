@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .float8 import FLOAT8
+from .float8 import FLOAT8, Float8Matrix
 from .paged_attention import Rows
 from .registry import register, select
+
+Matrix = Tensor | Float8Matrix
 
 
 class Collectives(Protocol):
@@ -27,23 +29,23 @@ class Collectives(Protocol):
     def size(self, axis: str) -> int: ...
 
 
-@register("norm_linear", backend="torch")
-def norm_linear(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+@register("norm_linear", backend="torch", features=("float8",))
+def norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `linear(rms_norm(x, w_norm), w)` `[n,o]` for `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
     normed = _kernel("rms_norm", x)(x, w_norm, eps)
-    y: Tensor = _kernel("linear", x)(normed, w)
+    y: Tensor = _kernel(_linear(w), x)(normed, w)
     return y
 
 
-@register("linear_add", backend="torch")
-def linear_add(x: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+@register("linear_add", backend="torch", features=("float8",))
+def linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
     """Return `residual + linear(x, w)` `[n,o]` for `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
-    update: Tensor = _kernel("linear", x)(x, w)
+    update: Tensor = _kernel(_linear(w), x)(x, w)
     return residual + update
 
 
-@register("norm_gate_up", backend="torch")
-def norm_gate_up(x: Tensor, w_norm: Tensor, w: Tensor, eps: float) -> Tensor:
+@register("norm_gate_up", backend="torch", features=("float8",))
+def norm_gate_up(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `silu(gate) * up` `[n,f]` of the normed `x[n,d]`; `w[2f,d]`, rows of gate first."""
     y: Tensor = _kernel("silu_mul", x)(norm_linear(x, w_norm, w, eps))
     return y
@@ -162,3 +164,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _kernel(op: str, x: Tensor, *needs: str) -> Callable[..., Any]:
     return select(op, "cpu" if x.is_cpu else x.device.type, x.dtype, needs)
+
+
+def _linear(w: Matrix) -> str:
+    return "float8_linear" if isinstance(w, Float8Matrix) else "linear"

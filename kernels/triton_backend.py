@@ -35,7 +35,6 @@ if BUILT:
         all_reduce,
         attention,
         columns,
-        delta_chunks,
         delta_net,
         experts,
         float8,
@@ -50,9 +49,9 @@ if BUILT:
 
     for _function, _features in (
         (linear.linear, ()),
-        (linear.norm_linear, ()),
-        (linear.linear_add, ()),
-        (linear.norm_gate_up, ()),
+        (linear.norm_linear, ("float8",)),
+        (linear.linear_add, ("float8",)),
+        (linear.norm_gate_up, ("float8",)),
         (norm.rms_norm, ("wide_weight",)),
         (norm.add_rms_norm, ("wide_weight",)),
         (pointwise.silu_mul, ()),
@@ -66,7 +65,7 @@ if BUILT:
         (attention.paged_attention, ("window", "sinks", "float8")),
         (attention.rope_attention, ("float8",)),
         (latent_attention.latent_attention, ("float8",)),
-        (float8.float8_linear, ()),
+        (linear.float8_linear, ()),
         (delta_net.gated_delta_rule, ()),
         (delta_net.causal_conv, ()),
     ):
@@ -95,14 +94,9 @@ if BUILT:
             _function.__name__, backend="library", supports=_supports, preference=1, contests=True
         )(_function)
 
-    # Not timed on a GPU yet: they run where asked for (`--kernels gated_delta_rule=chunked`).
-    register("draw_tokens", backend="triton", supports=_supports, preference=-1, contests=True)(
+    register("draw_tokens", backend="triton", supports=_supports, preference=10)(
         sampling.draw_tokens
     )
-    register(
-        "gated_delta_rule", backend="chunked", supports=_supports, preference=1, contests=True
-    )(delta_chunks.gated_delta_rule)
-
     # Legal where asked for by name: it rounds activations too, so its bits are others.
     register(
         "float8_linear",

@@ -58,6 +58,11 @@ def defined_by(
     return add
 
 
+def _form(w: Matrix) -> tuple[str, ...]:
+    """Return what a kernel needs beside the plain form of an op to read a matrix."""
+    return ("float8",) if isinstance(w, Float8Matrix) else ()
+
+
 def composites_on(device_type: str, dtype: torch.dtype) -> frozenset[str]:
     """Return the composites with a kernel of their own there, which a plan should then call."""
     return frozenset(
@@ -74,9 +79,7 @@ def _norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
 @defined_by(_norm_linear)
 def norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `linear(rms_norm(x, w_norm, eps), w)` `[n,o]`: `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
-    if isinstance(w, Float8Matrix):
-        return _norm_linear(x, w_norm, w, eps)
-    y: Tensor = kernel("norm_linear", x)(x, w_norm, w, eps)
+    y: Tensor = kernel("norm_linear", x, *_form(w))(x, w_norm, w, eps)
     return y
 
 
@@ -87,9 +90,7 @@ def _linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
 @defined_by(_linear_add)
 def linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
     """Return `residual + linear(x, w)` `[n,o]`: `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
-    if isinstance(w, Float8Matrix):
-        return _linear_add(x, w, residual)
-    y: Tensor = kernel("linear_add", x)(x, w, residual)
+    y: Tensor = kernel("linear_add", x, *_form(w))(x, w, residual)
     return y
 
 
@@ -100,9 +101,7 @@ def _norm_gate_up(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
 @defined_by(_norm_gate_up)
 def norm_gate_up(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `silu(gate) * up` `[n,f]` of `norm_linear(x, w_norm, w, eps)`, gate first."""
-    if isinstance(w, Float8Matrix):
-        return _norm_gate_up(x, w_norm, w, eps)
-    y: Tensor = kernel("norm_gate_up", x)(x, w_norm, w, eps)
+    y: Tensor = kernel("norm_gate_up", x, *_form(w))(x, w_norm, w, eps)
     return y
 
 

@@ -162,9 +162,9 @@ class Runner:
         """Fill the caches with standard normal values, for benches."""
         for layer in self._caches:
             for _, tensor in leaves(layer):
-                if tensor.dtype == FLOAT8:
-                    for block in tensor:
-                        block.copy_(torch.randn(block.shape, generator=draw, device=draw.device))
+                if tensor.dtype == FLOAT8:  # which no generator fills
+                    for blocks in tensor.split(4096):
+                        blocks.copy_(torch.randn(blocks.shape, generator=draw, device=draw.device))
                 else:
                     tensor.normal_(generator=draw)
 

@@ -88,6 +88,7 @@ def warm_up(runner: Runner, chunk: int) -> int:
     def every() -> None:
         eager()
         captured()
+        _sample(runner, tables)
 
     def largest() -> None:
         runner.forward(scratch_batch(tables, 1, 0, 0, buckets(runner.num_slots)[-1]))
@@ -108,11 +109,16 @@ def warm_up(runner: Runner, chunk: int) -> int:
     return took
 
 
-def _sample(runner: Runner, tables: DeviceTables) -> Tensor:
-    """Choose tokens of as many rows as there may be, in every way that costs memory."""
+def _sample(runner: Runner, tables: DeviceTables) -> None:
+    """Choose tokens for one row and for as many as there may be, of all and of those kept."""
     rows = buckets(runner.num_slots)[-1]
     logits = runner.forward(scratch_batch(tables, 1, 0, 0, rows))
-    whole = torch.zeros(rows, dtype=torch.int32, device=tables.device)
+    for count in {1, rows}:
+        _choose(logits[:count])
+
+
+def _choose(logits: Tensor) -> None:
+    whole = torch.zeros(len(logits), dtype=torch.int32, device=logits.device)
     share = torch.full_like(whole, 0.5, dtype=torch.float32)
     asked = SamplingRows(
         temperature=share,
@@ -122,7 +128,8 @@ def _sample(runner: Runner, tables: DeviceTables) -> Tensor:
         position=whole,
         logprobs=whole.bool(),
     )
-    return choose_whole(logits, asked, Choice(True, True, True))
+    choose_whole(logits, asked, Choice(True, False))
+    choose_whole(logits, asked, Choice(True, True, True))
 
 
 def _taken(run: Callable[[], object], device: torch.device) -> int:

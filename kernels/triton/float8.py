@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Products with matrices in float8: few rows read the eight bits, many a copy in sixteen.
+"""Products with matrices in float8: some rows read the eight bits, many a copy in sixteen.
 
 Activations stay as they are; an element of a tile becomes one of theirs before it is multiplied.
 """
@@ -12,32 +12,39 @@ from torch.nn import functional
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..float8 import Float8Matrix
-from .device import device_of
+from .device import MERGES, counters, device_of
 
 # Above so many rows the copy costs less than the conversions of every tile.
-MAX_ROWS = 64
+MAX_ROWS = 384
 
 
 @triton.jit(do_not_specialize=["M"])
 def float8_matrix(
-    x, w, scale, y, M, x_stride,
+    x, w, scale, y, partial, counter, M, x_stride,
     N: tl.constexpr, K: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`y[M,N]` of `x[M,K]` and `w[N,K]`, of which TALL x WIDE elements share a `scale[.,Q]`."""
+    """`y[M,N]` of `x[M,K]` and `w[N,K]`, of which TALL x WIDE elements share a `scale[.,Q]`.
+
+    Rows of `w` are the left operand, so that what was widened in registers stays there.  SPLITS
+    programs sum parts of K into `partial[SPLITS,tiles,BN,BM]`; the last to arrive adds them up.
+    """
+    tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    split = tl.program_id(2)
+    PART: tl.constexpr = (K + SPLITS * BK - 1) // (SPLITS * BK) * BK
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     ms = tl.program_id(1) * BM + tl.arange(0, BM)
-    cols = tl.arange(0, BK)
+    cols = split * PART + tl.arange(0, BK)
     row_ok, live = rows < N, ms < M
     at = rows[:, None].to(tl.int64) * K + cols[None, :]
     x_at = ms[:, None].to(tl.int64) * x_stride + cols[None, :]
     scales = scale + rows // TALL * Q
-    acc = tl.zeros([BM, BN], tl.float32)
-    EVEN: tl.constexpr = K % BK == 0 and N % BN == 0
+    acc = tl.zeros([BN, BM], tl.float32)
+    EVEN: tl.constexpr = K % (SPLITS * BK) == 0 and N % BN == 0
     if PDL:
         gdc_wait()
-        gdc_launch_dependents()
-    for k in tl.range(0, K, BK, num_stages=STAGES):
+    for k in tl.range(0, PART, BK, num_stages=STAGES):
         if EVEN:
             value = tl.load(x + x_at + k, mask=live[:, None], other=0.0)
             weight = tl.load(w + at + k)
@@ -47,14 +54,31 @@ def float8_matrix(
             weight = tl.load(w + at + k, mask=row_ok[:, None] & col_ok[None, :], other=0.0)
         weight = weight.to(value.dtype)
         if Q == 1:
-            acc = tl.dot(value, weight.T, acc, input_precision="ieee")
+            acc = tl.dot(weight, value.T, acc, input_precision="ieee")
         else:
-            own = tl.load(scales + k // WIDE, mask=row_ok, other=0.0)
-            acc += tl.dot(value, weight.T, input_precision="ieee") * own[None, :]
-    if Q == 1:
-        acc *= tl.load(scales, mask=row_ok, other=0.0)[None, :]
-    out = ms[:, None].to(tl.int64) * N + rows[None, :]
-    tl.store(y + out, acc.to(y.dtype.element_ty), mask=live[:, None] & row_ok[None, :])
+            own = tl.load(scales + (split * PART + k) // WIDE, mask=row_ok, other=0.0)
+            acc += tl.dot(weight, value.T, input_precision="ieee") * own[:, None]
+    if PDL:
+        gdc_launch_dependents()
+    last = True
+    if SPLITS > 1:
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        within = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+        tl.store(partial + (split * tiles + tile) * BN * BM + within, acc)
+        tl.debug_barrier()
+        last = tl.atomic_add(counter + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+        if last:
+            tl.debug_barrier()
+            acc = tl.zeros([BN, BM], tl.float32)
+            for i in range(SPLITS):
+                part = partial + (i * tiles + tile) * BN * BM + within
+                acc += tl.load(part, cache_modifier=".cg")
+            tl.store(counter + tile, 0)
+    if last:
+        if Q == 1:
+            acc *= tl.load(scales, mask=row_ok, other=0.0)[:, None]
+        out = ms[:, None].to(tl.int64) * N + rows[None, :]
+        tl.store(y + out, acc.T.to(y.dtype.element_ty), mask=live[:, None] & row_ok[None, :])
 
 
 @triton.jit
@@ -73,7 +97,7 @@ def float8_row(
     tl.store(y + row * K + k, value.to(y.dtype.element_ty), mask=k < K)
 
 
-def float8_linear(x: Tensor, w: Float8Matrix) -> Tensor:
+def product(x: Tensor, w: Float8Matrix) -> Tensor:
     """Return `y[n,o] = sum_i x[n,i] w[o,i]`; blocks of `w` are whole rows or 128 inputs wide."""
     n, k = x.shape
     rows = w.data.shape[0]
@@ -85,17 +109,32 @@ def float8_linear(x: Tensor, w: Float8Matrix) -> Tensor:
     if x.stride(1) != 1:
         x = x.contiguous()
     device = device_of(x)
-    tall, wide = w.block
-    height = 16 if n <= 16 else 32 if n <= 32 else 64
-    inputs = 128 if x.element_size() == 2 else 64
-    assert w.scale.shape[1] == 1 or wide % inputs == 0, w.block
-    grid = (triton.cdiv(rows, 32), triton.cdiv(n, height))
-    float8_matrix[grid](
-        x, w.data, w.scale, y, n, x.stride(0), rows, k, tall, wide, w.scale.shape[1],
-        height, 32, inputs, min(4, device.max_stages), device.has_dependent_launch,
-        **device.options(4),
+    height, outputs, inputs, stages, warps = _tile(n, x.element_size())
+    assert w.scale.shape[1] == 1 or w.block[1] % inputs == 0, w.block
+    grid = (triton.cdiv(rows, outputs), triton.cdiv(n, height))
+    tiles = grid[0] * grid[1]
+    assert tiles <= MERGES
+    # As many parts of K as fill the device, of four steps at least.
+    splits = max(1, min(4, 2 * device.processors // tiles, k // (4 * inputs)))
+    partial, arrived = y, y
+    if splits > 1:
+        shape = (splits, tiles, outputs, height)
+        partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+        arrived = counters(x)
+    float8_matrix[(*grid, splits)](
+        x, w.data, w.scale, y, partial, arrived, n, x.stride(0), rows, k, *w.block,
+        w.scale.shape[1], height, outputs, inputs, splits, min(stages, device.max_stages),
+        device.has_dependent_launch, **device.options(warps),
     )  # fmt: skip
     return y
+
+
+def _tile(n: int, itemsize: int) -> tuple[int, int, int, int, int]:
+    """Return (rows of x, outputs, inputs, stages, warps) of a program."""
+    height = 16 if n <= 16 else 32 if n <= 32 else 64 if n <= 64 else 128
+    if itemsize > 2:
+        return min(height, 64), 64, 64, 2, 4
+    return height, 64, 128, 3, 4
 
 
 def dequantised(w: Float8Matrix, dtype: torch.dtype) -> Tensor:

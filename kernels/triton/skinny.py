@@ -6,6 +6,10 @@ then up rows.  A program reads BN whole rows of it (a K-th part of them with SPL
 the one row of x is normed on the way: `gain` multiplies each input, and the root mean square, a
 scalar of the row, the sum.  With ADD the result is `residual + product`.
 
+With Q > 0 the matrix is in float8: TALL x WIDE of its elements share a `scale[.,Q]`.  With Q = 1
+rows have one scale each, which multiplies sums, the one form that `vector` takes (its TALL is 0
+for other matrices); with more a tile has one, which multiplies its product.
+
 Loops name their own `num_stages`: Triton pipelines no other loop whose loads feed no `tl.dot`.
 Under PDL a program waits before it reads what another kernel wrote, and outside any loop.
 """
@@ -31,9 +35,10 @@ def _finish(
 
 @triton.jit
 def vector(
-    x, w, y, gain, residual, eps,
-    N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    NORM: tl.constexpr, GLU: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    x, w, scale, y, gain, residual, eps,
+    N: tl.constexpr, K: tl.constexpr, TALL: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, NORM: tl.constexpr, GLU: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One row, by multiply-add: `y[N]` of `x[K]`."""
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -72,16 +77,21 @@ def vector(
     before = tl.zeros([BN], tl.float32)
     if ADD:
         before = tl.load(residual + rows, mask=row_ok, other=0.0).to(tl.float32)
-    out = _finish(tl.sum(acc, 1), tl.sum(up, 1), tl.sum(square), before, eps, K, NORM, GLU)
+    product, other = tl.sum(acc, 1), tl.sum(up, 1)
+    if TALL:
+        product *= tl.load(scale + rows // TALL, mask=row_ok, other=0.0)
+        if GLU:
+            other *= tl.load(scale + (N + rows) // TALL, mask=row_ok, other=0.0)
+    out = _finish(product, other, tl.sum(square), before, eps, K, NORM, GLU)
     tl.store(y + rows, out.to(y.dtype.element_ty), mask=row_ok)
 
 
 @triton.jit(do_not_specialize=["M"])
 def matrix(
-    x, w, y, residual, partial, counter, M, x_stride,
-    N: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, GLU: tl.constexpr, ADD: tl.constexpr,
-    PDL: tl.constexpr,
+    x, w, scale, y, residual, partial, counter, M, x_stride,
+    N: tl.constexpr, K: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    STAGES: tl.constexpr, GLU: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Up to BM rows, by small matrix products: `y[M,N]` of `x[M,K]`.
 
@@ -89,6 +99,8 @@ def matrix(
     and the last to arrive adds them in order; not together with GLU.
     """
     tl.static_assert(SPLITS == 1 or not GLU, "a gate needs the whole sum")
+    tl.static_assert(Q <= 1 or (TALL % BN == 0 and WIDE % BK == 0), "a tile has one scale")
+    tl.static_assert(Q <= 1 or N % BN == 0 or not GLU, "a tile has one scale")
     tile = tl.program_id(0)
     split = tl.program_id(1)
     PART: tl.constexpr = (K + SPLITS * BK - 1) // (SPLITS * BK) * BK
@@ -113,13 +125,23 @@ def matrix(
             ok = row_ok[:, None] & col_ok[None, :]
             value = tl.load(x + x_at + k, mask=live[:, None] & col_ok[None, :], other=0.0)
             weight = tl.load(w + at + k, mask=ok, other=0.0)
-        acc = tl.dot(value, weight.T, acc, input_precision="ieee")
+        weight = weight.to(value.dtype)
+        if Q > 1:
+            own = scale + tile * BN // TALL * Q + (split * PART + k) // WIDE
+            acc += tl.dot(value, weight.T, input_precision="ieee") * tl.load(own)
+        else:
+            acc = tl.dot(value, weight.T, acc, input_precision="ieee")
         if GLU:
             if EVEN:
                 weight = tl.load(w + N * K + at + k)
             else:
                 weight = tl.load(w + N * K + at + k, mask=ok, other=0.0)
-            up = tl.dot(value, weight.T, up, input_precision="ieee")
+            weight = weight.to(value.dtype)
+            if Q > 1:
+                own = scale + (N + tile * BN) // TALL * Q + k // WIDE
+                up += tl.dot(value, weight.T, input_precision="ieee") * tl.load(own)
+            else:
+                up = tl.dot(value, weight.T, up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()
     last = True
@@ -139,6 +161,10 @@ def matrix(
     if last:
         out_at = ms[:, None].to(tl.int64) * N + rows[None, :]
         out_ok = live[:, None] & row_ok[None, :]
+        if Q == 1:
+            acc *= tl.load(scale + rows // TALL, mask=row_ok, other=0.0)[None, :]
+            if GLU:
+                up *= tl.load(scale + (N + rows) // TALL, mask=row_ok, other=0.0)[None, :]
         before = tl.zeros([BM, BN], tl.float32)
         if ADD:
             before = tl.load(residual + out_at, mask=out_ok, other=0.0).to(tl.float32)

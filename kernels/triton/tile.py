@@ -43,25 +43,38 @@ _MATRIX = {
     (6144, 1024): Tile(32, 256, stages=3),
     (1024, 3072): Tile(32, 128, splits=4, stages=5),
 }
+# Of a matrix in float8 with scales of blocks, tiles divide the blocks.
+FLOAT8_ROWS, FLOAT8_INPUTS = 32, 128
 
 
-def vector_tile(rows: int, columns: int, device: Device) -> Tile:
-    """Return the tile of a product of one row with a stored `[rows, columns]`."""
+def vector_tile(rows: int, columns: int, device: Device, narrow: bool = False) -> Tile:
+    """Return the tile of a product of one row with a stored `[rows, columns]`.
+
+    `narrow`: the matrix is in float8.
+    """
     found = _VECTOR.get((rows, columns))
-    if found is None:
+    if narrow:
+        # Of eight bits short pieces were the best in four shapes on an H200.
+        found = Tile(8, min(triton.next_power_of_2(columns), 512), stages=3)
+    elif found is None:
         # Long pieces of rows are whole bursts of memory; few outputs a program fill the device.
         outputs = 8 if rows >= 32 * device.processors * 4 else 4
         found = Tile(outputs, min(triton.next_power_of_2(columns), 1024))
     return attrs.evolve(found, stages=min(found.stages, device.max_stages))
 
 
-def matrix_tile(rows: int, columns: int, device: Device, itemsize: int, gated: bool) -> Tile:
+def matrix_tile(
+    rows: int, columns: int, device: Device, itemsize: int, gated: bool, narrow: bool = False
+) -> Tile:
     """Return the tile of a product of 2 to 16 rows with a stored `[rows, columns]`.
 
-    A `gated` one reads all inputs in one program.
+    A `gated` one reads all inputs in one program; `narrow`: the matrix is in float8.
     """
     found = _MATRIX.get((rows, columns))
-    if found is None:
+    if narrow:
+        wide = columns >= 1024
+        found = Tile(32, 256 if wide and not gated else 128, splits=1 + wide, stages=5)
+    elif found is None:
         outputs = 32 if rows >= 64 * device.processors else 16
         tiles = -(-rows // outputs)
         splits = 1 if gated or tiles >= device.processors else min(4, device.processors // tiles)

@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -100,7 +101,8 @@ def test_a_peer_is_compared_on_its_card_only() -> None:
 def test_a_floor_counts_what_a_step_reads_or_multiplies() -> None:
     card = "NVIDIA H100 80GB HBM3"
     # Qwen3-8B by hand: 6.95e9 parameters in layers and 0.62e9 in the head, 147,456 bytes a key.
-    floor = Floor(13_892_000_000, 1_244_659_712, 0, 1, 0, 2, 147_456, 4 * 128 * 32 * 36)
+    layers, head = 6_946_000_000, 622_329_856
+    floor = Floor(2 * layers, layers, 2 * head, head, 0, 0, 1, 0, 147_456, 4 * 128 * 32 * 36)
     assert floor.ms(Case("decode", 1, 1024), card) == pytest.approx(4.563, abs=0.01)
     alone = floor.ms(Case("decode", 32, 16896), card)
     shared = floor.ms(Case("decode", 32, 16896, 0, 16384), card)
@@ -110,10 +112,12 @@ def test_a_floor_counts_what_a_step_reads_or_multiplies() -> None:
     prefill = floor.ms(Case("prefill", 1, 0, 8192), card)
     assert prefill == pytest.approx((13_892e6 * 8192 + 589_824 * 8192 * 4096.5) / 989e9, rel=0.001)
     assert floor.ms(Case("decode", 1, 1024), "cpu") is None
+    halved = attrs.evolve(floor, weight_bytes=layers)  # in eight bits: as many products
+    assert halved.ms(Case("prefill", 1, 0, 8192), card) == prefill
 
 
 def test_a_floor_reads_the_experts_that_tokens_choose() -> None:
-    floor = Floor(0, 0, 100, 8, 2, 2, 0, 0)
+    floor = Floor(0, 0, 0, 0, 100, 50, 8, 2, 0, 0)
     one, many = (floor.ms(Case("decode", n, 0), "NVIDIA H200") for n in (1, 100))
     assert one == pytest.approx(2 * 100 / 4.8e9)
     assert many == pytest.approx(8 * 100 / 4.8e9, rel=1e-6)
@@ -122,6 +126,8 @@ def test_a_floor_reads_the_experts_that_tokens_choose() -> None:
 def test_a_runner_knows_the_bytes_of_its_floor() -> None:
     runner = dummy_runner(Options("decode", "tiny", "cpu", 4))
     floor = Floor.of(runner, SHAPES["tiny"])
-    assert floor.head_bytes == 256 * SHAPES["tiny"]["hidden_size"] * floor.itemsize
-    assert floor.weight_bytes > 0
+    # In bfloat16, beside a table of angles in float32.
+    assert floor.head_bytes == 2 * floor.head_weights == 2 * 256 * SHAPES["tiny"]["hidden_size"]
+    assert floor.weight_bytes == pytest.approx(2 * floor.weights, rel=0.01)
+    assert floor.weights > 0
     assert floor.key_bytes == runner.groups.parent_bytes // 16

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tokenspeed_core.kernels import composite
 from tokenspeed_core.kernels.float8 import FLOAT8, Float8Matrix, float8_linear, kept
 from tokenspeed_core.kernels.paged_attention import paged_attention
+from tokenspeed_core.ops import backends  # noqa: F401  (registers what composites are made of)
 
 BLOCKS = {"output": (1, 100), "block": (128, 128), "whole": (200, 100)}
 
@@ -81,20 +83,34 @@ def test_attention_reads_what_a_cache_in_float8_keeps() -> None:
 
 if find_spec("triton") and not torch.cuda.is_available():
     from tests.kernels import interpreted  # noqa: F401
-    from tokenspeed_core.kernels.triton import attention, float8
+    from tokenspeed_core.kernels.triton import attention, float8, linear
 
-    @pytest.mark.parametrize("tokens", [1, 5, 17, 40, 70])
+    @pytest.mark.parametrize("tokens", [1, 5, 17, 70, 130])
     @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
     def test_the_kernel_multiplies_as_the_reference(tokens: int, block: tuple[int, int]) -> None:
         w, x = Float8Matrix.of(matrix(), block), torch.randn(tokens, 100).half()
         want = x.double() @ w.dequantised(torch.float64).T
-        got = float8.float8_linear(x, w)
+        got = linear.float8_linear(x, w)
         assert (got.double() - want).norm() / want.norm() < 3e-3
+
+    @pytest.mark.parametrize("tokens", [1, 5, 17])
+    @pytest.mark.parametrize("block", [(1, 260), (128, 128), (256, 260), (100, 130)])
+    def test_products_with_what_stands_around_them(tokens: int, block: tuple[int, int]) -> None:
+        w, x = Float8Matrix.of(matrix(256, 260), block), torch.randn(tokens, 260).half()
+        gain, residual = torch.randn(260).half(), torch.randn(tokens, 256).half()
+        for run, reference, args in (
+            (linear.norm_linear, composite.norm_linear, (x, gain, w, 1e-5)),
+            (linear.norm_gate_up, composite.norm_gate_up, (x, gain, w, 1e-5)),
+            (linear.linear_add, composite.linear_add, (x, w, residual)),
+        ):
+            wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+            want, got = reference(*wide), run(*args)
+            assert (got.double() - want).norm() / want.norm() < 4e-3
 
     def test_wide_matrices_have_scales_of_many_blocks() -> None:
         w, x = Float8Matrix.of(matrix(40, 300), (128, 128)), torch.randn(3, 300).half()
         want = x.double() @ w.dequantised(torch.float64).T
-        assert (float8.float8_linear(x, w).double() - want).norm() / want.norm() < 3e-3
+        assert (linear.float8_linear(x, w).double() - want).norm() / want.norm() < 3e-3
         exact = w.dequantised(torch.float16)
         assert torch.equal(float8.dequantised(w, torch.float16), exact)
 

@@ -3,7 +3,7 @@
 
 import random
 from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ if not GPU:
     from tests.kernels import interpreted  # noqa: F401
 
 from tokenspeed_core.kernels import causal_conv, delta_rule  # noqa: E402
-from tokenspeed_core.kernels.triton import delta_chunks, delta_net  # noqa: E402
+from tokenspeed_core.kernels.triton import delta_net  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 HALF = torch.bfloat16 if GPU else torch.float16
@@ -60,10 +60,9 @@ def near(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
     assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
 
 
-@pytest.mark.parametrize("form", [delta_net, delta_chunks], ids=["tokens", "chunks"])
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize(("rows", "spare"), CASES)
-def test_delta_rule(rows, spare: int, dtype: torch.dtype, form: ModuleType) -> None:
+def test_delta_rule(rows, spare: int, dtype: torch.dtype) -> None:
     heads, per, p, u = 2, 3, 12, 20
     batch, real = batch_of(rows)
     n = real + spare
@@ -79,7 +78,7 @@ def test_delta_rule(rows, spare: int, dtype: torch.dtype, form: ModuleType) -> N
     want = delta_rule.gated_delta_rule(
         *(x.double() for x in (q, k, v, decay, beta)), held, batch, 0.3
     )
-    got = form.gated_delta_rule(q, k, v, decay, beta, states, batch, 0.3)
+    got = delta_net.gated_delta_rule(q, k, v, decay, beta, states, batch, 0.3)
     near(got, want, dtype)
     assert not got[real:].any()
     near(states, held, torch.float32)

@@ -18,8 +18,9 @@ from tokenspeed_core.kernels.triton import (
     all_reduce,
     attention,
     columns,
-    delta_chunks,
     delta_net,
+    draw_parts,
+    draw_rows,
     expert_order,
     experts,
     float8,
@@ -94,7 +95,6 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
             all_reduce,
             attention,
             columns,
-            delta_chunks,
             delta_net,
             experts,
             expert_order,
@@ -104,7 +104,8 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
             norm,
             pointwise,
             router,
-            sampling,
+            draw_parts,
+            draw_rows,
         ):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
@@ -206,11 +207,14 @@ def _attention(
 
 
 def _draws() -> list[Callable[[], object]]:
-    """Return draws of two rows, of all tokens and of a part."""
-    share, whole = torch.empty(2), torch.zeros(2, dtype=torch.int32)
-    rows = (share, whole, share, whole.long(), whole)
-    logits = torch.empty(2, 151936)
-    return [partial(sampling.draw_tokens, logits, *rows, kept) for kept in (False, True)]
+    """Return draws of few rows and of many, of all tokens and of a part."""
+    calls: list[Callable[[], object]] = []
+    for count in (2, 40):
+        share, whole = torch.empty(count), torch.zeros(count, dtype=torch.int32)
+        rows = (share, whole, share, whole.long(), whole)
+        logits = torch.empty(count, 151936)
+        calls += [partial(sampling.draw_tokens, logits, *rows, kept) for kept in (False, True)]
+    return calls
 
 
 def _float8() -> list[Callable[[], object]]:
@@ -222,10 +226,17 @@ def _float8() -> list[Callable[[], object]]:
             torch.empty(512 // block[0], 2048 // block[1]),
             block,
         )
-        calls += [
-            partial(float8.float8_linear, torch.empty(n, 2048, dtype=torch.bfloat16), w)
-            for n in (1, 40)
-        ]
+        gain = torch.empty(2048, dtype=torch.bfloat16)
+        for n in (1, 16, 40, 300):
+            x = torch.empty(n, 2048, dtype=torch.bfloat16)
+            calls += [
+                partial(linear.float8_linear, x, w),
+                partial(linear.norm_linear, x, gain, w, 1e-6),
+                partial(linear.norm_gate_up, x, gain, w, 1e-6),
+                partial(linear.linear_add, x, w, torch.empty(n, 512, dtype=torch.bfloat16)),
+            ]
+            if n > linear.MAX_ROWS:
+                calls[-4:] = [partial(float8.product, x, w)]
         calls.append(partial(float8.dequantised, w, torch.bfloat16))
     return calls
 
@@ -262,6 +273,5 @@ def _delta_net(dtype: torch.dtype) -> list[Callable[[], object]]:
     taps, kept = torch.empty(16, 2, 128, 4, dtype=dtype), torch.empty(3, 16, 2, 128, 3, dtype=dtype)
     return [
         partial(delta_net.gated_delta_rule, q, q, v, rates, rates, states, batch, 0.1),
-        partial(delta_chunks.gated_delta_rule, q, q, v, rates, rates, states, batch, 0.1),
         partial(delta_net.causal_conv, v, taps, kept, batch),
     ]

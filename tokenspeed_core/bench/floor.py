@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The least time a card can take for a case: bytes and operations at its rates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+from torch import Tensor
 
 from ..runner import Runner
 from .case import Case
@@ -32,11 +33,13 @@ class Floor:
     """
 
     weight_bytes: int  # of all layers, experts aside
+    weights: int  # how many numbers they are; so of the others
     head_bytes: int
+    head_weights: int
     expert_bytes: int  # of one layer's worth of each expert, all layers
+    expert_weights: int
     experts: int
     active: int  # experts a token
-    itemsize: int
     key_bytes: int  # a token, all layers
     key_operations: int  # a query token and a key, all layers
 
@@ -44,11 +47,12 @@ class Floor:
     def of(cls, runner: Runner, config: Mapping[str, Any]) -> "Floor":
         """Return the floor of a runner on the shape that `config` describes."""
         tensors = runner.packs
-        head = config["vocab_size"] * config["hidden_size"] * tensors[0].itemsize
         experts = config.get("num_experts") or config.get("n_routed_experts") or 1
         chosen = [x for x in tensors if x.dim() == 3 and experts > 1 and x.shape[0] == experts]
-        expert = sum(x.nbytes for x in chosen)
-        tables = head * (1 if config.get("tie_word_embeddings") else 2)
+        # The table of embeddings is read by the row, the head whole; they may be one.
+        sizes = {config["vocab_size"] // parts for parts in (1, runner.ranks.world)}
+        tables = [x for x in tensors if x.dim() == 2 and x.shape[0] in sizes]
+        own = [x for x in tensors if not any(x is each for each in (*chosen, *tables))]
         heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
         latent = config.get("kv_lora_rank")
         if latent:
@@ -56,12 +60,14 @@ class Floor:
         else:
             across = 4 * config.get("head_dim", config["hidden_size"] // heads)
         return cls(
-            weight_bytes=sum(x.nbytes for x in tensors) - expert - tables,
-            head_bytes=head,
-            expert_bytes=expert // experts,
+            weight_bytes=_bytes(own),
+            weights=_count(own),
+            head_bytes=_bytes(tables[:1]),
+            head_weights=_count(tables[:1]),
+            expert_bytes=_bytes(chosen) // experts,
+            expert_weights=_count(chosen) // experts,
             experts=experts,
             active=config.get("num_experts_per_tok", 0) if chosen else 0,
-            itemsize=tensors[0].itemsize,
             key_bytes=runner.groups.parent_bytes // runner.block_size,
             key_operations=across * heads * layers,
         )
@@ -77,11 +83,19 @@ class Floor:
         read: float = self.weight_bytes + self.head_bytes
         read += self.expert_bytes * self.experts * (1 - missed)
         keys = case.shared + case.batch * (case.cached - case.shared)
-        used = self.weight_bytes + self.expert_bytes * self.active
+        used = self.weights + self.expert_weights * self.active
         seen = tokens * (case.cached + (new + 1) / 2)
-        operations = 2 / self.itemsize * (used * tokens + self.head_bytes * case.batch)
+        operations = 2 * (used * tokens + self.head_weights * case.batch)
         operations += self.key_operations * seen
         return max(
             (read + keys * self.key_bytes) / rates.bytes_per_ms,
             operations / rates.operations_per_ms,
         )
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors)
+
+
+def _count(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() for x in tensors)
