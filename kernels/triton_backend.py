@@ -84,15 +84,15 @@ if BUILT:
         preference=10,
     )(columns.decode_columns)
 
-    for _function in (
+    for _product in (
         library.linear,
         library.norm_linear,
         library.linear_add,
         library.norm_gate_up,
     ):
         register(
-            _function.__name__, backend="library", supports=_supports, preference=1, contests=True
-        )(_function)
+            _product.__name__, backend="library", supports=_supports, preference=1, contests=True
+        )(_product)
 
     register("draw_tokens", backend="triton", supports=_supports, preference=10)(
         sampling.draw_tokens

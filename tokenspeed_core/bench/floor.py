@@ -85,7 +85,7 @@ class Floor:
         keys = case.shared + case.batch * (case.cached - case.shared)
         used = self.weights + self.expert_weights * self.active
         seen = tokens * (case.cached + (new + 1) / 2)
-        operations = 2 * (used * tokens + self.head_weights * case.batch)
+        operations: float = 2 * (used * tokens + self.head_weights * case.batch)
         operations += self.key_operations * seen
         return max(
             (read + keys * self.key_bytes) / rates.bytes_per_ms,
