@@ -4,6 +4,7 @@
 import asyncio
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ async def _runs(engine: Engine, sessions: Sessions, vocabulary: int) -> list[_Ru
                 ]
             run.ms = (time.perf_counter() - started) * 1e3
             runs.append(run)
+            print(f"round {len(runs)} of {_REPEATS}: {run.ms:.0f} ms", file=sys.stderr, flush=True)
         return runs
 
 
