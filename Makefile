@@ -75,15 +75,14 @@ build-sanitize:
 # Optimised and without sanitizers: a hundred times the events.
 build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) -DFUZZ_EVENTS=$(FUZZ_EVENTS) \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(FUZZ) --target fuzz_scheduler check_ledger test_kv test_host_pool
 
 test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz
-	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure
-	$(BIN)/ctest --test-dir $(FUZZ) --output-on-failure -j 2 -R check_ledger
-	$(FUZZ)/native/fuzz_scheduler $(FUZZ_EVENTS)
+	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure -j 2
+	$(BIN)/ctest --test-dir $(FUZZ) --verbose -j 2 --timeout 100000 -R 'check_ledger|fuzz_scheduler'
 
 mutants: $(STAMP) ## twenty-eight seeded mistakes in the core: the fuzzer or a unit test must find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY=
