@@ -38,7 +38,7 @@ def rows(count: int, filtered: bool) -> SamplingRows:
 def test_tokens_are_those_of_the_reference(kind: str, filtered: bool) -> None:
     torch.manual_seed(random.randrange(2**31))
     # Few rows, each by several programs or one, and many.
-    count, vocabulary = random.choice([1, 3, 12, 20]), random.choice([5, 97, 300])
+    count, vocabulary = random.choice([1, 3, 17]), random.choice([5, 61, 97])
     logits = torch.randn(count, vocabulary) * 3
     if kind == "equal":  # ties straddle what is kept
         logits = logits.round()
