@@ -11,11 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .float8 import FLOAT8, Float8Matrix
+from .float8 import FLOAT8, Matrix, linear_op
 from .paged_attention import Rows
 from .registry import register, select
-
-Matrix = Tensor | Float8Matrix
 
 
 class Collectives(Protocol):
@@ -33,14 +31,14 @@ class Collectives(Protocol):
 def norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `linear(rms_norm(x, w_norm), w)` `[n,o]` for `x[n,d]`, `w_norm[d]`, `w[o,d]`."""
     normed = _kernel("rms_norm", x)(x, w_norm, eps)
-    y: Tensor = _kernel(_linear(w), x)(normed, w)
+    y: Tensor = _kernel(linear_op(w), x)(normed, w)
     return y
 
 
 @register("linear_add", backend="torch", features=("float8",))
 def linear_add(x: Tensor, w: Matrix, residual: Tensor) -> Tensor:
     """Return `residual + linear(x, w)` `[n,o]` for `x[n,i]`, `w[o,i]`, `residual[n,o]`."""
-    update: Tensor = _kernel(_linear(w), x)(x, w)
+    update: Tensor = _kernel(linear_op(w), x)(x, w)
     return residual + update
 
 
@@ -164,7 +162,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _kernel(op: str, x: Tensor, *needs: str) -> Callable[..., Any]:
     return select(op, "cpu" if x.is_cpu else x.device.type, x.dtype, needs)
-
-
-def _linear(w: Matrix) -> str:
-    return "float8_linear" if isinstance(w, Float8Matrix) else "linear"

@@ -48,6 +48,14 @@ class Float8Matrix:
         return (self.data.float() * scale).to(dtype)
 
 
+Matrix = Tensor | Float8Matrix
+
+
+def linear_op(w: Matrix) -> str:
+    """Return the op that multiplies by a matrix."""
+    return "float8_linear" if isinstance(w, Float8Matrix) else "linear"
+
+
 @register("float8_linear", backend="torch")
 def float8_linear(x: Tensor, w: Float8Matrix) -> Tensor:
     """Return `y[n,o] = sum_i x[n,i] w[o,i]`, the matrix rounded to the dtype of `x` first."""

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels.float8 import Float8Matrix
+from ..kernels.float8 import Float8Matrix, Matrix
 from ..kernels.registry import choose
 from ..sharding.op import OPS, Op, dispatch
 from ..sharding.rule import rule
@@ -28,7 +28,6 @@ from .norm import add_rms_norm, rms_norm
 from .rope import rope
 from .router import softmax_router
 
-Matrix = Tensor | Float8Matrix
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.float8 import Float8Matrix
+from ..kernels.float8 import Matrix, linear_op
 from ..sharding.alternative import relabelled
 from ..sharding.error import AnnotationError, TraceError, explained
 from ..sharding.fix import Fix
@@ -67,13 +67,12 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     return result
 
 
-def linear(x: Tensor, w: Tensor | Float8Matrix) -> Tensor:
+def linear(x: Tensor, w: Matrix) -> Tensor:
     """Return `y[n,o] = sum_i x[n,i] w[o,i]`."""
     if isinstance(x, Recorder):
         result: Tensor = x.record(_LINEAR, (x, w))
         return result
-    op = "float8_linear" if isinstance(w, Float8Matrix) else "linear"
-    y: Tensor = kernel(op, x)(x, w)
+    y: Tensor = kernel(linear_op(w), x)(x, w)
     return y
 
 

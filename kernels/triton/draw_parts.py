@@ -238,14 +238,10 @@ def draw_by_parts(
     position: Tensor,
     filtered: bool,
 ) -> Tensor:
-    """Return float64 pairs `[m,2]`: the greatest score of what is kept, and its token."""
+    """Return what `draw_tokens` does for m >= 1 rows, each contiguous."""
     m, vocabulary = logits.shape
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
     place = logits.device
     pairs = torch.empty(m, 2, dtype=torch.float64, device=place)
-    if not m:
-        return pairs
     device = device_of(logits)
     options, pdl = device.options(8), device.has_dependent_launch
     block = max(16, min(512, triton.next_power_of_2(vocabulary // 8)))

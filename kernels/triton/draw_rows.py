@@ -131,13 +131,9 @@ def draw_by_rows(
     position: Tensor,
     filtered: bool,
 ) -> Tensor:
-    """Return float64 pairs `[m,2]`: the greatest score of what is kept, and its token."""
+    """Return what `draw_tokens` does for m >= 1 rows, each contiguous."""
     m, vocabulary = logits.shape
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
     pairs = torch.empty(m, 2, dtype=torch.float64, device=logits.device)
-    if not m:
-        return pairs
     device = device_of(logits)
     mass = torch.empty((m, vocabulary) if filtered else 1, dtype=torch.int64, device=logits.device)
     bits = -(-(vocabulary - 1).bit_length() // 2) * 2

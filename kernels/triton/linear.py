@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..float8 import Float8Matrix
+from ..float8 import Float8Matrix, Matrix
 from ..registry import select
 from . import float8
 from .device import MERGES, counters, device_of
@@ -22,7 +22,6 @@ from .skinny import matrix, vector
 from .tile import FLOAT8_INPUTS, FLOAT8_ROWS, matrix_tile, vector_tile
 
 MAX_ROWS = 16
-Matrix = Tensor | Float8Matrix
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:

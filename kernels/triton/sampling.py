@@ -5,6 +5,7 @@ Keys, masses and noise are those of `kernels/sampling.py`, so a draw depends on 
 seed and the position alone, not on how many rows are drawn beside it.
 """
 
+import torch
 from torch import Tensor
 
 from .draw_parts import draw_by_parts
@@ -24,5 +25,9 @@ def draw_tokens(
     filtered: bool,
 ) -> Tensor:
     """Return float64 pairs `[m,2]`: the greatest score of what is kept, and its token."""
+    if not len(logits):
+        return torch.empty(0, 2, dtype=torch.float64, device=logits.device)
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
     draw = draw_by_parts if len(logits) <= FEW_ROWS else draw_by_rows
     return draw(logits, temperature, top_k, top_p, seed, position, filtered)
