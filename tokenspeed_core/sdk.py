@@ -205,11 +205,11 @@ class Client:
             raise RejectedError(
                 RefusalCode.TOKEN_ID, f"a token id does not fit 32 bits ({error}); give valid ids"
             ) from error
+        stream = RequestStream(message, self._take_back)  # its clock starts before any step's
         if not self._channel.send(message):
             raise RejectedError(
                 RefusalCode.QUEUE_FULL, "the queue to the scheduler is full; try again later"
             )
-        stream = RequestStream(message, self._take_back)
         self._requests[stream.request_id] = stream
         self._next_id += 1
         for hint in session.hints:
