@@ -2,13 +2,12 @@
 """Tokenising what is new: a conversation's next turn begins with the text of its last one.
 
 A special token of the vocabulary ends a piece of text: what comes before it is tokenised without a
-look at what comes behind.  So the ids of a text up to such a mark are a prefix of the ids of every
-text that begins the same, and only the rest is tokenised.
+look at what comes behind.  So a text is a path of pieces that end in such a mark, and texts that
+begin alike share the beginning of their paths: a tree, to which each text adds what is new.
 """
 
-import hashlib
 import re
-import secrets
+import sys
 import threading
 from array import array
 from collections import OrderedDict
@@ -20,21 +19,23 @@ from .tokenizer import Tokenizer
 
 MIN_CHARS = 4096  # shorter texts are tokenised whole
 MAX_BYTES = 256 * 1024 * 1024
-_MAX_TEXTS = 4096
+_PIECE_BYTES = 600  # of a piece beside its text and ids
 # what text may begin with, behind a mark, and end with, before it
 _HEADS = ("x", " x", "\n", "\n\n x", "  ", "1", "é", "世", "-", "'s")
 _TAILS = ("", "x", "x ", " \n", "1", "世")
 
 
 @attrs.define(eq=False)
-class _Text:
-    text: str
+class _Piece:
+    key: str  # its text, with the mark; of a root, which stands before all text, the salt
     ids: "array[int]"
-    marks: list[tuple[int, int, bytes]]  # characters and tokens before it, digest of the text
+    parent: "_Piece | None" = None
+    children: "dict[str, _Piece]" = attrs.field(factory=dict)
+    latest: "_Piece | None" = None  # of the children
 
     @property
     def num_bytes(self) -> int:
-        return len(self.text) + 4 * len(self.ids) + 200 * len(self.marks)
+        return sys.getsizeof(self.key) + self.ids.itemsize * len(self.ids) + _PIECE_BYTES
 
 
 class PrefixTexts:
@@ -52,79 +53,90 @@ class PrefixTexts:
         self.markers = [each for each in markers if each in ids and _ends_text(tokenizer, each)]
         self._marker_ids = frozenset(ids[each] for each in self.markers)
         self._pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
-        self._key = secrets.token_bytes(32)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._texts: OrderedDict[int, _Text] = OrderedDict()
-        self._by_digest: dict[bytes, _Text] = {}
+        self._roots: dict[str, _Piece] = {}  # by salt
+        # The least recently used first, and children before their parents.
+        self._pieces: OrderedDict[_Piece, None] = OrderedDict()
         self.num_bytes = 0
 
     def encode(self, text: str, salt: str = "") -> "array[int]":
         """Return the ids of `text`, no BOS added; texts of other salts are not looked at."""
         if len(text) < MIN_CHARS or not self.markers:
             return array("i", self._tokenizer.encode(text, add_special=False))
-        marks = self._digests(text, salt)
-        known, found = self._longest(text, marks)
-        cut = known[-1][0] if known else 0
-        tail = self._tokenizer.encode(text[cut:], add_special=False)
-        count = known[-1][1] if known else 0
-        ids = found.ids[:count] if found is not None else array("i")
+        with self._lock:
+            path = self._known(text, salt)
+        ids = array("i", b"".join(each.ids for each in path))
+        rest = text[sum(len(each.key) for each in path) :]
+        tail = array("i", self._tokenizer.encode(rest, add_special=False))
         ids.extend(tail)
-        places = [count + at + 1 for at, id in enumerate(tail) if id in self._marker_ids]
-        new = [mark for mark in marks if mark[0] > cut]
-        if len(places) == len(new):  # else a marker lies within a longer special token
-            known += [(chars, at, digest) for (chars, digest), at in zip(new, places, strict=True)]
-        if found is not None and found.marks[-1][0] <= cut:
-            self._replace(found, _Text(text, ids, known))
-        elif known:
-            self._keep(_Text(text, ids, known))
+        path += self._cut(rest, tail)
+        if path:
+            with self._lock:
+                self._keep(salt, path)
         return ids
 
-    def _digests(self, text: str, salt: str) -> list[tuple[int, bytes]]:
-        """Return the end of each mark and the digest of the text up to there."""
-        digest = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), key=self._key)
-        found, last = [], 0
-        for match in self._pattern.finditer(text):
-            end = match.end()
-            digest.update(text[last:end].encode("utf-8", "surrogatepass"))
-            found.append((end, digest.digest()))
-            last = end
+    def _known(self, text: str, salt: str) -> list[_Piece]:
+        """Return the pieces that `text` begins with."""
+        found: list[_Piece] = []
+        piece, at = self._roots.get(salt), 0
+        while piece is not None and piece.latest is not None:
+            if text.startswith(piece.latest.key, at):
+                piece = piece.latest
+            else:
+                mark = self._pattern.search(text, at)
+                piece = piece.children.get(text[at : mark.end()]) if mark else None
+            if piece is not None:
+                found.append(piece)
+                at += len(piece.key)
         return found
 
-    def _longest(
-        self, text: str, marks: Sequence[tuple[int, bytes]]
-    ) -> tuple[list[tuple[int, int, bytes]], _Text | None]:
-        """Return the marks that a kept text shares with this one, and that text."""
-        with self._lock:
-            for chars, digest in reversed(marks):
-                found = self._by_digest.get(digest)
-                if found is not None and found.text[:chars] == text[:chars]:
-                    self._texts.move_to_end(id(found))
-                    return [mark for mark in found.marks if mark[0] <= chars], found
-        return [], None
+    def _cut(self, text: str, ids: "array[int]") -> list[_Piece]:
+        """Return the pieces of a text; what is behind its last mark is none."""
+        marks = [match.end() for match in self._pattern.finditer(text)]
+        places = [at + 1 for at, id in enumerate(ids) if id in self._marker_ids]
+        if len(places) != len(marks):  # a marker lies within a longer special token
+            return []
+        starts = zip([0, *marks], [0, *places], strict=True)
+        ends = zip(marks, places, strict=True)
+        return [
+            _Piece(text[start:end], ids[first:last])
+            for (start, first), (end, last) in zip(starts, ends, strict=False)
+        ]
 
-    def _replace(self, old: _Text, new: _Text) -> None:
-        """Keep a text that has all marks of an old one, which is then of no use."""
-        with self._lock:
-            if id(old) in self._texts:
-                self._drop(id(old))
-        self._keep(new)
+    def _keep(self, salt: str, path: Sequence[_Piece]) -> None:
+        """Add what is missing of a path, some of which may be gone since it was found."""
+        piece = self._roots.get(salt)
+        if piece is None:
+            piece = self._roots[salt] = self._counted(_Piece(salt, array("i")))
+        line = [piece]
+        for each in path:
+            child = piece.children.get(each.key)
+            if child is None:
+                child = self._counted(_Piece(each.key, each.ids, piece))
+                piece.children[each.key] = child
+            piece.latest = piece = child
+            line.append(child)
+        for each in reversed(line):
+            self._pieces[each] = None
+            self._pieces.move_to_end(each)
+        while self.num_bytes > self._max_bytes:
+            self._drop_first()
 
-    def _keep(self, new: _Text) -> None:
-        with self._lock:
-            self._texts[id(new)] = new
-            self.num_bytes += new.num_bytes
-            for _, _, digest in new.marks:
-                self._by_digest[digest] = new
-            while len(self._texts) > _MAX_TEXTS or self.num_bytes > self._max_bytes:
-                self._drop(next(iter(self._texts)))
+    def _counted(self, piece: _Piece) -> _Piece:
+        self.num_bytes += piece.num_bytes
+        return piece
 
-    def _drop(self, key: int) -> None:
-        gone = self._texts.pop(key)
-        self.num_bytes -= gone.num_bytes
-        for _, _, digest in gone.marks:
-            if self._by_digest.get(digest) is gone:
-                del self._by_digest[digest]
+    def _drop_first(self) -> None:
+        piece, _ = self._pieces.popitem(last=False)
+        self.num_bytes -= piece.num_bytes
+        if piece.parent is None:
+            del self._roots[piece.key]
+            return
+        siblings = piece.parent.children
+        del siblings[piece.key]
+        if piece.parent.latest is piece:
+            piece.parent.latest = next(reversed(siblings.values()), None)
 
 
 def _ends_text(tokenizer: Tokenizer, marker: str) -> bool:

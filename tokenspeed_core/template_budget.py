@@ -13,6 +13,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TICK = "render_budget_tick"
+_TURN, _ADD, _CONCAT = "turn!", "+", "~"
 _LOOK_EVERY = 16
 _MAX_POWER_BITS = 4096
 _WIDE = re.compile(r"\*|\d{6,}")
@@ -41,11 +42,13 @@ class Budget:
 class BudgetedEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox whose templates call `TICK`, a variable that each rendering is given."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self, max_chars: int, **options: Any) -> None:
         super().__init__(**options)
         self._max_chars = max_chars
+        # Filters, since a template calls them directly; it cannot write their names.
+        self.filters |= {_TURN: lambda tick: tick(), _ADD: self._added, _CONCAT: self._joined}
 
     def budgeted(self, source: str) -> jinja2.Template:
         """Compile a template.  Raises jinja2.TemplateError."""
@@ -58,7 +61,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
             macro.body.insert(0, _tick(macro.lineno))
         for call in tree.find_all(nodes.CallBlock):
             call.body.insert(0, _tick(call.lineno))
-        _replace_concats(tree)
+        _replace_sums(tree)
         code = self.compile(tree)
         return self.template_class.from_code(self, code, self.make_globals(None), None)
 
@@ -73,15 +76,26 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
                     self._check(len(sized) * count)
         elif operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise BudgetError("a format is too wide")
-        elif operator == "+" and isinstance(left, str | list | tuple):
-            self._check(len(left) + (len(right) if hasattr(right, "__len__") else 0))
         return super().call_binop(context, operator, left, right)
 
-    def joined(self, *parts: Any) -> str:
-        """Return what `~` does."""
-        texts = [str(part) for part in parts]
-        self._check(sum(map(len, texts)))
-        return "".join(texts)
+    def _added(self, *parts: Any) -> Any:
+        """Return what `a + b + c` does; texts are copied once, not once for each sign."""
+        if set(map(type, parts)) == {str}:  # a Markup would escape what it is added to
+            return self._checked("".join(parts))
+        total, *others = parts
+        for part in others:
+            if isinstance(total, str | list | tuple):
+                self._check(len(total) + (len(part) if hasattr(part, "__len__") else 0))
+            total = total + part
+        return total
+
+    def _joined(self, *parts: Any) -> str:
+        """Return what `a ~ b` does."""
+        return self._checked("".join(map(str, parts)))
+
+    def _checked(self, text: str) -> str:
+        self._check(len(text))
+        return text
 
     def _check(self, chars: int) -> None:
         if chars > self._max_chars:
@@ -89,25 +103,33 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _tick(line: int) -> nodes.ExprStmt:
-    call = nodes.Call(nodes.Name(TICK, "load"), [], [], None, None)
-    statement = nodes.ExprStmt(call)
+    statement = nodes.ExprStmt(_filtered(_TURN, [nodes.Name(TICK, "load")]))
     statement.set_lineno(line)
     return statement
 
 
-def _replace_concats(node: nodes.Node) -> None:
-    """Put a bounded call in the place of each `a ~ b`."""
+def _replace_sums(node: nodes.Node) -> None:
+    """Put a bounded filter in the place of each `a + b + c` and `a ~ b`."""
     for name, value in node.iter_fields():
-        if isinstance(value, nodes.Concat):
-            setattr(node, name, _joined(value))
-        elif isinstance(value, list):
-            value[:] = [_joined(each) if isinstance(each, nodes.Concat) else each for each in value]
+        if isinstance(value, list):
+            value[:] = map(_bounded, value)
+        else:
+            setattr(node, name, _bounded(value))
     for child in node.iter_child_nodes():
-        _replace_concats(child)
+        _replace_sums(child)
 
 
-def _joined(concat: nodes.Concat) -> nodes.Expr:
-    function = nodes.EnvironmentAttribute("joined")
-    call = nodes.Call(function, concat.nodes, [], None, None)
-    call.set_lineno(concat.lineno)
-    return call
+def _bounded(value: Any) -> Any:
+    if isinstance(value, nodes.Concat):
+        return _filtered(_CONCAT, value.nodes).set_lineno(value.lineno)
+    if not isinstance(value, nodes.Add):
+        return value
+    line, terms = value.lineno, []
+    while isinstance(value, nodes.Add):
+        terms.append(value.right)
+        value = value.left
+    return _filtered(_ADD, [value, *reversed(terms)]).set_lineno(line)
+
+
+def _filtered(name: str, parts: list[nodes.Expr]) -> nodes.Filter:
+    return nodes.Filter(parts[0], name, parts[1:], [], None, None)
