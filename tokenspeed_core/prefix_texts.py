@@ -51,7 +51,6 @@ class PrefixTexts:
         self._tokenizer = tokenizer
         ids = {text: id for id, text in tokenizer.special_texts().items()}
         self.markers = [each for each in markers if each in ids and _ends_text(tokenizer, each)]
-        self._marker_ids = frozenset(ids[each] for each in self.markers)
         self._pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -66,14 +65,16 @@ class PrefixTexts:
             return array("i", self._tokenizer.encode(text, add_special=False))
         with self._lock:
             path = self._known(text, salt)
-        ids = array("i", b"".join(each.ids for each in path))
         rest = text[sum(len(each.key) for each in path) :]
-        tail = array("i", self._tokenizer.encode(rest, add_special=False))
-        ids.extend(tail)
-        path += self._cut(rest, tail)
+        *new, behind = self._cut(rest)
+        # side by side on all cores
+        *found, tail = self._tokenizer.encode_all([*new, behind])
+        path += [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
         if path:
             with self._lock:
                 self._keep(salt, path)
+        ids = array("i", b"".join(each.ids for each in path))
+        ids.extend(tail)
         return ids
 
     def _known(self, text: str, salt: str) -> list[_Piece]:
@@ -91,18 +92,11 @@ class PrefixTexts:
                 at += len(piece.key)
         return found
 
-    def _cut(self, text: str, ids: "array[int]") -> list[_Piece]:
-        """Return the pieces of a text; what is behind its last mark is none."""
-        marks = [match.end() for match in self._pattern.finditer(text)]
-        places = [at + 1 for at, id in enumerate(ids) if id in self._marker_ids]
-        if len(places) != len(marks):  # a marker lies within a longer special token
-            return []
-        starts = zip([0, *marks], [0, *places], strict=True)
-        ends = zip(marks, places, strict=True)
-        return [
-            _Piece(text[start:end], ids[first:last])
-            for (start, first), (end, last) in zip(starts, ends, strict=False)
-        ]
+    def _cut(self, text: str) -> list[str]:
+        """Return the pieces of a text, and last what is behind them and ends in no mark."""
+        ends = [match.end() for match in self._pattern.finditer(text)]
+        places = zip([0, *ends], [*ends, len(text)], strict=True)
+        return [text[start:end] for start, end in places]
 
     def _keep(self, salt: str, path: Sequence[_Piece]) -> None:
         """Add what is missing of a path, some of which may be gone since it was found."""

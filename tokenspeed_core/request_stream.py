@@ -39,7 +39,7 @@ class RequestStream:
     def __init__(self, request: Submit, take_back: Callable[["RequestStream", int], None]) -> None:
         self.request = request
         self.request_id = request.request_id  # its present name at the scheduler
-        self.course = Course(time.monotonic())
+        self.submitted = time.monotonic()
         self.received = array("i")
         self.lost_at = 0.0
         self.fruitless: Counter[str] = Counter()  # deaths of a part since the last token
@@ -52,6 +52,9 @@ class RequestStream:
         self._scores: dict[int, PromptScore] = {}  # of the prompt's tokens, by position
         self._cached = 0
         self._report: CacheReport | None = None
+        self._queued_s: float | None = None
+        self._first_step = self._last_step = 0
+        self._steps: list[StepTime] = []
         self._finish = FinishReason.NONE
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -80,7 +83,7 @@ class RequestStream:
             self._finish,
             self._cached,
             self._report,
-            self.course,
+            Course(self.submitted, self._queued_s, self._first_step, self._last_step, self._steps),
             self._tops,
         )
         self._tokens, self._logprobs, self._tops = [], [], []
@@ -129,18 +132,26 @@ class RequestStream:
         self._resumed_at = len(self.received)
         self._is_resumed = True
 
-    def take(self, delta: Delta, step: int = 0, worked: StepTime | None = None) -> None:
+    def take(
+        self,
+        tokens: list[int],
+        logprobs: list[float],
+        finish: FinishReason,
+        cached_tokens: int,
+        step: int = 0,
+        worked: StepTime | None = None,
+    ) -> None:
         """Add what a step brought; called by the client that owns the socket."""
-        if delta.tokens:
-            self.course = attrs.evolve(self.course, last_step=step)
-            if worked is not None and len(self.course.steps) < MAX_STEPS:
-                self.course.steps.append(worked)
+        if tokens:
+            self._last_step = step
+            if worked is not None and len(self._steps) < MAX_STEPS:
+                self._steps.append(worked)
         if self._resumed_at == 0:  # later prompts hold what was answered
-            self._cached = delta.cached_tokens
-        self._tokens += delta.tokens
-        self._logprobs += delta.logprobs
-        self.received.extend(delta.tokens)
-        self._finish = delta.finish_reason
+            self._cached = cached_tokens
+        self._tokens += tokens
+        self._logprobs += logprobs
+        self.received.extend(tokens)
+        self._finish = finish
         self._news.set()
 
     def explain(self, report: CacheReport) -> None:
@@ -150,8 +161,8 @@ class RequestStream:
 
     def admitted(self, queued_s: float, first_step: int) -> None:
         """Tell when it had a slot; called by the client that owns the socket."""
-        if self.course.queued_s is None:
-            self.course = attrs.evolve(self.course, queued_s=queued_s, first_step=first_step)
+        if self._queued_s is None:
+            self._queued_s, self._first_step = queued_s, first_step
 
     def tell(self, details: Details) -> None:
         """Add what a worker told of a step's row; called by the client that owns the socket."""

@@ -10,7 +10,7 @@ from types import TracebackType
 import msgspec
 
 from .cache_report import cache_reports
-from .course import StepTime, step_time
+from .course import step_time
 from .engine_errors import EngineLostError as EngineLostError
 from .engine_errors import NoTokenError as NoTokenError
 from .engine_errors import RefusedError as RefusedError
@@ -48,6 +48,7 @@ from .urgency import Urgency
 
 MAX_UNREAD_TOKENS = 4096
 RESUME_S = 120.0
+_FAILED = (FinishReason.WORKER_LOST, FinishReason.NUMERIC, FinishReason.NO_TOKEN)
 _NO_TOKEN = "the request's grammar and bans leave no token that could come next"
 MAX_PROMPT_TOKENS = (MAX_FRAME_BYTES - 4096) // 4
 
@@ -280,7 +281,7 @@ class Client:
     def _resume(self, stream: RequestStream) -> bool:
         if not self._is_connected:
             return False
-        elapsed_ms = int((time.monotonic() - stream.course.submitted) * 1e3)
+        elapsed_ms = int((time.monotonic() - stream.submitted) * 1e3)
         message = continued(stream.request, stream.received.tolist(), elapsed_ms)
         if not self._channel.send(msgspec.structs.replace(message, request_id=self._next_id)):
             return False
@@ -340,8 +341,8 @@ class Client:
             if (stream := self._requests.get(request_id)) is not None:
                 stream.tell(details)
         worked = step_time(deltas)
-        tokens = read_column("i", deltas.tokens)
-        logprobs = read_column("f", deltas.logprobs)
+        tokens = read_column("i", deltas.tokens).tolist()
+        logprobs = read_column("f", deltas.logprobs).tolist()
         start = 0
         for request_id, count, finish, cached in zip(
             read_column("Q", deltas.request_ids),
@@ -352,31 +353,29 @@ class Client:
         ):
             row = slice(start, start + count)
             start += count
-            if (stream := self._requests.get(request_id)) is not None:
-                reason = FinishReason(finish)
-                delta = Delta(tokens[row].tolist(), logprobs[row].tolist(), reason, cached)
-                self._on_row(stream, delta, deltas.step, worked)
+            stream = self._requests.get(request_id)
+            if stream is None:
+                continue
+            reason = FinishReason(finish) if finish else FinishReason.NONE
+            if finish and reason in _FAILED:
+                self._on_failed(stream, reason)
+                continue
+            stream.take(tokens[row], logprobs[row], reason, cached, deltas.step, worked)
+            if finish:
+                del self._requests[request_id]
+            elif stream.unread_tokens > self._max_unread_tokens:
+                self._take_back(stream, -1)
+                unread = f"{stream.unread_tokens} tokens were not read; the request was aborted"
+                stream.fail(StalledReaderError(unread))
 
-    def _on_row(
-        self, stream: RequestStream, delta: Delta, step: int, worked: StepTime | None
-    ) -> None:
-        if delta.finish_reason is FinishReason.WORKER_LOST:
+    def _on_failed(self, stream: RequestStream, reason: FinishReason) -> None:
+        if reason is FinishReason.WORKER_LOST:
             self._lose(stream, "the workers died under the request", "workers")
-            return
-        if delta.finish_reason is FinishReason.NUMERIC:
+        elif reason is FinishReason.NUMERIC:
             nan = "the model produced NaN or infinity for this request"
             self._fail(stream.request_id, RequestFailedError(nan))
-            return
-        if delta.finish_reason is FinishReason.NO_TOKEN:
+        else:
             self._fail(stream.request_id, NoTokenError(_NO_TOKEN))
-            return
-        stream.take(delta, step, worked)
-        if delta.finish_reason is not FinishReason.NONE:
-            del self._requests[stream.request_id]
-        elif stream.unread_tokens > self._max_unread_tokens:
-            self._take_back(stream, -1)
-            unread = f"{stream.unread_tokens} tokens were not read; the request was aborted"
-            stream.fail(StalledReaderError(unread))
 
     def _fail(self, request_id: int, error: Exception) -> None:
         if (stream := self._requests.pop(request_id, None)) is not None:

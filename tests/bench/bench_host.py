@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
 """What the host costs: real API process, real scheduler, and a worker that answers at once.
 
-`python tests/bench/bench_host.py`: a warm turn of 128k tokens from the last byte of its HTTP body
-to its step plan at the worker, a cold one, and tokens a second over SSE and over the SDK.
+    python tests/bench/bench_host.py [--json] [--size TOKENS] [--repeats N] [--streams N]
+
+A conversation's turns of 128k tokens from the last byte of the HTTP body to the step plan at the
+worker, the first one cold, and tokens a second over SSE and over the SDK.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
-import os
 import secrets
+import socket
 import statistics
 import struct
 import subprocess
@@ -66,12 +68,14 @@ def engine(max_model_len: int) -> Iterator[tuple[RunDirectory, str, Path]]:
     scheduler = SchedulerProcess(config, run.path)
     command = [sys.executable, str(NULL), run.worker_endpoint, run.token.hex(), "40000", str(marks)]
     worker = subprocess.Popen(command)
-    settings = EngineConfig(model="smollm2", served_model_name="m", port=18731, log_level="warning")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = EngineConfig(model="smollm2", served_model_name="m", port=port, log_level="warning")
     write_config(settings, run.path / "engine.json")
     command = [sys.executable, "-m", "tokenspeed_core.server", "--run-dir", str(run.path)]
     api = subprocess.Popen([*command, "--config", str(run.path / "engine.json")])
     try:
-        yield run, "127.0.0.1:18731", marks
+        yield run, f"127.0.0.1:{port}", marks
     finally:
         for process in (api, worker):
             process.kill()
@@ -134,10 +138,10 @@ async def turns(address: str, marks: Path, size: int, count: int) -> tuple[int, 
     """
     connection = Connection(address)
     await connection.open()
-    messages = [{"role": "system", "content": text(2000, 0)}]
-    for at in range(size // 1000):
+    messages = [{"role": "system", "content": text(1300, 0)}]  # 1.54 tokens a word
+    for at in range(size // 1000 - 2):
         role = "assistant" if at % 2 else "user"
-        messages.append({"role": role, "content": text(760, at)})
+        messages.append({"role": role, "content": text(650, at)})
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": text(20, 1)})
     found: list[float] = []
@@ -149,8 +153,8 @@ async def turns(address: str, marks: Path, size: int, count: int) -> tuple[int, 
         raw = marks.read_bytes()[before:]
         found.append((struct.unpack("<q", raw[:8])[0] - sent) / 1e6)
         tokens = answer["usage"]["prompt_tokens"]
-        messages.append({"role": "assistant", "content": text(80, turn)})
-        messages.append({"role": "user", "content": text(470, turn + 3)})
+        messages.append({"role": "assistant", "content": text(60, turn)})
+        messages.append({"role": "user", "content": text(400, turn + 3)})
     return tokens, found
 
 
@@ -191,7 +195,7 @@ async def sdk(run: RunDirectory, streams: int, tokens: int) -> float:
 TOKEN = 504
 
 
-async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[str, object]:
+async def rows(size: int, repeats: int, streams: int, tokens: int) -> list[dict[str, object]]:
     with engine(max_model_len=2 * size) as (run, address, marks):
         async with Client(run) as client:
             await client.ready(60)
@@ -203,31 +207,40 @@ async def measure(size: int, repeats: int, streams: int, tokens: int) -> dict[st
         length, (cold, *warm) = await turns(address, marks, size, 4 * repeats)
         over_sse = [await sse(address, streams, tokens) for _ in range(repeats)]
         over_sdk = [await sdk(run, streams, tokens) for _ in range(repeats)]
+    return [
+        row(f"cold turn of {size} tokens", "to_plan", "ms", [cold]),
+        row(f"warm turn, {length} tokens at last", "to_plan", "ms", warm),
+        row(f"{streams} streams over SSE", "rate", "tok/s", over_sse),
+        row(f"{streams} streams over the SDK", "rate", "tok/s", over_sdk),
+    ]
 
-    def spread(values: list[float]) -> list[float]:
-        return [round(each, 2) for each in (min(values), statistics.median(values), max(values))]
 
+def row(case: str, metric: str, unit: str, values: list[float]) -> dict[str, object]:
     return {
-        "cores": os.cpu_count(),
-        "prompt_tokens": length,
-        "cold_turn_ms": round(cold, 1),
-        "warm_turn_ms": spread(warm),
-        "sse_tokens_per_s": spread(over_sse),
-        "sdk_tokens_per_s": spread(over_sdk),
-        "load_average": round(os.getloadavg()[0], 1),
+        "bench": "host",
+        "case": case,
+        "metric": metric,
+        "unit": unit,
+        "ours": round(statistics.median(values), 2),
+        "peer": None,
+        "peer_name": None,
+        "spread": [round(min(values), 2), round(max(values), 2)],
     }
 
 
 def main() -> None:
-    """Print one JSON object; triples are minimum, median, maximum."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print rows as JSON lines")
     parser.add_argument("--size", type=int, default=128_000, help="tokens of the conversation")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
     given = parser.parse_args()
-    found = asyncio.run(measure(given.size, given.repeats, given.streams, given.tokens))
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    for each in asyncio.run(rows(given.size, given.repeats, given.streams, given.tokens)):
+        if given.json:
+            print(msgspec.json.encode(each).decode())
+        else:
+            print(f"{each['case']:<40}{each['ours']:>10} {each['unit']:<6} {each['spread']}")
 
 
 if __name__ == "__main__":
