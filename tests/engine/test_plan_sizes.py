@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from tests.engine.local_engine import LocalEngine, Request
 from tests.engine.test_ranks import config, real_of
 from tests.models.tiny import randomise
+from tests.rank_processes import run_ranks
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.execution import execution
 from tokenspeed_core.model_spec import ModelSpec
@@ -97,7 +98,7 @@ def run_rank(rank: int, model: Path, path: str) -> None:
 
 
 def test_a_prefill_runs_another_plan_than_decode_steps(wide: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, (wide, str(tmp_path)), nprocs=2)
+    run_ranks(run_rank, 2, wide, str(tmp_path))
     (found, taken), other = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert (found, taken) == other, "ranks run one plan, step by step"
     assert found == answers(load_rank(settings(wide), 0, ""))

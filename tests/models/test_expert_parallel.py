@@ -10,6 +10,7 @@ import torch
 from tiny import BLOCK, Tiny, apart, tiny_of
 from tiny_families import FAMILIES, MIXTURES
 
+from tests.rank_processes import run_ranks
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.rank_groups import RankGroups
@@ -133,7 +134,7 @@ def test_real_ranks_equal_one_device(
     model = tiny(family)
     torch.save((model.config, model.params, model.tokens), tmp_path / "model")
     name = type(model.oracle).__name__
-    torch.multiprocessing.spawn(run_rank, (name, tokens, overlapped, str(tmp_path)), nprocs=4)
+    run_ranks(run_rank, 4, name, tokens, overlapped, str(tmp_path))
     one = Simulation(plan_of(tiny(family), Layout()), tiny(family).params, NUM_BLOCKS)
     found = [torch.load(tmp_path / str(rank)) for rank in range(4)]
     pairs = apart(tiny(family), one.step, lambda *_: torch.empty(0))

@@ -10,6 +10,7 @@ import torch
 from mutants import mutants, refused
 from torch import Tensor
 
+from tests.rank_processes import run_ranks
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.ops import Batch, declared_batch, embedding, experts, softmax_router
 from tokenspeed_core.ops import einsum as contract
@@ -191,7 +192,7 @@ def test_real_ranks_are_the_simulated_ones_bit_for_bit(tokens: int, tmp_path: Pa
     layout = "dp-tp-streams"
     rows = [[1, 2, 3, 4], [7, 7, 7, 7]]
     plan = plan_of(LAYOUTS[layout], tokens)
-    torch.multiprocessing.spawn(run_rank, (layout, tokens, rows, str(tmp_path)), nprocs=4)
+    run_ranks(run_rank, 4, layout, tokens, rows, str(tmp_path))
     expected = outcome(plan, rows).chunk(2)
     for rank in range(4):
         got = torch.load(tmp_path / str(rank))

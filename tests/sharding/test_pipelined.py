@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_collective_counts import LLAMA_70B
 
+from tests.rank_processes import run_ranks
 from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.models import compile_plan, family_of
 from tokenspeed_core.ops import all_gather_linear, linear, linear_reduce_scatter
@@ -71,7 +72,7 @@ def test_real_ranks_compute_the_same_in_chunks(tmp_path: Path) -> None:
     torch.manual_seed(1)
     given = (torch.randn(WAYS, 8, 16, dtype=torch.float64), torch.randn(5, 16).double())
     torch.save(given, tmp_path / "given")
-    torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=WAYS)
+    run_ranks(run_rank, WAYS, str(tmp_path))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 64])
