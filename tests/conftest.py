@@ -18,6 +18,29 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenspeed_core.model_source import resolve
+from tokenspeed_core.tokenizer import Tokenizer
+
+# The files that take longest: they go first, so that no worker ends with one while others are idle.
+LONGEST = (
+    "kernels/test_triton_compiles.py",
+    "frontend/test_mutated_requests.py",
+    "launch/test_engine.py",
+    "engine/test_parity.py",
+    "frontend/test_end_to_end.py",
+    "test_examples.py",
+    "frontend/test_structured_output.py",
+    "frontend/test_forced_calls.py",
+    "engine/test_layouts.py",
+    "kernels/test_triton.py",
+    "launch/test_chaos.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort items by the places of their files among the longest; else the order stays."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +78,24 @@ def save_tiny_llama(path: Path, **overrides: object) -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny random Llama: 8 query heads, 4 kv heads, 512 positions."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def thin_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random model of thin layers, and SmolLM2's vocabulary and template.
+
+    For tests of what stands around a model: a token takes a fiftieth of SmolLM2's time.
+    """
+    spoken = Tokenizer.load(resolve("smollm2"))
+    (eos,) = spoken.eos_ids
+    path = save_tiny_llama(
+        tmp_path_factory.mktemp("thin-smollm2"),
+        vocab_size=spoken.vocab_size,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        eos_token_id=eos,
+    )
+    spoken.backend.save(str(path / "tokenizer.json"))
+    (path / "chat_template.jinja").write_text(spoken.chat_template or "")
+    return path

@@ -51,11 +51,17 @@ def test_recorded_conversations_have_their_recorded_sizes() -> None:
 
 
 def test_a_real_server_under_recorded_conversations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    thin_smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     traces = written(tmp_path / "traces.jsonl")
     config = EngineConfig(
-        model="smollm2", port=0, num_blocks=128, max_model_len=512, max_running=8, threads=1
+        model=str(thin_smollm2),
+        served_model_name="smollm2",
+        port=0,
+        num_blocks=128,
+        max_model_len=512,
+        max_running=8,
+        threads=1,
     )
     with Engine.start(config, serve_http=True) as engine:
         engine.wait_ready(120)

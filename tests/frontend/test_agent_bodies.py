@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -56,8 +57,14 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    config = EngineConfig(model=MODEL, num_blocks=1500, max_model_len=4096, threads=1)
+def engine(thin_smollm2: Path) -> Iterator[Engine]:
+    config = EngineConfig(
+        model=str(thin_smollm2),
+        served_model_name=MODEL,
+        num_blocks=1500,
+        max_model_len=4096,
+        threads=1,
+    )
     with Engine.start(config) as engine:
         engine.wait_ready(PATIENCE_S)
         yield engine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The gateway's gRPC service of two engines with SmolLM2, and the real `smg` in front of them."""
+"""The gateway's gRPC service of two engines, and the real `smg` in front of them."""
 
 import contextlib
 import io
@@ -46,9 +46,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Engine]:
+def serving(model: Path, folder: Path) -> Iterator[Engine]:
     config = EngineConfig(
-        model=MODEL,
+        model=str(model),
+        served_model_name=MODEL,
         port=0,
         dtype="fp32",
         num_blocks=512,
@@ -63,16 +64,18 @@ def serving(folder: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with serving(tmp_path_factory.mktemp("kv")) as engine:
+def engine(thin_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with serving(thin_smollm2, tmp_path_factory.mktemp("kv")) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def engines(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
+def engines(
+    thin_smollm2: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Engine]]:
     if shutil.which("smg") is None:
         pytest.skip("no smg on this machine: pip install smg")
-    with serving(tmp_path_factory.mktemp("kv")) as other:
+    with serving(thin_smollm2, tmp_path_factory.mktemp("kv")) as other:
         yield [engine, other]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an operator sees of the whole engine with SmolLM2: series, log, traces, KV events."""
+"""What an operator sees of the whole engine with a thin model: series, log, traces, KV events."""
 
 import asyncio
 import itertools
@@ -53,11 +53,12 @@ class Observed:
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+def observed(thin_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("observed")
     with OtlpReceiver() as receiver:
         config = EngineConfig(
-            model=MODEL,
+            model=str(thin_smollm2),
+            served_model_name=MODEL,
             port=0,
             num_blocks=512,
             max_model_len=2048,

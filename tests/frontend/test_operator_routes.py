@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Status page, `tokenspeed top` and profiles of the whole engine with SmolLM2."""
+"""Status page, `tokenspeed top` and profiles of a whole engine."""
 
 import io
 import json
@@ -25,9 +25,15 @@ PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine(thin_smollm2: Path) -> Iterator[Engine]:
     config = EngineConfig(
-        model=MODEL, port=0, num_blocks=512, max_model_len=2048, threads=1, profiling=True
+        model=str(thin_smollm2),
+        served_model_name=MODEL,
+        port=0,
+        num_blocks=512,
+        max_model_len=2048,
+        threads=1,
+        profiling=True,
     )
     with Engine.start(config, serve_http=True) as engine:
         engine.wait_ready(PATIENCE_S)

@@ -31,11 +31,11 @@ def api_pids(served: Served) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def serving(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def serving(thin_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("s")
     run = Path(f"/tmp/ts-test-{os.getpid()}")
     run.mkdir()
-    served = start(run, folder / "log", model=str(smollm2), api_processes=NUM)
+    served = start(run, folder / "log", model=str(thin_smollm2), api_processes=NUM)
     try:
         served.until_ready()
         yield served
@@ -176,9 +176,9 @@ def test_what_one_keeps_the_other_finds(serving: Served) -> None:
         client.close()
 
 
-def test_a_taken_port_is_one_line(smollm2: Path, serving: Served, tmp_path: Path) -> None:
+def test_a_taken_port_is_one_line(thin_smollm2: Path, serving: Served, tmp_path: Path) -> None:
     port = int(serving.url.rpartition(":")[2])
-    other = start(tmp_path, tmp_path / "log", model=str(smollm2), port=port)
+    other = start(tmp_path, tmp_path / "log", model=str(thin_smollm2), port=port)
     assert other.process.wait(PATIENCE_S) == 1
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 1
