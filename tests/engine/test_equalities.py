@@ -18,7 +18,7 @@ from tokenspeed_core.runner import Runner
 
 VOCABULARY = 96
 # The engine promises equal tokens up to float32 rounding; fixed examples keep ties out.
-examples = settings(deadline=None, max_examples=8, derandomize=True)
+examples = settings(deadline=None, max_examples=4, derandomize=True)
 seeds = st.integers(0, 2**32)
 # each part depends on the tokens before: what is lost of them shows
 SHAPING = Shaping(
@@ -34,7 +34,7 @@ SHAPING = Shaping(
 @pytest.fixture(scope="module")
 def runner(tiny_llama: Path) -> Runner:
     config = EngineConfig(
-        model=str(tiny_llama), dtype="fp32", block_size=4, num_blocks=800, max_running=64, threads=2
+        model=str(tiny_llama), dtype="fp32", block_size=4, num_blocks=800, max_running=64, threads=1
     )
     return load_rank(config, 0, "")
 

@@ -16,6 +16,7 @@ from tokenspeed_core.kernels.float8 import FLOAT8, Float8Matrix
 from tokenspeed_core.rank import load_rank
 
 PROMPT = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 30, 2, 198, 1, 4093, 198]
+LENGTH = 6
 
 
 def config(model: Path, **settings: object) -> EngineConfig:
@@ -27,9 +28,14 @@ def config(model: Path, **settings: object) -> EngineConfig:
 
 def logprobs(settings: EngineConfig, prompt: list[int]) -> tuple[list[int], list[float]]:
     engine = LocalEngine(load_rank(settings, 0, ""), max_step_tokens=32)
-    found = engine.submit(Request(prompt, 12, logprobs=True))
+    found = engine.submit(Request(prompt, LENGTH, logprobs=True))
     engine.run()
     return found.tokens, found.logprobs
+
+
+@pytest.fixture(scope="module")
+def precise(smollm2: Path) -> tuple[list[int], list[float]]:
+    return logprobs(config(smollm2), PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +43,14 @@ def logprobs(settings: EngineConfig, prompt: list[int]) -> tuple[list[int], list
     [({"kv_cache": "fp8"}, 0.3), ({"weights": "fp8"}, 0.3), ({"weights": "fp8-block"}, 0.4)],
 )
 def test_smollm2_answers_nearly_as_in_full_precision(
-    smollm2: Path, settings: dict[str, str], apart: float
+    smollm2: Path,
+    precise: tuple[list[int], list[float]],
+    settings: dict[str, str],
+    apart: float,
 ) -> None:
-    tokens, values = logprobs(config(smollm2), PROMPT)
+    tokens, values = precise
     got, near = logprobs(config(smollm2, **settings), PROMPT)
-    same = next((n for n, (a, b) in enumerate(zip(tokens, got, strict=True)) if a != b), 12)
+    same = next((n for n, (a, b) in enumerate(zip(tokens, got, strict=True)) if a != b), LENGTH)
     assert same >= 2
     worst = max(abs(a - b) for a, b in zip(values[:same], near[:same], strict=True))
     assert 1e-6 < worst < apart

@@ -68,7 +68,7 @@ def test_frequencies_follow_the_distribution(
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(vocabulary, generator=generator)
     expected = kept(logits, temperature, top_k, top_p)
-    m = 40_000
+    m = 10_000
     tokens, _ = sample(logits.repeat(m, 1), rows(m, temperature, top_k, top_p, seed=9))
     seen = torch.bincount(tokens, minlength=vocabulary).double()
     assert not seen[expected == 0].any()
