@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What the host costs: real API process, real scheduler, and a worker that answers at once.
 
-    python tests/bench/bench_host.py [--json] [--size TOKENS] [--repeats N] [--streams N]
+    python tests/bench/bench_host.py [--json] [--size TOKENS] [--repeats N] [--vllm-python PATH]
 
 A conversation's turns of 128k tokens from the last byte of the HTTP body to the step plan at the
-worker, the first one cold, and tokens a second over SSE and over the SDK.
+worker, the first one cold, and tokens a second over SSE and over the SDK.  With an interpreter that
+has vLLM, its API server runs beside ours, alternating, before an engine that computes nothing.
 """
 
 import argparse
@@ -23,13 +24,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from tokenspeed_core.config import EngineConfig, write_config
 from tokenspeed_core.ipc.messages import WIRE_VERSION, SchedulerConfig
 from tokenspeed_core.ipc.run_directory import RunDirectory
+from tokenspeed_core.model_source import resolve
 from tokenspeed_core.scheduler import SchedulerProcess
 from tokenspeed_core.sdk import Client
+from tokenspeed_core.tokenizer import Tokenizer
 
 NULL = Path(__file__).with_name("null_worker.py")
 WORDS = (
@@ -68,8 +72,7 @@ def engine(max_model_len: int) -> Iterator[tuple[RunDirectory, str, Path]]:
     scheduler = SchedulerProcess(config, run.path)
     command = [sys.executable, str(NULL), run.worker_endpoint, run.token.hex(), "40000", str(marks)]
     worker = subprocess.Popen(command)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = EngineConfig(model="smollm2", served_model_name="m", port=port, log_level="warning")
     write_config(settings, run.path / "engine.json")
     command = [sys.executable, "-m", "tokenspeed_core.server", "--run-dir", str(run.path)]
@@ -97,8 +100,7 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> tuple[dict[str, Any], int]:
         """Send a request; return its answer and when its last byte was sent (monotonic ns)."""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._writer.write(head.encode() + body[:-1])
+        self._writer.write(_head(path, body) + body[:-1])
         await self._writer.drain()
         await asyncio.sleep(0.05)  # all but the last byte lies at the server
         sent = time.monotonic_ns()
@@ -114,8 +116,7 @@ class Connection:
 
     async def lines(self, path: str, body: bytes) -> int:
         """Read a streamed answer to its end; return its bytes."""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        self._writer.write(head.encode() + body)
+        self._writer.write(_head(path, body) + body)
         total = 0
         tail = b""
         while b"[DONE]" not in tail:
@@ -127,35 +128,43 @@ class Connection:
         return total
 
 
+def _head(path: str, body: bytes) -> bytes:
+    kind = f"content-type: application/json\r\ncontent-length: {len(body)}"
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n{kind}\r\n\r\n".encode()
+
+
 def text(tokens: int, seed: int) -> str:
     return " ".join(WORDS[(seed * 7 + at * at) % len(WORDS)] for at in range(tokens))
 
 
-async def turns(address: str, marks: Path, size: int, count: int) -> tuple[int, list[float]]:
-    """One conversation: a cold turn of about `size` tokens, then warm ones that add 700.
+class Conversation:
+    """Turns of about 700 tokens behind about `size`, at one server."""
 
-    Return the tokens of the last prompt, and the ms to the plan of each turn.
-    """
-    connection = Connection(address)
-    await connection.open()
-    messages = [{"role": "system", "content": text(1300, 0)}]  # 1.54 tokens a word
-    for at in range(size // 1000 - 2):
-        role = "assistant" if at % 2 else "user"
-        messages.append({"role": role, "content": text(650, at)})
-    if messages[-1]["role"] != "user":
-        messages.append({"role": "user", "content": text(20, 1)})
-    found: list[float] = []
-    tokens = 0
-    for turn in range(count + 1):
-        body = {"model": "m", "messages": messages, "max_tokens": 1, "session_id": "bench"}
-        before = marks.stat().st_size
+    def __init__(self, address: str, marks: Path, size: int) -> None:
+        self._address = address
+        self._marks = marks
+        # 1.54 tokens a word
+        self._messages = [{"role": "system", "content": text(1300, 0)}]
+        for at in range(size // 1000 - 2):
+            role = "assistant" if at % 2 else "user"
+            self._messages.append({"role": role, "content": text(650, at)})
+        if self._messages[-1]["role"] != "user":
+            self._messages.append({"role": "user", "content": text(20, 1)})
+        self.tokens = 0  # of the last prompt
+
+    async def turn(self) -> float:
+        """Return the ms from the last byte of a turn's body to its plan."""
+        body = {"model": "m", "messages": self._messages, "max_tokens": 1, "session_id": "bench"}
+        before = self._marks.stat().st_size
+        connection = Connection(self._address)  # servers close idle ones
+        await connection.open()
         answer, sent = await connection.post("/v1/chat/completions", json.dumps(body).encode())
-        raw = marks.read_bytes()[before:]
-        found.append((struct.unpack("<q", raw[:8])[0] - sent) / 1e6)
-        tokens = answer["usage"]["prompt_tokens"]
-        messages.append({"role": "assistant", "content": text(60, turn)})
-        messages.append({"role": "user", "content": text(400, turn + 3)})
-    return tokens, found
+        (planned,) = struct.unpack("<q", self._marks.read_bytes()[before : before + 8])
+        self.tokens = answer["usage"]["prompt_tokens"]
+        number = len(self._messages)
+        self._messages.append({"role": "assistant", "content": text(60, number)})
+        self._messages.append({"role": "user", "content": text(400, number + 3)})
+        return float(planned - sent) / 1e6
 
 
 async def sse(address: str, streams: int, tokens: int) -> float:
@@ -195,36 +204,103 @@ async def sdk(run: RunDirectory, streams: int, tokens: int) -> float:
 TOKEN = 504
 
 
-async def rows(size: int, repeats: int, streams: int, tokens: int) -> list[dict[str, object]]:
-    with engine(max_model_len=2 * size) as (run, address, marks):
+@contextlib.contextmanager
+def vllm_server(python: str, max_model_len: int) -> Iterator[tuple[str, Path]]:
+    """Run vLLM's API process and an engine that computes nothing; yield address and marks."""
+    with tempfile.TemporaryDirectory(prefix="ts") as folder:
+        save_shape(Path(folder), max_model_len)
+        wires = [f"ipc://{folder}/in", f"ipc://{folder}/out"]
+        marks, port = Path(folder, "marks"), free_port()
+        script = str(Path(__file__).with_name("bench_host_vllm.py"))
+        # not from here: our folders would hide packages of the same names
+        engine = subprocess.Popen([python, "-P", script, "engine", *wires, str(marks)], cwd=folder)
+        with open(Path(folder, "log"), "wb") as log:
+            command = [python, "-P", script, "serve", folder, str(port), *wires]
+            api = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        try:
+            yield f"127.0.0.1:{port}", marks
+        except BaseException:
+            print(Path(folder, "log").read_text()[-4000:], file=sys.stderr)
+            raise
+        finally:
+            for process in (api, engine):
+                process.kill()
+                process.wait()
+
+
+def save_shape(folder: Path, max_model_len: int) -> None:
+    """Write what a server that loads no weights reads of SmolLM2."""
+    tokenizer = Tokenizer.load(resolve("smollm2"))
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "<|im_end|>", "chat_template": tokenizer.chat_template}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    )
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
+    limit = {"max_position_embeddings": max_model_len}
+    (folder / "config.json").write_text(json.dumps({**kind, **shape, **heads, **limit}))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+async def opened(address: str) -> None:
+    """Wait until a server is ready."""
+    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+        for _ in range(1800):
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get("/health")).status_code == 200:
+                    return
+            await asyncio.sleep(0.1)
+    raise TimeoutError(f"nothing is ready at {address}")
+
+
+async def rows(
+    size: int, repeats: int, streams: int, tokens: int, peer: str = ""
+) -> list[dict[str, object]]:
+    with contextlib.ExitStack() as stack:
+        run, ours, marks = stack.enter_context(engine(max_model_len=2 * size))
+        servers = [(ours, marks)]
+        if peer:
+            servers.append(stack.enter_context(vllm_server(peer, 2 * size)))
         async with Client(run) as client:
             await client.ready(60)
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                await Connection(address).open()
-                break
-            await asyncio.sleep(0.1)
-        length, (cold, *warm) = await turns(address, marks, size, 4 * repeats)
-        over_sse = [await sse(address, streams, tokens) for _ in range(repeats)]
-        over_sdk = [await sdk(run, streams, tokens) for _ in range(repeats)]
+        talks = [Conversation(address, marks, size) for address, marks in servers]
+        for address, _ in servers:
+            await opened(address)
+        cold = [[await talk.turn()] for talk in talks]
+        warm: list[list[float]] = [[] for _ in servers]
+        over_sse: list[list[float]] = [[] for _ in servers]
+        over_sdk = []
+        for _ in range(repeats):
+            for at, (address, _) in enumerate(servers):
+                warm[at] += [await talks[at].turn() for _ in range(4)]
+                over_sse[at].append(await sse(address, streams, tokens))
+            over_sdk.append(await sdk(run, streams, tokens))
     return [
-        row(f"cold turn of {size} tokens", "to_plan", "ms", [cold]),
-        row(f"warm turn, {length} tokens at last", "to_plan", "ms", warm),
-        row(f"{streams} streams over SSE", "rate", "tok/s", over_sse),
+        row(f"cold turn of {size} tokens", "to_plan", "ms", *cold),
+        row(f"warm turn, {talks[0].tokens} tokens at last", "to_plan", "ms", *warm),
+        row(f"{streams} streams over SSE", "rate", "tok/s", *over_sse),
         row(f"{streams} streams over the SDK", "rate", "tok/s", over_sdk),
     ]
 
 
-def row(case: str, metric: str, unit: str, values: list[float]) -> dict[str, object]:
+def row(
+    case: str, metric: str, unit: str, ours: list[float], peer: list[float] | None = None
+) -> dict[str, object]:
     return {
         "bench": "host",
         "case": case,
         "metric": metric,
         "unit": unit,
-        "ours": round(statistics.median(values), 2),
-        "peer": None,
-        "peer_name": None,
-        "spread": [round(min(values), 2), round(max(values), 2)],
+        "ours": round(statistics.median(ours), 2),
+        "peer": None if peer is None else round(statistics.median(peer), 2),
+        "peer_name": None if peer is None else "vllm 0.32",
+        "spread": [round(min(ours), 2), round(max(ours), 2)],
     }
 
 
@@ -235,12 +311,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
+    parser.add_argument("--vllm-python", default="", help="an interpreter that has vLLM")
     given = parser.parse_args()
-    for each in asyncio.run(rows(given.size, given.repeats, given.streams, given.tokens)):
+    found = rows(given.size, given.repeats, given.streams, given.tokens, given.vllm_python)
+    for each in asyncio.run(found):
         if given.json:
             print(msgspec.json.encode(each).decode())
         else:
-            print(f"{each['case']:<40}{each['ours']:>10} {each['unit']:<6} {each['spread']}")
+            peer = "" if each["peer"] is None else f"  {each['peer_name']}: {each['peer']}"
+            print(f"{each['case']:<40}{each['ours']:>10} {each['unit']:<6} {each['spread']}{peer}")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ class Visitor:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(2 * 3600)
 @pytest.mark.parametrize("seconds", [1800.0])
 async def test_memory_stays_where_it_is(seconds: float) -> None:
     done: Counter[str] = Counter()
