@@ -30,7 +30,7 @@ from tokenspeed_core.worker_event import Loading, Ready, WorkerEvent
 
 PATIENCE_S = 120.0
 PROMPT = list(range(1, 40))
-LENGTH = 400  # tokens that take a moment
+LENGTH = 200  # tokens that take a moment
 LONG = 8000  # tokens that take many seconds
 
 
@@ -343,8 +343,8 @@ def test_workers_that_froze_while_the_scheduler_died_are_replaced(
         asyncio.run(scenario(engine))
 
 
-def test_a_frozen_api_process_is_replaced(smollm2: Path, parent: Path) -> None:
-    settings = config(smollm2, parent, port=0, max_model_len=512)
+def test_a_frozen_api_process_is_replaced(thin_smollm2: Path, parent: Path) -> None:
+    settings = config(thin_smollm2, parent, port=0, max_model_len=512)
     with Engine.start(settings, serve_http=True, limits=WatchLimits(silence_s=3.0)) as engine:
         engine.wait_ready(PATIENCE_S)
         before = engine.pids()
