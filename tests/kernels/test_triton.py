@@ -148,8 +148,10 @@ CASES = [  # counts, contexts, (k, g, h, s), (spare tokens, requests), decode ro
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("ranges", [None, 3])
-@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize(
+    ("ranges", "gathered"),
+    [(None, False), (3, False), (3, True), pytest.param(None, True, marks=pytest.mark.soak)],
+)
 def test_attention(
     case, dtype: torch.dtype, ranges: int | None, gathered: bool, monkeypatch
 ) -> None:

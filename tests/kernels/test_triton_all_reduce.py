@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Sums over ranks in one launch: real processes that share memory, each in Triton's interpreter."""
 
-import multiprocessing
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ if not find_spec("triton"):
 if torch.cuda.is_available():
     pytest.skip("programs of ranks on one GPU would wait for each other", allow_module_level=True)
 from tests.kernels import interpreted  # noqa: F401
+from tests.rank_processes import run_ranks
 from tokenspeed_core.kernels.triton.all_reduce import (
     MOST_BYTES,
     PROGRAMS,
@@ -52,23 +52,14 @@ def sums(rank: int, ranks: int, seed: int, path: Path) -> None:
     torch.save(found, path / f"sums{rank}")
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 4])
 def test_every_rank_has_the_sum_in_rank_order(ranks: int, tmp_path: Path) -> None:
     seed = random.randrange(2**31)
     memory = torch.zeros(exchange_bytes(ranks) // 4, dtype=torch.int32)
     memory[: 2 * ranks * PROGRAMS] = TURN
     for peer in range(ranks):
         (tmp_path / f"memory{peer}").write_bytes(memory.numpy().tobytes())
-    context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=sums, args=(rank, ranks, seed, tmp_path)) for rank in range(1, ranks)
-    ]
-    for each in others:
-        each.start()
-    sums(0, ranks, seed, tmp_path)
-    for each in others:
-        each.join(60)
-        assert each.exitcode == 0
+    run_ranks(sums, ranks, ranks, seed, tmp_path)
     for rank in range(ranks):
         for size, got in zip(SIZES, torch.load(tmp_path / f"sums{rank}"), strict=True):
             assert torch.equal(got, ordered(parts(ranks, size, seed))), (rank, size)
