@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Tokenising what is new gives the ids of tokenising the whole, at every boundary."""
 
+import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -94,6 +96,35 @@ def test_every_turn_has_the_ids_of_the_whole(
         prefix_texts.MIN_CHARS = before
 
 
+def test_threads_share_a_tree_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_texts, "MIN_CHARS", 0)
+    tokenizer = smollm2()
+    prefixes = PrefixTexts(tokenizer, MARKS, max_bytes=20_000)
+    stems = [f"<|im_start|>{name} {'x y ' * 40}<|im_end|>" for name in "abc"]
+
+    def converse(seed: int) -> int:
+        draw, turns = random.Random(seed), 0
+        for _ in range(30):
+            text = draw.choice(stems)
+            for turn in range(draw.randrange(1, 6)):
+                text += f"<|im_start|>turn {draw.randrange(2)} {turn}<|im_end|>\n"
+                salt = draw.choice(("", "other"))
+                ids = prefixes.encode(text, salt).tolist()
+                assert ids == tokenizer.encode(text, add_special=False)
+                turns += 1
+        return turns
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(converse, range(4))) > 200
+    pieces = list(prefixes._pieces)
+    assert prefixes.num_bytes == sum(each.num_bytes for each in pieces) <= 20_000
+    places = {id(piece): place for place, piece in enumerate(pieces)}
+    for piece in pieces:
+        for child in piece.children.values():
+            assert child.parent is piece
+            assert places[id(child)] < places[id(piece)], "whoever is dropped has no children"
+
+
 def test_only_markers_that_end_a_piece_of_text_are_used() -> None:
     used = {each.__name__: PrefixTexts(each(), MARKS).markers for each in VOCABULARIES}
     assert used == {
@@ -118,7 +149,7 @@ class Counting(Tokenizer):
 def test_a_turn_costs_what_is_new_and_memory_is_bounded() -> None:
     base = smollm2()
     tokenizer = Counting(base.backend, base.bos_id, base.eos_ids, None)
-    prefixes = PrefixTexts(tokenizer, MARKS, max_bytes=2_000_000)
+    prefixes = PrefixTexts(tokenizer, MARKS, max_bytes=400_000)
     system = "<|im_start|>system\n" + "Be brief. " * 2000 + "<|im_end|>\n"
     cold = system
     for turn in range(20):
@@ -136,6 +167,6 @@ def test_a_turn_costs_what_is_new_and_memory_is_bounded() -> None:
     Counting.chars = 0
     prefixes.encode(system + "<|im_start|>user\nHi<|im_end|>\n", salt="other")
     assert Counting.chars > len(system)
-    for number in range(300):
+    for number in range(30):
         prefixes.encode(f"<|im_start|>system\n{number}" + "x " * 5000 + "<|im_end|>\n")
-        assert prefixes.num_bytes <= 2_000_000
+        assert prefixes.num_bytes <= 400_000
