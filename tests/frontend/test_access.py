@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import trustme
 
+from tests.frontend.browser import find_browser, rendered
 from tests.frontend.conftest import HttpServer, listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tests.frontend.test_api_process import api_process
@@ -111,6 +113,39 @@ async def test_keys_open_everything_and_metrics_may_be_opened(
         page = (await client.get("/server_info", headers=ALICE)).text
         assert "single-key" not in page
         assert "keys" not in page.replace("max_", "")
+
+
+async def test_a_browser_asks_for_the_key_of_the_status_page(
+    scheduler: ScriptedScheduler, codec: TextCodec, tmp_path: Path
+) -> None:
+    access = Access(lambda: Keyring.of(("alice", "alice-key-1")))
+    async with (
+        listening(scheduler, codec, access) as http,
+        httpx.AsyncClient(base_url=http.url) as client,
+    ):
+        for path in ("/dashboard", "/dashboard/data"):
+            asked = await client.get(path)
+            assert asked.status_code == 401
+            assert asked.headers["www-authenticate"].startswith("Basic realm=")
+            assert (await client.get(path, auth=("any", "alice-key-1"))).status_code == 200
+            for auth in (("alice-key-1", ""), ("alice", "wrong"), ("", "")):
+                assert (await client.get(path, auth=auth)).status_code == 401
+            for word in (
+                "Basic",
+                "Basic ?",
+                "Basic YQ",
+                "Digest YTph",
+                "Bearer YTphbGljZS1rZXktMQ==",
+            ):
+                answer = await client.get(path, headers={"authorization": word})
+                assert answer.status_code == 401, word
+        # what a browser sends unasked opens nothing else
+        for path in ("/metrics", "/v1/models", "/dashboard/"):
+            assert (await client.get(path, auth=("any", "alice-key-1"))).status_code == 401
+        if browser := find_browser():
+            url = http.url.replace("://", "://any:alice-key-1@") + "/dashboard"
+            shown = await asyncio.to_thread(rendered, browser, url, tmp_path / "profile")
+            assert re.search(r"blocks in use, \d+ kept", shown)
 
 
 async def test_sessions_and_salts_belong_to_a_key(

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Which requests a server takes, by path and API key."""
 
+import base64
+import binascii
+import contextlib
 from collections.abc import Callable
 
 import attrs
@@ -12,6 +15,10 @@ from .failure import ApiError
 
 # Probes come from infrastructure that holds no key; every other path, known or not, needs it.
 OPEN_PATHS = frozenset({"/health", "/ready"})
+# Here a browser asks its user for the key.  It then sends it unasked, so that on a path where
+# something can be done another site could have it done.
+PAGE_PATHS = frozenset({"/dashboard", "/dashboard/data"})
+PAGE_CHALLENGE = 'Basic realm="tokenspeed: any name, an API key as the password", charset="UTF-8"'
 
 
 @attrs.frozen
@@ -48,8 +55,7 @@ class Access:
             return Caller()
         given = headers.get(b"x-api-key")  # what Anthropic's clients send
         if given is None:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            given = given if scheme == b"Bearer" else b""
+            given = _credential(headers.get(b"authorization", b""), path in PAGE_PATHS)
         holder = keys.holder(given)
         if holder is None:
             if path in self.open_paths:
@@ -60,3 +66,13 @@ class Access:
                 code="invalid_api_key",
             )
         return Caller(holder, self.cache_per_key)
+
+
+def _credential(authorization: bytes, is_page: bool) -> bytes:
+    scheme, _, given = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return given
+    if scheme.lower() == b"basic" and is_page:
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(given, validate=True).partition(b":")[2]
+    return b""

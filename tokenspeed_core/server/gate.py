@@ -3,7 +3,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import Access
+from .access import PAGE_CHALLENGE, PAGE_PATHS, Access
 from .connection import TURNED_AWAY
 from .failure import ApiError
 
@@ -32,6 +32,8 @@ class Gate:
             response = error.response()
             if error.code == "too_many_connections":
                 response.headers["connection"] = "close"
+            if error.status == 401 and scope["path"] in PAGE_PATHS:
+                response.headers["www-authenticate"] = PAGE_CHALLENGE
             await response(scope, receive, send)
             return
         await self._app(scope, _bounded(receive), send)
