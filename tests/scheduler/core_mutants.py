@@ -18,7 +18,7 @@ import attrs
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "scheduler" / "csrc"
 MAX_EVENTS = 4_000_000
-LIMIT_S = 300
+LIMIT_S = 1200
 
 
 class StaleMutantError(ValueError):

@@ -25,11 +25,6 @@ EvictionQueue::EvictionQueue(Retention& retention, int num_blocks, int ghosts,
 
 EvictionQueue::~EvictionQueue() { retention_.Detach(this); }
 
-EvictionQueue::Leaves& EvictionQueue::leaves(int slot) {
-  if (static_cast<size_t>(slot) >= leaves_.size()) leaves_.resize(static_cast<size_t>(slot) + 1);
-  return leaves_[static_cast<size_t>(slot)];
-}
-
 int EvictionQueue::SlotOf(const Node& n) const {
   return retention_.is_open(n.owner) ? n.owner.slot : 0;
 }

@@ -95,7 +95,10 @@ class EvictionQueue {
 
   Node& node(BlockId id) { return nodes_[static_cast<size_t>(id.value)]; }
   const Node& node(BlockId id) const { return nodes_[static_cast<size_t>(id.value)]; }
-  Leaves& leaves(int slot);
+  Leaves& leaves(int slot) {
+    if (static_cast<size_t>(slot) >= leaves_.size()) leaves_.resize(static_cast<size_t>(slot) + 1);
+    return leaves_[static_cast<size_t>(slot)];
+  }
   // The slot under which a block counts: its owner's, or nobody's.
   int SlotOf(const Node& n) const;
   // The slot in whose list it stands if it is a leaf: nobody's if its owner has given it up.

@@ -2,6 +2,7 @@
 #include "kv/host_parents.h"
 
 #include <algorithm>
+#include <ostream>
 
 #include "base/check.h"
 #include "kv/host_pool.h"
@@ -59,6 +60,12 @@ Status HostParents::Verify() const {
   }
   if (unbound != this->unbound()) return Broken(unbound, " host parents are unbound");
   return Ok{};
+}
+
+void HostParents::Describe(std::ostream& out) const {
+  out << "unbound";
+  for (const int parent : unbound_) out << ' ' << parent;
+  out << '\n';
 }
 
 }  // namespace tokenspeed::kv

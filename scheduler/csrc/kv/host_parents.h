@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <optional>
 #include <vector>
 
@@ -38,6 +39,8 @@ class HostParents {
   uint64_t Now() { return ++clock_; }
 
   Status Verify() const;
+  // Writes down which parent goes to whom next.
+  void Describe(std::ostream& out) const;
 
  private:
   std::vector<int32_t> groups_;  // by parent; -1: unbound

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <ostream>
 
 #include "base/check.h"
 
@@ -334,6 +335,24 @@ Status HostPool::VerifyParents() const {
   }
   if (spare != 0) return Broken(spare, " spare host blocks are not in the list");
   return Ok{};
+}
+
+void HostPool::Describe(std::ostream& out) const {
+  for (int i = 0; i < num_blocks_; ++i) {
+    const Node& n = node(HostBlockId{i});
+    out << "host block " << i << " place " << static_cast<int>(n.place);
+    if (n.place != Place::kFree) {
+      out << " holders " << n.holders << " forgotten " << n.forgotten << " key " << n.key.hash.low()
+          << ' ' << n.key.parent.low();
+    }
+    out << '\n';
+  }
+  for (const HostBlockId end : {evictable_, spare_}) {
+    out << "host list";
+    for (HostBlockId id = node(end).next; id != end; id = node(id).next) out << ' ' << id.value;
+    out << '\n';
+  }
+  parents_.Describe(out);
 }
 
 }  // namespace tokenspeed::kv

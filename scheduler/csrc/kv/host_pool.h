@@ -13,6 +13,7 @@
 // changes hands.
 #pragma once
 
+#include <iosfwd>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -119,6 +120,8 @@ class HostPool {
 
   // Walks everything; the error names the first broken invariant.
   Status Verify() const;
+  // Writes down what decides the future of each block, where no other group shares the memory.
+  void Describe(std::ostream& out) const;
 
  private:
   friend class OpenHostBlock;

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace tokenspeed::kv {
@@ -14,35 +13,32 @@ class IndexedHeap {
  public:
   bool empty() const { return heap_.empty(); }
   size_t size() const { return heap_.size(); }
-  bool contains(int item) const { return Place(item) >= 0; }
+  bool contains(int item) const {
+    return static_cast<size_t>(item) < place_.size() && place_[static_cast<size_t>(item)] >= 0;
+  }
   // REQUIRES: not empty.
   int top() const { return heap_.front().item; }
   const Key& top_key() const { return heap_.front().key; }
   // REQUIRES: contains(item).
-  const Key& key(int item) const { return heap_[static_cast<size_t>(Place(item))].key; }
+  const Key& key(int item) const { return heap_[Place(item)].key; }
 
   void Set(int item, const Key& key) {
     if (static_cast<size_t>(item) >= place_.size())
       place_.resize(static_cast<size_t>(item) + 1, -1);
-    int at = Place(item);
-    if (at < 0) {
-      at = static_cast<int>(heap_.size());
+    if (!contains(item)) {
+      place_[static_cast<size_t>(item)] = static_cast<int32_t>(heap_.size());
       heap_.push_back({key, item});
-      place_[static_cast<size_t>(item)] = at;
-    } else {
-      heap_[static_cast<size_t>(at)].key = key;
     }
-    Down(Up(at));
+    Fill(Place(item), {key, item});
   }
 
   void Erase(int item) {
-    const int at = Place(item);
-    if (at < 0) return;
-    const int last = static_cast<int>(heap_.size()) - 1;
-    if (at != last) Swap(at, last);
-    heap_.pop_back();
+    if (!contains(item)) return;
+    const size_t hole = Place(item);
     place_[static_cast<size_t>(item)] = -1;
-    if (at != last) Down(Up(at));
+    const Entry last = heap_.back();
+    heap_.pop_back();
+    if (hole < heap_.size()) Fill(hole, last);
   }
 
  private:
@@ -50,26 +46,23 @@ class IndexedHeap {
     Key key;
     int item;
   };
-  Entry& at(int i) { return heap_[static_cast<size_t>(i)]; }
-  int Place(int item) const {
-    return static_cast<size_t>(item) < place_.size() ? place_[static_cast<size_t>(item)] : -1;
+  // REQUIRES: contains(item).
+  size_t Place(int item) const { return static_cast<size_t>(place_[static_cast<size_t>(item)]); }
+  void Put(size_t at, const Entry& entry) {
+    heap_[at] = entry;
+    place_[static_cast<size_t>(entry.item)] = static_cast<int32_t>(at);
   }
-  void Swap(int a, int b) {
-    std::swap(at(a), at(b));
-    place_[static_cast<size_t>(at(a).item)] = a;
-    place_[static_cast<size_t>(at(b).item)] = b;
-  }
-  int Up(int i) {
-    for (; i > 0 && at(i).key < at((i - 1) / 2).key; i = (i - 1) / 2) Swap(i, (i - 1) / 2);
-    return i;
-  }
-  void Down(int i) {
-    const int size = static_cast<int>(heap_.size());
-    for (int child; (child = 2 * i + 1) < size; i = child) {
-      if (child + 1 < size && at(child + 1).key < at(child).key) ++child;
-      if (!(at(child).key < at(i).key)) return;
-      Swap(i, child);
+  // Moves the hole up or down to where the entry may stand, and puts it there.
+  void Fill(size_t hole, const Entry& entry) {
+    for (size_t parent; hole > 0 && entry.key < heap_[parent = (hole - 1) / 2].key; hole = parent) {
+      Put(hole, heap_[parent]);
     }
+    for (size_t child; (child = 2 * hole + 1) < heap_.size(); hole = child) {
+      if (child + 1 < heap_.size() && heap_[child + 1].key < heap_[child].key) ++child;
+      if (!(heap_[child].key < entry.key)) break;
+      Put(hole, heap_[child]);
+    }
+    Put(hole, entry);
   }
 
   std::vector<Entry> heap_;

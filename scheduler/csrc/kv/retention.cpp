@@ -102,11 +102,12 @@ void Retention::Left(OwnerId id, TimeNs now, const Visit& visit) {
   owner.since = now_;
   owner.bin = 0;
   owner.rank.stamp = ++stamp_;
+  owner.worth = model_.Worth(signs);
   Schedule(id.slot);
   Rerank(id.slot);
   const Rank& rank = owner.rank;
   Rank by_worth = rank;
-  by_worth.worth = model_.Worth(signs, 0);
+  by_worth.worth = owner.worth.front();
   worth_ghost_.Leave(id.slot, visit.blocks, by_worth);
   use_ghost_.Leave(id.slot, visit.blocks, {rank.tier, 0.0f, rank.stamp});
   Refresh();
@@ -118,6 +119,7 @@ void Retention::Expect(OwnerId id, Outlook outlook) {
   owner->outlook = outlook;
   if (owner->present > 0) return;
   owner->signs[kOutlookSign] = static_cast<uint8_t>(outlook);
+  owner->worth = model_.Worth(owner->signs);
   Rerank(id.slot);
 }
 
@@ -188,7 +190,7 @@ void Retention::Rerank(int slot) {
               : owner.retained_until > 0 ? Rank::kRetained
               : owner.demoted            ? Rank::kOver
                                          : Rank::kIdle;
-  const float worth = owner.present > 0 ? 0.0f : model_.Worth(owner.signs, owner.bin);
+  const float worth = owner.present > 0 ? 0.0f : owner.worth[owner.bin];
   rank.worth = by_worth_ ? worth : 0.0f;
   worth_ghost_.Rerank(slot, {rank.tier, worth, rank.stamp});
   use_ghost_.Rerank(slot, {rank.tier, 0.0f, rank.stamp});

@@ -78,20 +78,32 @@ void ReturnModel::Returned(const Signs& signs, int bin, double seconds) {
   Learn(signs, bin, seconds, 1);
 }
 
-float ReturnModel::Worth(const Signs& signs, int bin) const {
-  double away = 1;  // the probability of still being away
-  double held = 0;  // expected seconds until then
-  double best = 0;
-  for (int next = bin; next < kIdleBins; ++next) {
-    const double rate = Rate(signs, next);
-    const double stay = std::exp(-rate * Width(next));
-    held += away * (1 - stay) / rate;
-    away *= stay;
-    const bool last = next == kIdleBins - 1;
-    if (IdleBinStart(next + 1) - IdleBinStart(bin) < kShortestHorizon && !last) continue;
-    best = std::max(best, (1 - away) / held);
+WorthCurve ReturnModel::Worth(const Signs& signs) const {
+  std::array<double, kIdleBins> stay{};  // the probability of not coming back within the bin
+  std::array<double, kIdleBins> held{};  // expected seconds in it until then
+  for (int bin = 0; bin < kIdleBins; ++bin) {
+    const double rate = Rate(signs, bin);
+    const auto at = static_cast<size_t>(bin);
+    stay[at] = std::exp(-rate * Width(bin));
+    held[at] = (1 - stay[at]) / rate;
   }
-  return static_cast<float>(best);
+  WorthCurve worth{};
+  for (int bin = 0; bin < kIdleBins; ++bin) {
+    double away = 1;
+    double cost = 0;
+    double best = 0;
+    // No longer horizon has more than one return for what it costs.
+    for (int next = bin; next < kIdleBins && best * cost < 1; ++next) {
+      const auto at = static_cast<size_t>(next);
+      cost += away * held[at];
+      away *= stay[at];
+      const bool last = next == kIdleBins - 1;
+      if (IdleBinStart(next + 1) - IdleBinStart(bin) < kShortestHorizon && !last) continue;
+      best = std::max(best, (1 - away) / cost);
+    }
+    worth[static_cast<size_t>(bin)] = static_cast<float>(best);
+  }
+  return worth;
 }
 
 }  // namespace tokenspeed::kv

@@ -32,6 +32,7 @@ enum Sign : int {
 };
 inline constexpr int kSignLevels = 40;
 using Signs = std::array<uint8_t, kSigns>;
+using WorthCurve = std::array<float, kIdleBins>;  // by the bin that idle time has reached
 // The level of a value >= 0, `steps` levels to the octave.
 uint8_t SignLevel(double value, int steps);
 
@@ -46,9 +47,9 @@ class ReturnModel {
   void Stayed(const Signs& signs, int bin);
   // A session came back `seconds` into `bin`.
   void Returned(const Signs& signs, int bin, double seconds);
-  // What keeping one block of a session that has idled into `bin` is worth: the best rate over all
-  // horizons h of P(return within h) / E[time until return or h], in 1/s (a Gittins index).
-  float Worth(const Signs& signs, int bin) const;
+  // What keeping one block of a session that has idled into each bin is worth: the best rate over
+  // all horizons h of P(return within h) / E[time until return or h], in 1/s (a Gittins index).
+  WorthCurve Worth(const Signs& signs) const;
 
  private:
   struct Weight {

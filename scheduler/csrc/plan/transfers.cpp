@@ -306,8 +306,12 @@ void Transfers::Describe(std::ostream& out) const {
     out << '\n';
   }
   out << "to store";
-  for (const Wanted& each : wanted_) out << ' ' << each.group << ':' << each.block.value;
+  for (const auto& [group, block] : wanted_) {
+    const Hash128& hash = tier(group).wanted_hash[static_cast<size_t>(block.value)];
+    out << ' ' << group << ':' << block.value << ' ' << hash.low();
+  }
   out << '\n';
+  for (const Tier& each : tiers_) each.host.Describe(out);
 }
 
 }  // namespace tokenspeed::plan

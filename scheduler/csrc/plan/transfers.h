@@ -109,7 +109,8 @@ class Transfers {
   // Whether a load with this ticket, not given up, is under way.
   bool Loads(TicketId ticket) const;
   Status Verify() const;
-  // Of the copies under way, in order of their tickets: what from where to where, and who waits.
+  // Of the copies under way, in order of their tickets: what from where to where, and who waits;
+  // and the host's blocks. Not when a copy is overdue.
   void Describe(std::ostream& out) const;
 
  private:

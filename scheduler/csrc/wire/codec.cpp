@@ -40,7 +40,7 @@ class Writer {
  private:
   void Binary(const char* data, size_t size) {
     packer_.pack_bin(static_cast<uint32_t>(size));
-    packer_.pack_bin_body(data, static_cast<uint32_t>(size));
+    if (size > 0) packer_.pack_bin_body(data, static_cast<uint32_t>(size));
   }
 
   Sink sink_;

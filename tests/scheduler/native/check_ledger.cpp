@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: MIT
-// check_ledger [DRAFTS|groups|windows|session]: every interleaving of a small world, exhaustively.
-// Two requests that share a prefix, each submitted up to twice, three blocks, two steps in flight,
-// two epochs; events are submit, abort, plan, retire and the loss of the workers. Breadth first
-// over the states of core and worker; a state is reached by playing its events into a fresh core.
-// In each state all invariants hold, every token is the one that its request gives alone, no block
-// is written while an earlier step may read it, and something can always go on. With groups, a full
-// one and a state with a snapshot every two tokens share five parents, and there is one epoch. With
-// windows, of two tokens, there is one instead of the state, and rows have a draft. With a session
-// both requests are of one, whose tables rest, and eviction goes by owners: states count as equal
-// where all owners stand in the same order now.
+// check_ledger [DRAFTS|groups|windows|session|host]: every interleaving of a small world,
+// exhaustively. Two requests that share a prefix, each submitted up to twice, three blocks, two
+// steps in flight, two epochs; events are submit, abort, plan, retire and the loss of the workers.
+// Breadth first over the states of core and worker; a state is reached by playing its events into a
+// fresh core. In each state all invariants hold, every token is the one that its request gives
+// alone, no block is written while an earlier step may read it, and something can always go on.
+// With groups, a full one and a state with a snapshot every two tokens share five parents, and
+// there is one epoch. With windows, of two tokens, there is one instead of the state, and rows have
+// a draft. With a session both requests are of one, whose tables rest, and eviction goes by owners:
+// states count as equal where all owners stand in the same order now. With a host tier of two
+// blocks the prompts are longer, so that each request needs the whole pool and finds its prefix in
+// the host; copies land, the oldest or the latest first, fail, or are late.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <memory>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <unordered_map>
+#include <utility>
 
 #include "model_worker.h"
 #include "plan/scheduler.h"
@@ -33,12 +37,29 @@ constexpr int kEpochs = 2;
 constexpr int kGroups = -1;  // in the place of drafts
 constexpr int kSession = -2;
 constexpr int kWindows = -3;
+constexpr int kHost = -4;
+constexpr int kHostBlocks = 2;
+constexpr TimeNs kPatience = 10'000'000;  // of a copy
 constexpr int kVocab = 5;
 constexpr std::array<std::array<Token, 3>, kRequests> kPrompts = {{{1, 2, 3}, {1, 2, 4}}};
+constexpr std::array<Token, 2> kLonger = {4, 1};  // behind them, with a host tier
 
-enum Event : uint8_t { kSubmit0, kSubmit1, kAbort0, kAbort1, kPlan, kRetire, kEpoch, kEvents };
-constexpr const char* kNames[] = {"submit 0", "submit 1", "abort 0", "abort 1",
-                                  "plan",     "retire",   "epoch"};
+enum Event : uint8_t {
+  kSubmit0,
+  kSubmit1,
+  kAbort0,
+  kAbort1,
+  kPlan,
+  kRetire,
+  kEpoch,
+  kLand,      // the oldest copy under way
+  kLandLast,  // the latest of several
+  kFail,
+  kLate,  // all that are under way
+  kEvents
+};
+constexpr const char* kNames[] = {"submit 0", "submit 1", "abort 0",   "abort 1", "plan", "retire",
+                                  "epoch",    "land",     "land last", "fail",    "late"};
 
 class World {
  public:
@@ -63,11 +84,21 @@ class World {
       case kRetire:
         return Retire();
       case kEpoch:
-        if (epoch_.value == (grouped() ? 1 : kEpochs)) return false;
+        if (epoch_.value == (grouped() || drafts_ == kHost ? 1 : kEpochs)) return false;
         scheduler_.EndEpoch();
         Hear();
         BeginEpoch();
         break;
+      case kLand:
+        return EndCopy(worker_->tickets(), true);
+      case kLandLast: {
+        const std::vector<int32_t> tickets = worker_->tickets();
+        return tickets.size() > 1 && EndCopy({tickets.back()}, true);
+      }
+      case kFail:
+        return EndCopy(worker_->tickets(), false);
+      case kLate:
+        return BeLate();
       case kEvents:
         return false;
     }
@@ -79,7 +110,7 @@ class World {
     if (!worker_->error().empty()) Fail(worker_->error());
     if (const Status status = scheduler_.Verify(); !status.ok()) Fail(status.error().message);
     const kv::BlockCounts blocks = scheduler_.blocks();
-    const bool rest = scheduler_.live() == 0 && in_flight_.empty();
+    const bool rest = scheduler_.live() == 0 && in_flight_.empty() && worker_->tickets().empty();
     if (rest && blocks.free + blocks.cached != blocks.total) Fail("blocks are missing at rest");
   }
 
@@ -94,6 +125,9 @@ class World {
       for (const Token token : step.tokens) text << ' ' << token;
       for (const int32_t count : step.counts) text << " x" << count;
     }
+    text << " last ticket " << last_ticket_ % 2 << " late";
+    for (const int32_t ticket : worker_->tickets()) text << ' ' << late_.contains(ticket);
+    text << " not told " << time_passed_;
     for (const auto& asked : asked_) {
       if (asked) text << " asked " << asked->left << ' ' << asked->hash;
     }
@@ -123,6 +157,7 @@ class World {
     limits.depth = 2;
     limits.max_prefill_tokens = 2;
     limits.evict_by_reuse = drafts == kSession;
+    limits.transfer_ms = kPatience / 1'000'000;
     return limits;
   }
 
@@ -131,6 +166,8 @@ class World {
     const plan::EpochShape shape = Shape();
     worker_ = std::make_unique<ModelWorker>(shape, kVocab);
     in_flight_.clear();
+    late_.clear();
+    last_ticket_ = 0;
     scheduler_.BeginEpoch(epoch_, shape);
   }
 
@@ -139,7 +176,10 @@ class World {
 
   plan::EpochShape Shape() const {
     if (!grouped()) {
-      return {.num_blocks = 1 + kBlocks, .block_size = kBlockSize, .max_drafts = drafts()};
+      return {.num_blocks = 1 + kBlocks,
+              .block_size = kBlockSize,
+              .host_blocks = drafts_ == kHost ? kHostBlocks : 0,
+              .max_drafts = drafts()};
     }
     const int32_t size = kBlockSize;
     const auto second = drafts_ == kGroups ? kv::GroupKind::kState : kv::GroupKind::kWindow;
@@ -157,6 +197,9 @@ class World {
     plan::Submission submission;
     submission.name = {ClientId{1}, static_cast<uint64_t>(which)};
     submission.prompt.assign(kPrompts[index].begin(), kPrompts[index].end());
+    if (drafts_ == kHost) {
+      submission.prompt.insert(submission.prompt.end(), kLonger.begin(), kLonger.end());
+    }
     submission.max_tokens = 2 + drafts();  // room for a row of several tokens
     if (drafts_ == kSession) submission.session = "session";
     Asked asked;
@@ -169,8 +212,11 @@ class World {
   }
 
   bool Plan() {
-    const plan::StepPlan* plan = scheduler_.Plan(0);
-    if (plan == nullptr) return false;
+    const plan::StepPlan* plan = scheduler_.Plan(now_);
+    if (const bool told = std::exchange(time_passed_, false); plan == nullptr) return told;
+    for (const auto& started : {plan->store_tickets, plan->load_tickets}) {
+      for (const int32_t ticket : started) last_ticket_ = std::max(last_ticket_, ticket);
+    }
     std::vector<Token> tokens = worker_->Apply(*plan);
     for (const Step& earlier : in_flight_) {
       for (const int32_t block : worker_->begun()) {
@@ -189,6 +235,25 @@ class World {
     if (!scheduler_.Advance(done.step, done.tokens, {}, 0, done.counts).ok())
       Fail("a true result is refused");
     Hear();
+    return true;
+  }
+
+  bool EndCopy(const std::vector<int32_t>& tickets, bool ok) {
+    if (tickets.empty()) return false;
+    worker_->End(tickets.front(), ok);
+    scheduler_.Transferred(TicketId{tickets.front()}, ok);
+    late_.erase(tickets.front());
+    Hear();
+    return true;
+  }
+
+  // The core is told by the next plan.
+  bool BeLate() {
+    const std::vector<int32_t> tickets = worker_->tickets();
+    if (tickets.size() == late_.size()) return false;
+    late_ = {tickets.begin(), tickets.end()};
+    now_ += 2 * kPatience;
+    time_passed_ = true;
     return true;
   }
 
@@ -217,6 +282,10 @@ class World {
   std::deque<Step> in_flight_;
   std::array<std::optional<Asked>, kRequests> asked_;
   std::array<int, kRequests> lives_{};
+  TimeNs now_ = 0;
+  bool time_passed_ = false;  // since the last plan
+  std::set<int32_t> late_;    // copies under way
+  int32_t last_ticket_ = 0;
   std::string failure_;
 };
 
@@ -267,7 +336,7 @@ int Explore(int drafts) {
         continue;
       }
       ++arrows;
-      goes_on = goes_on || event == kPlan || event == kRetire;
+      goes_on = goes_on || event == kPlan || event == kRetire || event == kLand;
       world->Check();
       if (!world->failure().empty()) {
         std::vector<Event> whole = path;
@@ -292,6 +361,7 @@ int main(int argc, char** argv) {
   const std::string world = argc > 1 ? argv[1] : "0";
   if (world == "groups") return tokenspeed::Explore(tokenspeed::kGroups);
   if (world == "windows") return tokenspeed::Explore(tokenspeed::kWindows);
+  if (world == "host") return tokenspeed::Explore(tokenspeed::kHost);
   if (world == "session") return tokenspeed::Explore(tokenspeed::kSession);
   return tokenspeed::Explore(std::atoi(world.c_str()));
 }

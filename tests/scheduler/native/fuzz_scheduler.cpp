@@ -44,10 +44,12 @@ std::vector<Event> RandomEvents(uint64_t seed) {
 }
 
 // Why the events of a trial fail; empty if they do not.
-std::string Run(uint64_t seed, const std::vector<Event>& events, const std::string& box = {}) {
+std::string Run(uint64_t seed, const std::vector<Event>& events, const std::string& box = {},
+                volatile uint64_t* mixed = nullptr) {
   Trial trial(seed, box);
   const bool passes = std::ranges::all_of(events, [&](const Event& e) { return trial.Take(e); });
   if (passes && seed % 8 != 0) trial.Finish();  // some are destroyed as they are
+  if (mixed != nullptr && trial.mixed()) *mixed = *mixed + 1;
   return trial.failure();
 }
 
@@ -63,12 +65,12 @@ std::string ReplayFails(const std::string& path) {
   }
 }
 
-bool Passes(uint64_t seed) {
+bool Passes(uint64_t seed, volatile uint64_t* mixed) {
   const std::vector<Event> events = RandomEvents(seed);
-  if (seed % kRecordedTrials != 0) return Run(seed, events).empty();
+  if (seed % kRecordedTrials != 0) return Run(seed, events, {}, mixed).empty();
   const std::string box =
       std::filesystem::temp_directory_path() / ("fuzz-" + std::to_string(getpid()) + ".box");
-  const bool passed = Run(seed, events, box).empty() && ReplayFails(box).empty();
+  const bool passed = Run(seed, events, box, mixed).empty() && ReplayFails(box).empty();
   std::filesystem::remove(box);
   return passed;
 }
@@ -126,12 +128,13 @@ int main(int argc, char** argv) {
   const uint64_t first = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const uint64_t last = first + (count + kEventsPerTrial - 1) / kEventsPerTrial;
   volatile uint64_t* current = SharedCounter();
+  volatile uint64_t* mixed = SharedCounter();
   for (uint64_t seed = first; seed < last; seed += kTrialsPerChild) {
     const bool passed = Survives(
         [&] {
           for (uint64_t each = seed; each < std::min(last, seed + kTrialsPerChild); ++each) {
             *current = each;
-            if (!Passes(each)) return false;
+            if (!Passes(each, mixed)) return false;
           }
           return true;
         },
@@ -142,8 +145,10 @@ int main(int argc, char** argv) {
     const std::string name = "fuzz-" + std::to_string(*current) + ".box";
     return Report(*current, argc > 3 ? argv[3] : name);
   }
-  std::printf("%llu trials of %llu events and their ends: all invariants hold\n",
-              static_cast<unsigned long long>(last - first),
-              static_cast<unsigned long long>(kEventsPerTrial));
+  std::printf(
+      "%llu trials of %llu events and their ends: all invariants hold\n"
+      "%llu of them loaded from the host tier beside drafts and several block groups\n",
+      static_cast<unsigned long long>(last - first),
+      static_cast<unsigned long long>(kEventsPerTrial), static_cast<unsigned long long>(*mixed));
   return 0;
 }

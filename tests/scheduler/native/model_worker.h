@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <ostream>
 #include <set>
@@ -117,12 +118,23 @@ class ModelWorker {
     return tokens;
   }
 
-  // Writes down what decides the future.
+  // Writes down what decides the future; of a ticket, whether it moves at once.
   void Describe(std::ostream& out) const {
     for (const Token token : cells_) out << ' ' << token;
     for (const auto& [id, slot] : slots_) {
       out << "\nslot " << id << ' ' << slot.context << ' ' << slot.reached << ' ' << slot.last;
       ModelGroups::Describe(out, slot.tables);
+      for (const int32_t ticket : slot.waits) {
+        const auto copy = copies_.find(ticket);
+        out << " waits " << (copy == copies_.end() ? -1 : std::distance(copies_.begin(), copy));
+      }
+    }
+    for (const Token token : host_) out << ' ' << token;
+    for (const auto& [ticket, copy] : copies_) {
+      out << "\ncopy " << ticket % 2 << copy.is_load << copy.moved;
+      for (const auto& [group, source, target] : copy.blocks) {
+        out << ' ' << group << ':' << source << '>' << target;
+      }
     }
     groups_.Describe(out);
     out << "\nrows";

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What is kept, for whom and how long: the return model, owners, the eviction queue, sessions.
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -94,9 +95,27 @@ void TheModelLearnsHowLongAClassStaysAway() {
     for (int bin = 0; bin < late; ++bin) model.Stayed(slow, bin);
     model.Returned(slow, late, 1);
   }
-  EXPECT(model.Worth(quick, 0) > 10 * model.Worth(slow, 0));
+  EXPECT(model.Worth(quick)[0] > 10 * model.Worth(slow)[0]);
   // Who stays away longer than ever is not expected soon; who is due is.
-  EXPECT(model.Worth(slow, IdleBinOf(290)) > 2 * model.Worth(slow, 0));
+  EXPECT(model.Worth(slow)[static_cast<size_t>(IdleBinOf(290))] > 2 * model.Worth(slow)[0]);
+}
+
+// Before anything is learnt the rate in a bin is 1 / (2 begin + 10): that is summed up here
+// plainly.
+void WorthIsTheBestRateOverAllHorizons() {
+  const WorthCurve worth = ReturnModel().Worth(Signs{});
+  for (int bin = 0; bin < kIdleBins; ++bin) {
+    double best = 0, away = 1, held = 0;
+    for (int end = bin + 1; end <= kIdleBins; ++end) {
+      const double begin = IdleBinStart(end - 1), rate = 1 / (2 * begin + 10);
+      const double stay = std::exp(-rate * (IdleBinStart(end) - begin));
+      held += away * (1 - stay) / rate;
+      away *= stay;
+      const bool long_enough = IdleBinStart(end) - IdleBinStart(bin) >= 4;
+      if (long_enough || end == kIdleBins) best = std::max(best, (1 - away) / held);
+    }
+    EXPECT(std::abs(worth[static_cast<size_t>(bin)] - best) < 1e-5 * best);
+  }
 }
 
 void AToolCallIsExpectedSoonerThanAPerson() {
@@ -104,8 +123,8 @@ void AToolCallIsExpectedSoonerThanAPerson() {
   Signs tool{}, unknown{}, human{};
   tool[kOutlookSign] = static_cast<uint8_t>(Outlook::kToolCall);
   human[kOutlookSign] = static_cast<uint8_t>(Outlook::kHuman);
-  EXPECT(model.Worth(tool, 0) > model.Worth(unknown, 0));
-  EXPECT(model.Worth(unknown, 0) > model.Worth(human, 0));
+  EXPECT(model.Worth(tool)[0] > model.Worth(unknown)[0]);
+  EXPECT(model.Worth(unknown)[0] > model.Worth(human)[0]);
 }
 
 void TailsGoFirstAndSharedHeadsLast() {
@@ -309,6 +328,7 @@ int main() {
   using namespace tokenspeed;
   kv::BinsTileTime();
   kv::TheModelLearnsHowLongAClassStaysAway();
+  kv::WorthIsTheBestRateOverAllHorizons();
   kv::AToolCallIsExpectedSoonerThanAPerson();
   kv::TailsGoFirstAndSharedHeadsLast();
   kv::ABranchThatWasGivenUpGoesFirst();

@@ -62,6 +62,8 @@ class Trial {
   }
 
   const std::string& failure() const { return failure_; }
+  // It loaded from the host tier beside drafts and several block groups.
+  bool mixed() const { return mixed_; }
 
   // False if something was wrong, now or before.
   bool Take(const Event& event) {
@@ -153,11 +155,19 @@ class Trial {
     constexpr std::array<int32_t, 6> kDrafts = {0, 0, 0, 0, 1, 4};
     shape.max_drafts = kDrafts[dice / 131072 % 6];
     Random random(dice);
-    if (random.Below(2) == 0) return shape;
+    // By chance drafts, a host tier and several groups seldom meet: here they do.
+    const bool mixed = random.Below(8) == 0;
+    if (mixed) {
+      shape.max_drafts = 1 + static_cast<int>(random.Below(4));
+      shape.host_blocks = std::max(shape.host_blocks, 20);
+      shape.num_blocks = 8 + static_cast<int>(random.Below(16));
+    } else if (random.Below(2) == 0) {
+      return shape;
+    }
     const auto share = [&] { return 1 + static_cast<int>(random.Below(3)); };
     shape.groups.push_back({.tokens = shape.block_size, .share = share()});
-    for (auto more = random.Below(3); more > 0; --more) {
-      const auto kind = static_cast<kv::GroupKind>(random.Below(3));
+    for (auto more = mixed ? 1 + random.Below(2) : random.Below(3); more > 0; --more) {
+      const auto kind = static_cast<kv::GroupKind>(random.Below(mixed ? 2 : 3));  // no state
       kv::GroupSpec spec{.kind = kind, .tokens = shape.block_size, .share = share()};
       if (kind != kv::GroupKind::kState) spec.tokens *= 1 + static_cast<int>(random.Below(2));
       if (kind != kv::GroupKind::kFull) spec.span = spec.tokens * share();
@@ -175,6 +185,7 @@ class Trial {
       host_blocks_ = 0;
       for (const kv::GroupSpec& spec : shape.groups) host_blocks_ += shape.host_blocks * spec.share;
     }
+    mixes_ = shape.max_drafts > 0 && shape.groups.size() > 1;
     worker_ = std::make_unique<ModelWorker>(shape, limits_.vocab_size);
     running_.clear();
     reports_.assign(static_cast<size_t>(ranks_), {});
@@ -282,6 +293,7 @@ class Trial {
   bool Plan() {
     const plan::StepPlan* plan = scheduler_.Plan(now_);
     if (plan == nullptr) return false;
+    mixed_ = mixed_ || (mixes_ && !plan->load_tickets.empty());
     wire::EncodePlan(*plan, frame_);
     digest_ = wire::NextDigest(digest_, wire::AsBytes(frame_));
     scheduler_.Planned(digest_);
@@ -474,6 +486,8 @@ class Trial {
   std::map<RequestName, Asked, NameOrder> asked_;
   std::optional<size_t> poisoned_row_;
   int host_blocks_ = 0;
+  bool mixes_ = false;  // this epoch has drafts and several groups
+  bool mixed_ = false;
   int numeric_ = 0;  // poisoned rows that have not ended a request
   uint64_t submitted_ = 0;
   bool drained_ = false;
