@@ -58,10 +58,10 @@ def compile_plan(
 ) -> Plan:
     """Return the plan of a model under a layout: parameters in `dtype`, caches too if not told.
 
-    `tokens` of a step, all ranks together, decide how rows reach their experts (`Draft.program`),
-    by what that costs on a `machine`; `composites` are what its target computes several ops with
-    (`ops.composites_on`).  With a `choice` the program's result is `choose`'s, not logits, which
-    then stay sharded.
+    `tokens` of a step, all ranks together, decide how rows lie and reach their experts, by what
+    that costs on a `machine` (`Draft.best`); `composites` are what its target computes several
+    ops with (`ops.composites_on`).  With a `choice` the program's result is `choose`'s, not
+    logits, which then stay sharded.
 
     Raises:
         MeshError: the mesh does not divide the model; legal sizes are listed.
@@ -74,13 +74,14 @@ def compile_plan(
 
 @attrs.frozen
 class Compilation:
-    """What a model's plans depend on beside its family, config and layout."""
+    """What a model's plans depend on beside its family, config and layout (`Draft`)."""
 
     dtype: torch.dtype
     block_size: int
     cache_dtype: torch.dtype | None = None
     composites: frozenset[str] = frozenset()
     machine: Machine = H100
+    open_rows: bool = True
 
     def table(
         self,
@@ -125,6 +126,7 @@ class Compilation:
             constants=family.derived(config),
             composites=self.composites,
             machine=self.machine,
+            open_rows=self.open_rows,
         )
 
     def key(self, family: Family[C], config: C, layout: Layout, most: int) -> str:

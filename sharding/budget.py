@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Budgets: the most collectives that an `@spmd` function may need."""
 
+from collections.abc import Sequence
+
 import attrs
 
 from .error import AnnotationError, BudgetError, explained
@@ -22,7 +24,7 @@ UNITS = {
 
 @attrs.frozen
 class Budget:
-    """The most collectives a function may need, in units of one all-reduce."""
+    """The most collectives a function may need along an axis, in units of one all-reduce."""
 
     all_reduce: float
 
@@ -44,7 +46,8 @@ def check_budgets(program: Program) -> None:
 
     A reduction counts for the function that left the sum owed, wherever it is paid; a gather for
     the function that asked for it.  What a cache that is sharded by slot costs, the gather of its
-    queries and the merge, is a choice of the layout, not of the function.
+    queries and the merge, is a choice of the layout, not of the function.  Collectives over
+    different axes are of different ranks: what counts is the axis with the most.
 
     Raises:
         BudgetError: naming the function and each collective.
@@ -67,7 +70,7 @@ def check_budgets(program: Program) -> None:
                 and step.result not in queries
                 and owners[step][: len(regions)] == regions
             ]
-            total = sum(UNITS[step.kind] for step in spent)
+            total = max(_units(spent, code).values(), default=0.0)
             if total > limit:
                 raise BudgetError(
                     explained(
@@ -83,6 +86,26 @@ def check_budgets(program: Program) -> None:
                         ],
                     )
                 )
+
+
+def _units(spent: Sequence[Move], code: Code) -> dict[str, float]:
+    """Return what collectives count along each axis.
+
+    A sum of which every rank keeps a part along an axis was scattered along it.
+    """
+    units: dict[str, float] = {}
+    for move in spent:
+        kept = {
+            axis
+            for step in code.readers.get(move.result, ())
+            if isinstance(step, Move) and step.kind == "slice"
+            for axis in step.axes
+        }
+        for axis in move.axes:
+            scattered = move.kind == "all_reduce" and axis in kept
+            unit = UNITS["reduce_scatter" if scattered else move.kind]
+            units[axis] = units.get(axis, 0.0) + unit
+    return units
 
 
 def _owners(code: Code) -> dict[Move, tuple[str, ...]]:

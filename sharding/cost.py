@@ -23,6 +23,8 @@ TRIPS = {
     "slice": 0,
     "own": 0,
 }
+# Before rows are dispatched their counts are exchanged, and the host must know them.
+COUNTS_US = 30.0
 
 
 @attrs.frozen
@@ -61,6 +63,7 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
         _, active = move.routed
         wire = int(wire * (1 - (1 - 1 / ways) ** active))
     start = 0.0 if move.joins else link.alpha_us
+    start += COUNTS_US if move.kind == "dispatch" and not move.joins else 0.0
     us = start + wire / (link.gb_per_s * 1e3) if trips else 0.0
     return Cost(whole if trips else 0, wire, us)
 
@@ -76,11 +79,19 @@ def work(
     if not isinstance(step, (Apply, Project)):
         return 0.0
     stored = [var for var in step.operands if var.kind == "param"]
-    rows = math.prod(s or tokens.get("n", 1) for s in step.operands[0].local(mesh)[:1])
+    rows = _rows(step.operands[0], mesh, tokens)
     share = _share(step) if isinstance(step, Apply) and step.rule.routes else 1.0
     byte_us = sum(nbytes(var, tokens, mesh) for var in stored) / (machine.gb_per_s * 1e3)
     elements = sum(nbytes(var, tokens, mesh) // var.dtype.itemsize for var in stored)
     return max(byte_us, 2 * rows * elements * share / (machine.tflops * 1e6) / chunks)
+
+
+def _rows(var: Var, mesh: Mesh, tokens: Mapping[str, int]) -> int:
+    """Return how many rows of a value a rank has, or 1 if it has no dims."""
+    if not var.sizes:
+        return 1
+    dim, size = var.spec.dims[0], var.sizes[0]
+    return -(-(tokens.get(dim.name, 1) if size is None else size) // mesh.size(dim.axes))
 
 
 def _share(step: Apply) -> float:

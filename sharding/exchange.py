@@ -4,64 +4,41 @@
 An op that routes (`Rule.routes`) between a gather of its rows and a scatter of its sums over one
 group costs (n - 1) copies of each row; sent only where it is needed a row costs at most as many as
 experts are active for it.  It takes more messages, so what is cheaper depends on how many rows
-there are: the choice is made once a plan, by cost.
+there are: the choice is made by the price of a step (`Draft.offers`).
 """
 
 import attrs
 
-from .cost import cost
-from .machine import Machine
 from .mesh import Mesh
 from .program import Apply, Code, Loop, Move, Program, Step, Var
 
-# The counts of rows are exchanged first, and the host must know them.
-_COUNTS_US = 30.0
 
-
-def exchange(program: Program, tokens: int, machine: Machine) -> Program:
-    """Return `program` with each routing op exchanged whose rows then cost less.
-
-    `tokens` is how many a step computes, all ranks together; 0 keeps every gather.
-    """
-    if not tokens:
+def exchange(program: Program) -> Program:
+    """Return `program` with each routing op exchanged that may be; itself if there is none."""
+    blocks = {id(code): _exchanged(code, {}, program.mesh) for code in program.blocks}
+    driver = _exchanged(program.driver, blocks, program.mesh)
+    if driver is program.driver:
         return program
-    given = {"n": tokens}
-    blocks = {
-        id(code): _exchanged(code, {}, program.mesh, given, machine) for code in program.blocks
-    }
-    driver = _exchanged(program.driver, blocks, program.mesh, given, machine)
     return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
 
 
-def _exchanged(
-    code: Code, blocks: dict[int, Code], mesh: Mesh, given: dict[str, int], machine: Machine
-) -> Code:
-    new: dict[int, Move] = {}
+def _exchanged(code: Code, blocks: dict[int, Code], mesh: Mesh) -> Code:
+    new: dict[int, Step] = {}
     for step in code.steps:
-        if isinstance(step, Apply) and step.rule.routes and (found := _seams(step, code)):
+        if isinstance(step, Loop) and blocks[id(step.block)] is not step.block:
+            new[id(step)] = attrs.evolve(step, block=blocks[id(step.block)])
+        elif isinstance(step, Apply) and step.rule.routes and (found := _seams(step, code)):
             gathers, scatter = found
             routed = _routed(step, scatter, mesh)
             if routed is None:
                 continue
-            sent = [
-                attrs.evolve(move, kind="dispatch", routed=routed, joins=index > 0)
-                for index, move in enumerate(gathers)
-            ]
-            back = attrs.evolve(scatter, kind="combine", routed=routed)
-            link = machine.links.over(scatter.axes)
-            # Gathers side by side are one collective (`bundle.py`).
-            joined = [attrs.evolve(move, joins=index > 0) for index, move in enumerate(gathers)]
-            before = sum(cost(move, mesh, given, link).us for move in (*joined, scatter))
-            after = sum(cost(move, mesh, given, link).us for move in (*sent, back))
-            if after + _COUNTS_US < before:
-                new.update({id(old): made for old, made in zip(gathers, sent, strict=True)})
-                new[id(scatter)] = back
-    steps: list[Step] = []
-    for step in code.steps:
-        if isinstance(step, Loop):
-            step = attrs.evolve(step, block=blocks[id(step.block)])
-        steps.append(new.get(id(step), step))
-    return attrs.evolve(code, steps=tuple(steps))
+            for index, move in enumerate(gathers):
+                sent = attrs.evolve(move, kind="dispatch", routed=routed, joins=index > 0)
+                new[id(move)] = sent
+            new[id(scatter)] = attrs.evolve(scatter, kind="combine", routed=routed)
+    if not new:
+        return code
+    return attrs.evolve(code, steps=tuple(new.get(id(step), step) for step in code.steps))
 
 
 def _seams(step: Apply, code: Code) -> tuple[list[Move], Move] | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Layouts: a mesh, and what it changes in the placements that the model's annotations give."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -65,6 +66,14 @@ class Layout:
             if name in changes:
                 changes[name] = {**getattr(self, name), **changes[name]}
         return attrs.evolve(self, **changes)
+
+    @property
+    def token_multiple(self) -> int:
+        """What a group's tokens must be a multiple of: boundary types may shard them."""
+        dims = [dim for text in self.types.values() for dim in parse_spec(text).dims]
+        own = [set(self.mesh.expand(dim.axes)) for dim in dims if dim.name == "n"]
+        requests = set(self.mesh.requests)
+        return math.lcm(*(self.mesh.size(tuple(axes - requests)) for axes in own))
 
     def stationary(self, spec: Spec) -> Spec:
         """Return the placement of a parameter or cache whose annotation is `spec`."""

@@ -19,7 +19,15 @@ from .provenance import Chain
 from .size_text import size_text
 
 ROW, LANE, LEFT = 46, 22, 22  # pixels
-_SIGNS = {"all_reduce": "Σ", "reduce_scatter": "Σ/", "all_gather": "⊞", "all_to_all": "⇄"}
+_SIGNS = {
+    "all_reduce": "Σ",
+    "reduce_scatter": "Σ/",
+    "all_gather": "⊞",
+    "all_to_all": "⇄",
+    "dispatch": "⇉",
+    "combine": "Σ⇇",
+    "merge": "λ",
+}
 
 
 def page(plans: Sequence[Plan], *, tokens: Mapping[str, int], links: Links, blocks: int) -> str:
@@ -28,11 +36,11 @@ def page(plans: Sequence[Plan], *, tokens: Mapping[str, int], links: Links, bloc
     `tokens` gives the dims whose sizes are known at run time only; `blocks` counts cache blocks.
     """
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    bodies = [
-        f'<section class="plan">{"".join(PlanView(plan, index, tokens, links, blocks).parts())}'
-        f"</section>"
-        for index, plan in enumerate(plans)
+    colours: dict[str, int] = {}
+    views = [
+        PlanView(plan, index, tokens, links, blocks, colours) for index, plan in enumerate(plans)
     ]
+    bodies = [f'<section class="plan">{"".join(view.parts())}</section>' for view in views]
     title = f"{plans[0].name} on {' and '.join(str(plan.mesh) for plan in plans)}"
     return Template(template).substitute(
         title=escape(title),
@@ -46,21 +54,33 @@ class PlanView:
     """The parts of the page that one plan fills."""
 
     def __init__(
-        self, plan: Plan, index: int, tokens: Mapping[str, int], links: Links, blocks: int
+        self,
+        plan: Plan,
+        index: int,
+        tokens: Mapping[str, int],
+        links: Links,
+        blocks: int,
+        colours: dict[str, int],
     ) -> None:
         self.plan, self.index, self.tokens, self.links = plan, index, tokens, links
         self.program: Program = plan.program
         self.found = tuple(collectives(plan.program, tokens, links))
         self.memory = memory(plan, tokens=tokens, blocks=blocks)
         groups = dict.fromkeys(
-            dim.axes
+            self.group(var)
             for code in self.program.functions
             for step in code.steps
             for var in (*step.operands, *step.results)
-            for dim in var.spec.dims
-            if dim.axes
         )
-        self.colours = {axes: number % 6 for number, axes in enumerate(groups)}
+        self.groups = [group for group in groups if group]
+        self.colours = colours  # by group; equal groups of all plans look alike
+        for group in self.groups:
+            colours.setdefault(group, len(colours) % 6)
+
+    def group(self, var: Var) -> str:
+        """Return the axes over which a value is sharded, whatever its dims; empty if it is not."""
+        mesh = self.program.mesh
+        return mesh.group(mesh.ordered({axis for dim in var.spec.dims for axis in dim.axes}))
 
     def parts(self) -> Iterator[str]:
         yield f"<h2>{escape(str(self.plan.mesh))}</h2>"
@@ -76,7 +96,7 @@ class PlanView:
         )
 
     def tiles(self) -> Iterator[str]:
-        count = sum(each.times for each in self.found)
+        count = sum(each.times for each in self.found if not each.joins)
         wire = sum(each.times * each.price.wire for each in self.found)
         us = sum(each.times * each.price.us for each in self.found)
         yield '<div class="tiles">'
@@ -92,17 +112,20 @@ class PlanView:
 
     def legend(self) -> Iterator[str]:
         yield '<div class="legend"><i class="chip r">Replicated</i>'
-        for axes, colour in self.colours.items():
-            group = escape(self.plan.mesh.group(axes))
-            yield f'<i class="chip s{colour}">Sharded over {group}</i>'
-        yield '<i class="chip p">Partial: a sum is owed</i></div>'
+        for group in self.groups:
+            yield f'<i class="chip s{self.colours[group]}">Sharded over {escape(group)}</i>'
+        yield '<i class="chip p">Partial: a sum is owed</i>'
+        for kind in dict.fromkeys(each.kind for each in self.found):
+            if kind in _SIGNS:
+                yield f'<span class="sign"><b>{_SIGNS[kind]}</b>{kind}</span>'
+        yield "</div>"
 
     def kind(self, var: Var) -> str:
         """Return the style of a value's placement."""
         if var.spec.partial:
             return "p"
-        shards = [dim.axes for dim in var.spec.dims if dim.axes]
-        return f"s{self.colours.get(shards[0], 0)}" if shards else "r"
+        group = self.group(var)
+        return f"s{self.colours.get(group, 0)}" if group else "r"
 
     def chip(self, var: Var) -> str:
         text = f"{escape(var.name)}<em>{escape(str(var.spec))}</em>"
@@ -166,7 +189,8 @@ class PlanView:
                 )
                 group = escape(self.plan.mesh.group(step.axes))
                 joins = " with the one above" if step.joins else ""
-                return f"<b>{step.kind}</b> over {group}{joins} <span>{what}</span>"
+                early = " <small>started early, goes on meanwhile</small>" if step.started else ""
+                return f"<b>{step.kind}</b> over {group}{joins} <span>{what}</span>{early}"
             case Loop():
                 return f"<b>{step.block.name}</b> over layers {step.start} to {step.stop - 1}"
             case Project():

@@ -24,6 +24,7 @@ from .mesh import Mesh
 from .plan import CacheShape, Part, RankPlan
 from .plan_table import PlanTable
 from .storage import Pack
+from .way import Way
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class PlanFacts(msgspec.Struct, frozen=True):
     cache: tuple[tuple[CacheShape, ...], ...]
     parts: tuple[Part, ...] = ()
     starts: tuple[int, ...] = (0,)
+    ways: tuple[Way, ...] = (Way(),)
 
 
 class PlanFile(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ class PlanCache:
             )
             for source in sources
         ]
-        return PlanTable(facts.starts, tuple(plans))
+        return PlanTable(starts=facts.starts, plans=tuple(plans), ways=facts.ways)
 
     def put(self, key: str, table: PlanTable) -> None:
         """Keep a table under `key`; a directory that cannot be written is logged, not fatal."""
@@ -99,6 +101,7 @@ class PlanCache:
                 plan.cache,
                 plan.parts,
                 table.starts,
+                table.ways,
             )
         )
         sources = [each.source for each in table.plans]

@@ -15,20 +15,23 @@ from .link import Links
 from .overlap import PIPELINED
 from .plan import Plan, RankPlan
 from .program import Loop, Move, Program
+from .way import Offer, Way, experts_text, rows_text
 
 SMALLEST = 16  # tokens: below, steps differ by nothing that a choice depends on
 
 
-@attrs.frozen(eq=False, slots=False)
+@attrs.frozen(kw_only=True, eq=False, slots=False)
 class PlanTable:
     """Plan i runs steps of `starts[i]` tokens and more, up to the next one's; the first is 0.
 
-    Tokens are those of all ranks together.  Plans differ in their programs only: how rows reach
-    their experts, what starts early, what is pipelined.  Packs, caches and groups are the first's.
+    Tokens are those of all ranks together.  Plans differ in their programs only: how rows lie and
+    reach their experts, what starts early, what is pipelined.  Packs, caches and groups are the
+    first's.  Plan i runs steps in way i.
     """
 
     starts: tuple[int, ...]
     plans: tuple[RankPlan, ...]
+    ways: tuple[Way, ...]
 
     @property
     def first(self) -> RankPlan:
@@ -52,11 +55,15 @@ class PlanTable:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts[1:] else parts[0]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(kw_only=True, eq=False)
 class TypedPlanTable(PlanTable):
-    """A plan table with the typed program of each plan."""
+    """A plan table with the typed program of each plan.
+
+    `offers` are the ways that were priced for each plan, in steps of the last size that it is for.
+    """
 
     plans: tuple[Plan, ...]
+    offers: tuple[tuple[Offer, ...], ...]
 
 
 def sizes_text(table: TypedPlanTable, most: int, links: Links) -> str:
@@ -79,9 +86,27 @@ def sizes_text(table: TypedPlanTable, most: int, links: Links) -> str:
         }
         done = [f"{count} {what}" for what, count in counts.items() if count]
         lines.append(f"steps of {start or 1} to {last} tokens, plan {plan.hash[:12]}")
+        lines += _offers_text(table, index, links)
         lines.append(f"  of all functions' collectives: {', '.join(done) or 'none apart'}")
         lines.append(f"  a step of {last}: {total(found)}")
     return "\n".join(lines)
+
+
+def _offers_text(table: TypedPlanTable, index: int, links: Links) -> Iterator[str]:
+    """Yield a line for each way that was priced, the chosen one marked."""
+    mesh, offers = table.first.mesh, table.offers[index]
+    rows = []
+    for offer in offers:
+        experts = experts_text(offer.program)
+        said = f"rows {rows_text(offer.way, mesh)}{f', of experts {experts}' if experts else ''}"
+        rows.append((said, f"{offer.us:.1f}", f"{offer.collectives_us:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for offer, (said, us, moved) in zip(offers, rows, strict=True):
+        mark = "*" if offer.way == table.ways[index] else " "
+        yield (
+            f"  {mark} {said.ljust(widths[0])}  {us.rjust(widths[1])} us, "
+            f"{moved.rjust(widths[2])} of them collectives"
+        )
 
 
 def step_sizes(most: int) -> tuple[int, ...]:
@@ -108,18 +133,28 @@ def build_table(draft: Draft, most: int) -> TypedPlanTable:
     """
     starts: list[int] = []
     plans: list[Plan] = []
+    ways: list[Way] = []
+    offers: list[tuple[Offer, ...]] = []
     known: list[object] = []
     start = 0
     for size in step_sizes(most):
-        program = draft.program(size)
-        choices = list(_choices(program))
+        best, priced = draft.best(size)
+        choices = [best.way, *_choices(best.program)]
         if choices != known:
             starts.append(start)
-            plans.append(draft.plan(program))
+            plans.append(draft.plan(best.program))
+            ways.append(best.way)
+            offers.append(priced)
             known = choices
+        offers[-1] = priced
         start = size + 1
     groups = {axes: ranks for plan in plans for axes, ranks in plan.groups.items()}
-    return TypedPlanTable(tuple(starts), tuple(attrs.evolve(plan, groups=groups) for plan in plans))
+    return TypedPlanTable(
+        starts=tuple(starts),
+        plans=tuple(attrs.evolve(plan, groups=groups) for plan in plans),
+        ways=tuple(ways),
+        offers=tuple(offers),
+    )
 
 
 def _choices(program: Program) -> Iterator[object]:

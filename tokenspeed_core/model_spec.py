@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What an engine config says about the model, made definite: family, sizes, dtypes, layout."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from .sharding.machine import CPU, H100
 from .sharding.plan import Forward
 from .sharding.plan_cache import PlanCache
 from .sharding.plan_table import PlanTable, priced_size
-from .sharding.spec import parse_spec
 from .stored_config import stored_config
 from .weight_format import PLAIN
 
@@ -102,23 +100,18 @@ class ModelSpec:
         """Ids are below it."""
         return int(self.config.vocab_size)
 
-    @property
-    def token_multiple(self) -> int:
-        """A step's tokens are padded to it: boundary types may shard them."""
-        mesh = self.layout.mesh
-        dims = [dim for text in self.layout.types.values() for dim in parse_spec(text).dims]
-        return math.lcm(*(mesh.size(mesh.expand(dim.axes)) for dim in dims if dim.name == "n"))
-
     def chosen(self, choice: Choice, device_type: str = "cpu") -> tuple[Forward, ...]:
         """Return the programs whose result is tokens, of a vocabulary that stays sharded.
 
-        There is one for each plan of `plans`, in that order.
+        There is one for each plan of `plans`, in that order and in the way of that plan.
         """
         how = self._compilation(device_type)
         draft = how.draft(self.family, self.config, self.layout, choice)
-        starts = self.plans(device_type).starts
-        sizes = map(priced_size, starts)
-        return tuple(draft.plan(draft.program(size)).load() for size in sizes)
+        table = self.plans(device_type)
+        return tuple(
+            draft.plan(draft.run(way, priced_size(start))).load()
+            for start, way in zip(table.starts, table.ways, strict=True)
+        )
 
     def plan(self, device_type: str = "cpu") -> Plan:
         """Compile the model for its layout and for the kernels that a device has.
@@ -163,6 +156,8 @@ class ModelSpec:
             cache_dtype=self.cache_dtype,
             composites=composites_on(device_type, self.dtype),
             machine=attrs.evolve(machine, links=links),
+            # On GPUs nobody has timed sums that are scattered against whole ones.
+            open_rows=device_type != "cuda",
         )
 
 

@@ -93,7 +93,7 @@ def load_rank(
         num_slots=engine.max_running,
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
-        token_multiple=spec.token_multiple,
+        multiples=[way.multiple(spec.layout) for way in plans.ways],
         chosen=partial(spec.chosen, device_type=device.type) if engine.num_ranks > 1 else None,
     )
     if not warms_up:

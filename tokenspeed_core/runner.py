@@ -49,7 +49,7 @@ class Runner:
     _weights: Mapping[str, Any]
     _caches: Any
     collectives: Any  # what the program calls them of: `Collectives`
-    _token_multiple: int
+    _multiples: tuple[int, ...]  # of each plan: tokens are padded to it
     _chosen: Callable[[Choice], tuple[Forward, ...]] | None  # the same, with tokens for logits
 
     @classmethod
@@ -65,13 +65,14 @@ class Runner:
         num_slots: int,
         max_model_len: int,
         host_blocks: int = 0,
-        token_multiple: int = 1,
+        multiples: Sequence[int] = (),
         chosen: Callable[[Choice], tuple[Forward, ...]] | None = None,
     ) -> "Runner":
         """Allocate caches of `num_blocks` blocks and load the plans' emitted programs.
 
-        Tokens are padded to a multiple; with `chosen` ranks of a sharded vocabulary choose tokens
-        together, by the programs that it makes, one for each plan, once a choice.
+        Tokens are padded to the multiple of the plan that runs them, 1 if not told; with `chosen`
+        ranks of a sharded vocabulary choose tokens together, by the programs that it makes, one
+        for each plan, once a choice.
         """
         plan = plans.first
         return cls(
@@ -86,7 +87,7 @@ class Runner:
             weights=plan.weights(packs),
             caches=allocate_caches(plan, groups, num_blocks, ranks.device),
             collectives=collectives,
-            token_multiple=token_multiple,
+            multiples=tuple(multiples) or (1,) * len(plans.plans),
             chosen=cache(chosen) if chosen else None,
         )
 
@@ -198,7 +199,7 @@ class Runner:
         return self._result(self._forwards, batch, self._caches if caches is None else caches)
 
     def index(self, tokens: int) -> int:
-        """Return which plan runs a step that has so many tokens here, padding included."""
+        """Return which plan runs a step that has so many tokens here, before it pads them."""
         mesh = self.plan.mesh
         return self.plans.index(tokens * mesh.size(mesh.requests))
 
@@ -221,9 +222,9 @@ class Runner:
         return self._result(forwards, batch, caches)
 
     def _result(self, forwards: Sequence[Forward], batch: Batch, caches: Any) -> Tensor:
-        padded = batch.padded(self._token_multiple)
-        forward = forwards[self.index(len(padded.tokens))]
-        result, _caches = forward(self.collectives, self._weights, caches, padded)
+        index = self.index(len(batch.tokens))
+        padded = batch.padded(self._multiples[index])
+        result, _caches = forwards[index](self.collectives, self._weights, caches, padded)
         return result
 
     @torch.inference_mode()

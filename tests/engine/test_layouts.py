@@ -70,7 +70,7 @@ def turns_of(
 
 # Experts over all ranks behind attention that is spread by requests; and beside a pipeline.
 REQUESTS = {
-    "qwen3-moe": "dp=2 tp=2; j: e:dp+tp requests:dp; Hidden=n@tp d; Tokens=n@tp d",
+    "qwen3-moe": "dp=2 tp=2; j: e:dp+tp requests:dp",
     "deepseek-v3": "dp=2 pp=2 tp=1; f: j: e:dp requests:dp stages:pp",
 }
 

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from tokenspeed_core.models import compile_plan, family_of
+from tokenspeed_core.models.family import Compilation
 from tokenspeed_core.models.sampling import Choice
 from tokenspeed_core.sharding import Layout, Plan
 from tokenspeed_core.sharding.cost import moves, nbytes
 from tokenspeed_core.sharding.layout_text import parse_layout
 from tokenspeed_core.sharding.program import LOCAL, Move
+from tokenspeed_core.sharding.verify import verify
+from tokenspeed_core.sharding.way import experts_text
 
 YARN = {
     "type": "yarn",
@@ -190,6 +193,84 @@ def test_attention_over_requests_and_heads_scatters_and_gathers_beside_its_exper
         found[move.kind] += 0 if move.joins else times
     pairs = dict.fromkeys(("all_gather", "reduce_scatter"), 62 if exchange else 120)
     assert found == {**pairs, **dict.fromkeys(exchange, 58), "all_reduce": 1}
+
+
+# Layouts that leave open how rows lie: the tokens of a step choose that, and how rows reach their
+# experts.  For each: collectives of a step, and the elements of a token's payload, two bytes each.
+OPEN = {
+    "deepseek-v3": "dp=8 tp=8; j: f: e:dp+tp requests:dp",
+    "qwen3-30b-a3b": "tp=4; j: e:tp",
+}
+WIDTH, SPARSE, DENSE, LATENTS = 7168, 58, 3, 1536 + 512 + 64
+ROUTED = WIDTH + 8 * (4 + 4) // 2  # a row, its experts' ids (int32) and weights (float32)
+CHOSEN = [
+    # Sums over tp behind attention; rows gathered over dp; one sum over all for experts.
+    (
+        "deepseek-v3",
+        128,
+        "gathered over dp, summed over tp",
+        {"all_reduce": 1 + SPARSE + 61, "all_gather": SPARSE + 1},
+        WIDTH * (1 + 61 + SPARSE) + ROUTED * SPARSE,
+    ),
+    # Sums scattered behind attention, latents gathered; rows gathered over all, sums scattered.
+    (
+        "deepseek-v3",
+        512,
+        "gathered over dp+tp",
+        {"reduce_scatter": 1 + 61 + SPARSE, "all_gather": 1 + 61 + SPARSE, "all_reduce": 1},
+        WIDTH * (1 + 61 + SPARSE) + LATENTS * 61 + ROUTED * SPARSE,
+    ),
+    (
+        "deepseek-v3",
+        MANY,
+        "exchanged over dp+tp",
+        {
+            **{"reduce_scatter": 1 + 61, "all_gather": 1 + 61, "all_reduce": 1},
+            **{"dispatch": SPARSE, "combine": SPARSE},
+        },
+        WIDTH * (1 + 61 + SPARSE) + LATENTS * 61 + ROUTED * SPARSE,
+    ),
+    ("qwen3-30b-a3b", 16, "summed over tp", {"all_reduce": 97, "all_gather": 1}, 2048 * 96),
+    (
+        "qwen3-30b-a3b",
+        8192,
+        "gathered over tp",
+        {"reduce_scatter": 97, "all_gather": 97, "all_reduce": 1},
+        2048 * (97 + 48) + (2048 + 24) * 48,
+    ),
+    (
+        "qwen3-30b-a3b",
+        MANY,
+        "exchanged over tp",
+        {
+            **{"reduce_scatter": 49, "all_gather": 49, "all_reduce": 1},
+            **{"dispatch": 48, "combine": 48},
+        },
+        2048 * (97 + 48) + (2048 + 24) * 48,
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "tokens", "lowering", "expected", "payload"), CHOSEN)
+def test_each_lowering_of_experts_is_chosen_where_it_is_cheapest(
+    model: str, tokens: int, lowering: str, expected: dict[str, int], payload: int
+) -> None:
+    architecture, config = MODELS[model]
+    family = family_of(architecture)
+    draft = Compilation(torch.bfloat16, 64).draft(
+        family, family.config(config), parse_layout(OPEN[model])
+    )
+    program = draft.program(tokens)
+    verify(program)
+    assert experts_text(program) == lowering
+    found: Counter[str] = Counter()
+    sent = 0
+    for move, times in moves(program.driver):
+        if move.kind not in LOCAL:
+            found[move.kind] += 0 if move.joins else times
+            sent += times * nbytes(move.operand, {"n": 1, "m": 0})
+    assert +found == expected
+    assert sent == 2 * payload
 
 
 def test_stages_of_a_pipeline_issue_what_the_whole_does() -> None:

@@ -24,7 +24,7 @@ from tokenspeed_core.sharding import Layout, Plan, VerificationError
 from tokenspeed_core.sharding.composite import FORMS
 from tokenspeed_core.sharding.explain import explain, step_sizes
 from tokenspeed_core.sharding.memory import memory
-from tokenspeed_core.sharding.program import Code, Composite, Program
+from tokenspeed_core.sharding.program import Code, Composite, Program, Project
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
 from tokenspeed_core.sharding.verify import verify
@@ -50,6 +50,15 @@ def plan_of(name: str, layout: Layout, composites: bool = True) -> Plan:
         block_size=BLOCK,
         composites=FORMS if composites else (),
     )
+
+
+@pytest.mark.parametrize("name", ["llama", *FAMILIES])
+def test_projections_of_one_activation_are_one_product(name: str) -> None:
+    """So one weight over a direct sum, in the place of several, would save no product."""
+    for block in plan_of(name, Layout(), composites=False).program.blocks:
+        read = [step.operands[0] for step in block.steps if isinstance(step, Project)]
+        assert read
+        assert len(read) == len(set(read))
 
 
 def cases() -> Iterator[tuple[str, Layout]]:

@@ -27,6 +27,7 @@ from tokenspeed_core.sharding.program import Loop, Stage
 from tokenspeed_core.sharding.recheck import recheck
 from tokenspeed_core.sharding.simulate import Simulation
 from tokenspeed_core.sharding.verify_stages import verify_stages
+from tokenspeed_core.sharding.way import Way
 
 NUM_BLOCKS = 17
 LAYOUTS = {
@@ -153,7 +154,7 @@ def test_pipelines_that_cannot_be_are_refused() -> None:
 
 def test_a_kept_plan_knows_its_stages(tmp_path: Path) -> None:
     plan, kept = plan_of(tiny("qwen3"), LAYOUTS["stages-tp"]), PlanCache(tmp_path)
-    kept.put("0" * 64, PlanTable((0,), (plan,)))
+    kept.put("0" * 64, PlanTable(starts=(0,), plans=(plan,), ways=(Way(),)))
     found = kept.get("0" * 64, plan.caches, plan.constants)
     assert found is not None
     assert (found.first.parts, found.hash) == (plan.parts, plan.hash)

@@ -224,3 +224,28 @@ def test_a_layout_reads_back_from_its_text(layout: Layout) -> None:
 def test_a_layout_part_of_no_form_is_named() -> None:
     with pytest.raises(MeshError, match="'what is this'"):
         parse_layout("tp=2; what is this")
+
+
+def test_a_page_counts_collectives_and_explains_their_signs() -> None:
+    family = family_of("Qwen3MoeForCausalLM")
+    sizes = {**CONFIG, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    plans = [
+        compile_plan(
+            family,
+            family.config(sizes),
+            parse_layout("dp=2 tp=2; j: e:dp+tp requests:dp; Hidden=n@tp d; Tokens=n@tp d"),
+            dtype=torch.bfloat16,
+            block_size=16,
+            tokens=tokens,
+        )
+        for tokens in (16, 1 << 20)
+    ]
+    text = page(plans, tokens=TOKENS, links=Links(), blocks=9)
+    for plan in plans:
+        found = collectives(plan.program, TOKENS, Links())
+        count = sum(each.times for each in found if not each.joins)
+        assert f"<b>{count}</b><span>collectives a step" in text
+    for sign in ("<b>⊞</b>all_gather", "<b>⇉</b>dispatch", "<b>Σ⇇</b>combine"):
+        assert f'<span class="sign">{sign}</span>' in text
+    colours = re.findall(r'chip (s\d)">Sharded over ([a-z+]+)', text)
+    assert len(dict(colours)) == len(set(colours)), "equal groups look alike on both sides"

@@ -47,7 +47,8 @@ def test_many_rows_are_pipelined_and_few_are_not() -> None:
     # Few rows: the weights would be read twice.
     assert not plan_of(sequence, 64).program.blocks[0].composites
     assert not plan_of(sequence, 0).program.blocks[0].composites
-    assert not plan_of(Layout("tp=8"), 8192).program.blocks[0].composites
+    whole = Layout("tp=8", types={"Hidden": "n d"})
+    assert not plan_of(whole, 8192).program.blocks[0].composites
 
 
 def run_rank(rank: int, path: str) -> None:

@@ -17,13 +17,14 @@ from tokenspeed_core.sharding import Layout, RankPlan
 from tokenspeed_core.sharding.machine import CPU
 from tokenspeed_core.sharding.plan_cache import PlanCache
 from tokenspeed_core.sharding.plan_table import PlanTable
+from tokenspeed_core.sharding.way import Way
 
 CHOICES: dict[str, Any] = dict(dtype=torch.float32, block_size=BLOCK)
 KEY = "0" * 64
 
 
 def alone(plan: RankPlan) -> PlanTable:
-    return PlanTable((0,), (plan,))
+    return PlanTable(starts=(0,), plans=(plan,), ways=(Way(),))
 
 
 @pytest.fixture
