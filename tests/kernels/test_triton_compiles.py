@@ -23,12 +23,18 @@ KERNELS = {
 
 
 # Each differs little from one that is always tried.
-_NEAR = [pytest.param(name, marks=pytest.mark.soak) for name in ("sm_100", "gfx950")]
+_NEAR = [
+    pytest.param(name, kind, marks=pytest.mark.soak)
+    for name, kind in (("sm_90", "variants"), ("sm_100", "plain"), ("gfx950", "plain"))
+]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942", *_NEAR])
-def test_every_kernel_compiles(target: str, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in _ran(tmp_path, "tests.kernels.triton_compile", target)]
+@pytest.mark.parametrize(
+    ("target", "kind"), [("sm_80", "plain"), ("sm_90", "plain"), ("gfx942", "plain"), *_NEAR]
+)
+def test_every_kernel_compiles(target: str, kind: str, tmp_path: Path) -> None:
+    lines = _ran(tmp_path, "tests.kernels.triton_compile", target, kind)
+    rows = [json.loads(line) for line in lines]
     gathered = {"gather"} if target in ("sm_90", "sm_100") else set()  # it needs much shared memory
     narrow = {"float8_matrix", "float8_row"} if target in ("sm_90", "sm_100", "gfx950") else set()
     assert {row[0] for row in rows} == KERNELS | gathered | narrow

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Compiles every Triton kernel for a device that need not be here: `python -m ... sm_90`."""
+"""Compiles every Triton kernel for a device that need not be here.
+
+`python -m ... sm_90 plain`, or `variants` instead, which are more of each.
+"""
 
 import json
 import sys
@@ -22,11 +25,11 @@ TARGETS = {
 WITH_FLOAT8 = ("sm_90", "sm_100", "gfx950")
 
 
-def main(name: str) -> None:
+def main(name: str, kind: str) -> None:
     """Print a JSON line for each kernel: its name, its shared memory and what the device has."""
     target, device = TARGETS[name]
     with recorded(pytest.MonkeyPatch(), device) as launches:
-        for call in every_call(variants=name == "sm_90", narrow=name in WITH_FLOAT8):
+        for call in every_call(variants=kind == "variants", narrow=name in WITH_FLOAT8):
             call()
     for each in launches:
         made = each.compile(target)
@@ -36,4 +39,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
