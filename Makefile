@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install -q --disable-pip-version-check
 TORCH ?= torch==2.13.0
+JOBS ?= $(shell nproc)
 # Our folders must not hide other packages of the same name (kernels, ops, ...).
 export PYTHONSAFEPATH := 1
 
@@ -13,27 +15,33 @@ export PYTHONSAFEPATH := 1
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-$(VENV)/.torch:
+# What builds C++; it comes first, so that the compiler can work while pip fetches the rest.
+$(VENV)/.tools:
 	@command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 \
 	  || { echo "tokenspeed needs a C++20 compiler: install g++ 12 or clang 15 or newer (Debian: apt-get install g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@touch $@
+
+$(VENV)/.torch: | $(VENV)/.tools
+	$(PIP) $(TORCH)
 	@touch $@
 
 SOURCES := $(shell find scheduler kernels/csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
 
 $(STAMP): $(VENV)/.torch pyproject.toml $(SOURCES)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,lint]'
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) --no-build-isolation -e '.[test,lint]'
 	@touch $@
 
 serve: $(STAMP) ## set up, then serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
 	$(BIN)/tokenspeed serve smollm2
 
-test: $(STAMP) test-cpp ## set up, then run every test
-	$(BIN)/pytest -m 'not soak' -n 2 --dist loadfile
+test: ## set up, then run every test
+	$(MAKE) -j 2 $(STAMP) test-cpp
+	$(MAKE) test-py
 
 test-py: $(STAMP) ## the Python tests only
-	$(BIN)/pytest -m 'not soak' -n 2 --dist loadfile
+	$(BIN)/pytest -m 'not soak' -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -62,6 +70,7 @@ UNITY := -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=12
 FUZZ_COUNT ?= 100000
 FUZZ_EVENTS ?= 10000000
 SANITIZED_EVENTS ?= 1000000
+SANITIZED_LEDGER ?= OFF
 LOOP_EVENTS ?= 250000
 
 .PHONY: test-cpp build-sanitize build-fuzz mutants tsan
@@ -69,23 +78,26 @@ LOOP_EVENTS ?= 250000
 build-sanitize:
 	cmake -G Ninja -S scheduler -B $(SANITIZE) -DTOKENSPEED_DEV=ON -DTOKENSPEED_SANITIZE=ON \
 	  -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) \
-	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DFUZZ_EVENTS=$(SANITIZED_EVENTS) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
-	cmake --build $(SANITIZE)
+	  -DFUZZ_COUNT=$(FUZZ_COUNT) -DFUZZ_EVENTS=$(SANITIZED_EVENTS) -DLEDGER=$(SANITIZED_LEDGER) \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	cmake --build $(SANITIZE) -j $(JOBS)
 
-# Optimised and without sanitizers: a hundred times the events.
+# Optimised and without sanitizers: ten times the events, and all worlds of the ledger.
+FUZZ_TARGETS := fuzz_scheduler check_ledger
 build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo $(UNITY) -DFUZZ_EVENTS=$(FUZZ_EVENTS) \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
-	cmake --build $(FUZZ) --target fuzz_scheduler check_ledger test_kv test_host_pool
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O2 -g1 -DNDEBUG' $(UNITY) \
+	  -DFUZZ_EVENTS=$(FUZZ_EVENTS) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	cmake --build $(FUZZ) -j $(JOBS) --target $(FUZZ_TARGETS)
 
-test-cpp: $(STAMP) ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize build-fuzz
+test-cpp: $(VENV)/.tools ## the C++ tests and fuzz drivers: sanitized, then 10^7 events at full speed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-sanitize
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz
 	$(BIN)/ctest --test-dir $(SANITIZE) --output-on-failure -j 2
 	$(BIN)/ctest --test-dir $(FUZZ) --verbose -j 2 --timeout 100000 -R 'check_ledger|fuzz_scheduler'
 
 mutants: $(STAMP) ## twenty-eight seeded mistakes in the core: the fuzzer or a unit test must find each
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY=
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY= FUZZ_TARGETS='fuzz_scheduler check_ledger test_kv test_host_pool'
 	$(BIN)/python tests/scheduler/core_mutants.py build/mutants
 
 # The process has one thread of ours; libzmq brings its own.
@@ -99,8 +111,9 @@ tsan: $(STAMP) ## the process's tests and its loop with the scheduler under the 
 	  tests/scheduler/test_replay.py tests/scheduler/test_loop.py \
 	  --scheduler build/tsan/tokenspeed-scheduler --events $(LOOP_EVENTS)
 
-soak: ## the same with 10^7 sanitized and 10^9 fast events, the mutants, the long Python tests
-	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 FUZZ_EVENTS=1000000000
+soak: ## 10^7 sanitized and 10^9 fast events, the sanitized ledger, the mutants, the long Python tests
+	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 \
+	  SANITIZED_LEDGER=ON FUZZ_EVENTS=1000000000
 	$(FUZZ)/native/check_ledger host
 	$(MAKE) mutants tsan LOOP_EVENTS=10000000
 	$(BIN)/pytest -m soak

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# cmake -DCOMPILER=.. -DINCLUDE=.. -DSOURCE=.. -P must_not_compile.cmake
+# cmake -DCOMPILER=.. -DINCLUDE=.. -DHEADERS=.. -DSOURCE=.. -P must_not_compile.cmake
 # The source compiles as it is. With -DMISTAKE it does not, and the compiler says what the source's
 # EXPECTED line (a regular expression) expects, about a line inside its #ifdef MISTAKE.
 set(ENV{LC_ALL} C)
-set(COMPILE ${COMPILER} -std=c++20 -fsyntax-only -I${INCLUDE})
+set(COMPILE ${COMPILER} -std=c++20 -fsyntax-only -include ${HEADERS} -I${INCLUDE})
 
 execute_process(COMMAND ${COMPILE} ${SOURCE} RESULT_VARIABLE failed ERROR_VARIABLE said)
 if(failed)
