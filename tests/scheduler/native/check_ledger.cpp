@@ -327,12 +327,15 @@ int Explore(int drafts) {
     const std::vector<Event> path = PathTo(states, state);
     longest = std::max(longest, path.size());
     bool goes_on = false;
+    std::unique_ptr<World> played;  // until an event has changed it
     for (int next = 0; next < kEvents; ++next) {
       const auto event = static_cast<Event>(next);
-      const std::unique_ptr<World> world = Play(drafts, path);
+      std::unique_ptr<World> world = played ? std::move(played) : Play(drafts, path);
       if (!world->Take(event)) {
         if (event == kPlan) world->Check();
         if (!world->failure().empty()) return Report(world->failure(), path);
+        // What cannot happen is refused before it changes anything, but for a plan of nothing.
+        if (event != kPlan) played = std::move(world);
         continue;
       }
       ++arrows;
