@@ -5,7 +5,8 @@ import msgspec
 
 
 class Details(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Log-probabilities beside that of the sampled token, all under the model's own distribution.
+    """Log-probabilities beside that of the sampled token, all under the model's own distribution,
+    or what an embedder gives instead of tokens.
 
     The prompt's tokens are those at positions `prompt_start` and on; `prompt_width` alternatives
     stand beside each.
@@ -19,3 +20,4 @@ class Details(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prompt_ranks: bytes = b""  # i32 column: how many tokens were as likely as these or likelier
     prompt_top_ids: bytes = b""  # i32 column, rows of `prompt_width`
     prompt_top_logprobs: bytes = b""  # f32 column, rows of `prompt_width`
+    hidden: bytes = b""  # f32 column: the last token's row behind the last norm

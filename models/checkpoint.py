@@ -79,6 +79,17 @@ class Source:
             return self
         return self.other.among(names)
 
+    def or_without(self, prefix: str) -> "Source":
+        """Return this source for files that may also leave `prefix` out of their names."""
+        forms = [self]
+        while forms[-1].other is not None:
+            forms.append(forms[-1].other)
+        bare = [attrs.evolve(form, name=form.name.removeprefix(prefix)) for form in forms]
+        found = attrs.evolve(bare.pop(), other=None)
+        for form in reversed(forms + bare):
+            found = attrs.evolve(form, other=found)
+        return found
+
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape of each of the file's tensors for a parameter of these sizes."""
         sizes = {**sizes, **_DROPPED}

@@ -31,7 +31,7 @@ class Family(Generic[C]):
     `config` reads a checkpoint's `config.json`; `params` and `caches` declare trees for a config
     and dtype; `forward(params, caches, batch, config) -> (logits, caches)` is the model;
     `hf` maps parameter paths to checkpoint tensors; `derived` gives parameters that
-    come from the config, by path.
+    come from the config, by path.  `hidden` is `forward` without the head, for `embedder`.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Family(Generic[C]):
     forward: Callable[..., Any]
     hf: Callable[[C], Mapping[str, Source]]
     derived: Callable[[C], Mapping[str, Tensor]]
+    hidden: Callable[..., Any] | None = None
 
 
 def compile_plan(

@@ -33,7 +33,7 @@ from .config import ConfigError
 from .decoder_config import GqaConfig
 from .family import Family
 from .layer import layer
-from .stream import decode
+from .stream import decode, encode
 
 LLAMA = Family(
     name="llama",
@@ -41,6 +41,7 @@ LLAMA = Family(
     params=llama.params,
     caches=caches,
     forward=partial(decode, layer),
+    hidden=partial(encode, layer),
     hf=llama_names.hf,
     derived=GqaConfig.derived,
 )
@@ -50,6 +51,7 @@ QWEN2 = Family(
     params=qwen2.params,
     caches=caches,
     forward=partial(decode, layer),
+    hidden=partial(encode, layer),
     hf=qwen2_names.hf,
     derived=GqaConfig.derived,
 )
@@ -59,6 +61,7 @@ QWEN3 = Family(
     params=qwen3.params,
     caches=caches,
     forward=partial(decode, layer),
+    hidden=partial(encode, layer),
     hf=qwen3_names.hf,
     derived=GqaConfig.derived,
 )
@@ -68,6 +71,7 @@ QWEN3_MOE = Family(
     params=qwen3_moe.params,
     caches=caches,
     forward=partial(decode, qwen3_moe.layer),
+    hidden=partial(encode, qwen3_moe.layer),
     hf=qwen3_moe_names.hf,
     derived=GqaConfig.derived,
 )
@@ -77,6 +81,7 @@ GPT_OSS = Family(
     params=gpt_oss.params,
     caches=caches,
     forward=partial(decode, gpt_oss.layer),
+    hidden=partial(encode, gpt_oss.layer),
     hf=gpt_oss_names.hf,
     derived=GqaConfig.derived,
 )
@@ -86,6 +91,7 @@ MINIMAX_M2 = Family(
     params=minimax_m2.params,
     caches=caches,
     forward=partial(decode, minimax_m2.layer),
+    hidden=partial(encode, minimax_m2.layer),
     hf=minimax_m2_names.hf,
     derived=GqaConfig.derived,
 )
@@ -96,6 +102,7 @@ DEEPSEEK_V2 = Family(
     params=deepseek.params,
     caches=latent.caches,
     forward=partial(decode, deepseek.layer),
+    hidden=partial(encode, deepseek.layer),
     hf=deepseek_names.hf,
     derived=deepseek_config.DeepseekConfig.derived,
 )
@@ -109,6 +116,7 @@ QWEN3_NEXT = Family(
     params=qwen3_next.params,
     caches=qwen3_next.caches,
     forward=partial(decode, qwen3_next.layer),
+    hidden=partial(encode, qwen3_next.layer),
     hf=qwen3_next_names.hf,
     derived=GqaConfig.derived,
 )

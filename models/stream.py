@@ -27,6 +27,7 @@ from .decoder_config import DecoderConfig
 Hidden = Placed[Tensor, "~n d"]  # a layout may say "n@tp d": sequence parallelism
 Angles = Placed[Tensor, "~n r"]
 Logits = Placed[Tensor, "~m v"]
+Wanted = Placed[Tensor, "~m d"]
 
 
 @module
@@ -80,10 +81,20 @@ def embed(p: Ends, batch: Batch) -> Hidden:
 @spmd
 def logits(p: Ends, stream: Stream, batch: Batch, eps: float) -> Logits:
     """Return the logits of the wanted rows."""
+    x = _last(p, stream, batch, eps)
+    return einsum("m d, v d -> m v", x, p.embed if p.head is None else p.head)
+
+
+@spmd
+def wanted(p: Ends, stream: Stream, batch: Batch, eps: float) -> Wanted:
+    """Return the wanted rows as a head would read them."""
+    return _last(p, stream, batch, eps)
+
+
+def _last(p: Ends, stream: Stream, batch: Batch, eps: float) -> Tensor:
     # Rows are taken before the last reduction, which then moves wanted rows only.
     x = take_rows(stream.residual, batch.logit_rows) + take_rows(stream.update, batch.logit_rows)
-    x = rms_norm(x, p.norm, eps)
-    return einsum("m d, v d -> m v", x, p.embed if p.head is None else p.head)
+    return rms_norm(x, p.norm, eps)
 
 
 def decode(
@@ -97,10 +108,33 @@ def decode(
 
     `layer(params, stream, cache, batch, cos, sin, config) -> (stream, cache)`.
     """
+    stream, caches = _through(layer, p, caches, batch, config)
+    return widen(logits(p, stream, batch, config.norm_eps)), caches
+
+
+def encode(
+    layer: Callable[..., Any],
+    p: Decoder,
+    caches: tuple[Any, ...],
+    batch: Batch,
+    config: DecoderConfig,
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return what `decode` does without the head: float32 rows `[m,d]` behind the last norm."""
+    stream, caches = _through(layer, p, caches, batch, config)
+    return widen(wanted(p, stream, batch, config.norm_eps)), caches
+
+
+def _through(
+    layer: Callable[..., Any],
+    p: Decoder,
+    caches: tuple[Any, ...],
+    batch: Batch,
+    config: DecoderConfig,
+) -> tuple[Stream, tuple[Any, ...]]:
     cos, sin = rope_angles(batch.positions, p.inv_freq)
     if config.rope.scale != 1:
         cos, sin = cos * config.rope.scale, sin * config.rope.scale
     x = embed(p, batch)
     stream = Stream(residual=zeros_like(x), update=x)
     stream, caches = scan(layer, p.layers, stream, caches, batch, cos, sin, config)
-    return widen(logits(p, stream, batch, config.norm_eps)), caches
+    return stream, caches

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.embedders import save_tiny_embedder
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 # What a reader should see; a run that prints something else is broken.
 EXPECTED = {
@@ -20,14 +22,17 @@ EXPECTED = {
     "08_simulate": "12 sessions, reuse, pool 100k, host 400k: missed new",
     "09_kv_events": "and so it is: ",
     "10_structured_output": '"on_the_sea"',
+    "11_embeddings": "nearest",
 }
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(example: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, timeout=280, cwd=tmp_path
-    )
+    command = [sys.executable, str(example)]
+    if example.stem == "11_embeddings":
+        save_tiny_embedder(tmp_path)
+        command.append(str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert EXPECTED[example.stem] in done.stdout

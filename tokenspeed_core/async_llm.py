@@ -14,13 +14,15 @@ import attrs
 import numpy as np
 
 from .chat_template import Message, Rendering
-from .completion import Completion, CompletionText, TextDelta, joined
+from .completion import REASONS, Completion, CompletionText, TextDelta, Usage, joined
 from .config import EngineConfig
 from .detokenizer import TokenText
+from .embedding import Embedding, vector_of
 from .grammar.compiler import Compiler
 from .grammar.grammar import Grammar
 from .ipc.messages import Sampling, SessionAction
 from .ipc.run_directory import RunDirectory
+from .pooling import EmbeddingError, Pooling
 from .sampling_params import MAX_SCORED_PROMPT, SamplingError, SamplingParams
 from .sdk import RESUME_S, Client, RequestStream
 from .session import Session
@@ -32,6 +34,9 @@ from .urgency import Urgency
 
 if TYPE_CHECKING:
     from .launch import Engine
+
+# A step with the last token gives the row; what it samples has no meaning.
+_EMBEDS = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 
 
 class AsyncLLM:
@@ -74,6 +79,8 @@ class AsyncLLM:
             await self.client.connect()
             assert self.client.welcome is not None
             codec = attrs.evolve(codec, sorts_tools=self.config.sort_tools)
+            if codec.pooling is not None and self.config.matryoshka:
+                codec = attrs.evolve(codec, pooling=attrs.evolve(codec.pooling, is_matryoshka=True))
             self.codec = codec.within(self.client.welcome.max_model_len)
             self.grammars = Compiler(
                 RunDirectory(Path(run_dir)).grammars,
@@ -114,6 +121,7 @@ class AsyncLLM:
         """Return the completion of one prompt: a text, or token ids.
 
         Raises:
+            EmbeddingError: the model generates no text.
             PromptError: the prompt is empty, too long or holds unknown ids.
             GrammarError, GrammarBusyError, CompilerLostError: see `grammar.compiler`.
             EngineLostError, RejectedError, RequestFailedError: see `tokenspeed_core.sdk`.
@@ -137,6 +145,86 @@ class AsyncLLM:
         prompt = await self.codec.chat(messages, how)
         return await self.generate(prompt.ids, params, session, urgency)
 
+    async def embed(
+        self,
+        prompt: Prompt,
+        dimensions: int | None = None,
+        session: Session | None = None,
+        urgency: Urgency | None = None,
+    ) -> Embedding:
+        """Return the embedding of a text or of token ids, or its first `dimensions` values.
+
+        Raises:
+            EmbeddingError: the model has none, or none of so many values.
+            PromptError, EngineLostError, RejectedError, RequestFailedError: as `generate`.
+        """
+        pooling = self.embedder()
+        pooling.check(dimensions)
+        ids = await self.embedding_prompt(prompt)
+        (delta,) = [delta async for delta in self.embedded(ids, session, urgency)]
+        return Embedding(vector_of(delta.hidden, pooling, dimensions), delta.usage)
+
+    def embedder(self) -> Pooling:
+        """Return how the model's embeddings are made; EmbeddingError if it has none."""
+        if self.codec.pooling is None:
+            raise EmbeddingError(
+                "model",
+                "model_has_no_embeddings",
+                f"the model {self.config.model_name!r} generates text and has no embeddings; ask a "
+                f"server of an embedder: a causal model with a modules.json that pools its last "
+                f"token, as Qwen3-Embedding has",
+            )
+        return self.codec.pooling
+
+    def check_generates(self) -> None:
+        """Raise EmbeddingError if the model generates no text."""
+        if self.codec.pooling is not None:
+            raise EmbeddingError(
+                "model",
+                "model_only_embeds",
+                f"the model {self.config.model_name!r} is an embedder and generates no text; ask "
+                f"it for embeddings, or a server of a model that generates",
+            )
+
+    async def embedding_prompt(self, prompt: Prompt) -> Sequence[int]:
+        """Return the ids of what is embedded of a text, or the ids themselves.
+
+        Raises:
+            PromptError: it is empty, too long or holds unknown ids.
+        """
+        pooling, limits = self.embedder(), self.client.welcome
+        assert limits is not None, "not connected"
+        ids = await self.codec.prompt(
+            pooling.prompt + prompt if isinstance(prompt, str) else prompt
+        )
+        longest = min(pooling.max_tokens or limits.max_model_len, limits.max_model_len - 1)
+        if len(ids) > longest:
+            raise PromptError(
+                "context_length_exceeded",
+                f"the input has {len(ids)} tokens; this model embeds at most {longest}",
+            )
+        self._check(ids, _EMBEDS, limits.max_model_len, limits.vocab_size)
+        return ids
+
+    async def embedded(
+        self,
+        ids: Sequence[int],
+        session: Session | None = None,
+        urgency: Urgency | None = None,
+        on_submit: Callable[[RequestStream], None] = lambda _: None,
+    ) -> AsyncGenerator[TextDelta, None]:
+        """Yield one delta, without text, that has an embedder's hidden row; as `stream` else."""
+        request = self.submit(ids, _EMBEDS, session, urgency)
+        on_submit(request)
+        try:
+            async for delta in request:
+                usage = Usage(len(ids), 0, delta.cached_tokens, delta.report)
+                reason = REASONS[delta.finish_reason]
+                course = delta.course
+                yield TextDelta("", [], [], reason, None, usage, course, hidden=request.hidden)
+        finally:
+            request.abort()
+
     def hint(self, session: Session, action: SessionAction, ttl_ms: int = 0) -> None:
         """Tell the engine what is known about a session's future; see `Client.hint`."""
         self.client.hint(session, action, ttl_ms)
@@ -155,6 +243,7 @@ class AsyncLLM:
         The last delta has a finish reason, and only it.  `table` spells the tokens, default: the
         codec's, in which special tokens have no text.  `on_submit` gets the request as it is sent.
         """
+        self.check_generates()
         params = params or SamplingParams()
         ids = await self.codec.prompt(prompt)
         table = table or self.codec.table

@@ -12,7 +12,7 @@ from .ipc.messages import FinishReason
 from .scores import PromptScore, Tops
 from .sdk import Delta
 
-_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort"}
+REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort"}
 
 
 @attrs.frozen
@@ -44,6 +44,7 @@ class TextDelta:
     tops: list[Tops] = attrs.field(factory=list)  # beside token_ids; empty unless asked for
     # Of the prompt's tokens but the first, with the first delta; empty unless asked for.
     prompt_scores: list[PromptScore] = attrs.field(factory=list)
+    hidden: bytes = b""  # an embedder's row, which is its whole answer: an f32 column
 
 
 @attrs.frozen
@@ -109,7 +110,7 @@ class CompletionText:
         """Take the tokens of a delta; a stop string among them gives the result a finish reason."""
         parts: list[str] = []
         stop_reason: str | int | None = None
-        reason = _REASONS.get(delta.finish_reason)
+        reason = REASONS.get(delta.finish_reason)
         last = len(delta.tokens) - 1
         for index, id in enumerate(delta.tokens):
             self.kept += 1

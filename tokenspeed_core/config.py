@@ -50,6 +50,9 @@ class EngineConfig:
         "a .py file that defines the model's family; default: by the architecture's name",
         metavar="FILE",
     )
+    matryoshka: bool = option(
+        False, "model", "an embedder's first values are embeddings too, which its config may say"
+    )
     plan_cache: str = option(
         "", "model", "keep compiled plans here, or off; default: in the user's", metavar="DIR"
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from .block_table import Int32
 from .decode_graph import DecodeGraph, DecodeGraphs
 from .device_tables import DeviceTables
+from .embedded import embedded
 from .grammar.library import Library
 from .graphs import Graphs
 from .ipc.messages import StepPlan
@@ -63,7 +64,8 @@ class DeviceExecutor:
             if graph is not None:
                 self._runner.copy_blocks(step.copies)
                 logits = graph.logits(step.rows, step.sampling.position.numpy())
-                if Choice.of(step.sampling) == Choice() and not step.shapers:
+                is_plain = not step.shapers and not self._runner.embeds
+                if Choice.of(step.sampling) == Choice() and is_plain:
                     return Sampled.download(graph.greedy()[: len(step.rows)], None)
                 return self._sample(step, logits[: len(step.rows)])
         if self._graphs is not None and not step.loads and not step.shapers.prompts:
@@ -92,8 +94,10 @@ class DeviceExecutor:
         return attrs.evolve(step, batch=batch)
 
     def _sample(self, step: Step, every: Tensor) -> Sampled:
-        logits = every[: len(step.sampling_slots)]
         how = Choice.of(step.sampling)
+        if self._runner.embeds:
+            return embedded(every, step.sampling_slots, how.reported)
+        logits = every[: len(step.sampling_slots)]
         rows = moved(step.sampling, self._tables.device)
         shaped = step.shapers.shaped(logits, step.sampling.temperature)
         found = choose_whole(shaped, rows, how)

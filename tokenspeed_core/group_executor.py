@@ -18,7 +18,8 @@ class GroupExecutor:
     """Runs the rows of this rank's own requests; then all ranks learn all tokens.
 
     Groups run one program on equally many tokens, so that their collectives meet; one without
-    rows runs it on padding.  Where a row is shaped they exchange logits, and each samples all rows.
+    rows runs it on padding.  Where a row is shaped they exchange logits, and each samples all rows;
+    so they do with the rows of an embedder.
     """
 
     def __init__(self, runner: Runner, own: int, axis: str, library: Library | None = None) -> None:
@@ -38,7 +39,7 @@ class GroupExecutor:
         if step.num_tokens == 0:
             return self._runner.run(step)
         share = share_of(step, self._groups.of(step.rows), self._own, self._count)
-        if step.shapers:
+        if step.shapers or self._runner.embeds:
             logits = self._gathered(self._runner.logits(share.step), share)
             sampled = self._runner.sampled(step, logits)
         else:

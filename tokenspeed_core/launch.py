@@ -30,6 +30,7 @@ from .ipc.remote_engine import CurveKeys, CurveKeysError
 from .ipc.run_directory import RunDirectory, RunDirectoryError
 from .launcher_output import LauncherOutput
 from .model_source import ModelNotFoundError
+from .pooling import PoolingError
 from .run_lock import RunLock, remove_abandoned
 from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, command
 from .served_model import PortInUseError, ServedModel
@@ -376,6 +377,7 @@ _START_ERRORS = (
     CurveKeysError,
     ModelNotFoundError,
     CheckpointError,
+    PoolingError,
     RunDirectoryError,
     SchedulerNotFoundError,
     PortInUseError,

@@ -12,6 +12,7 @@ from .async_llm import AsyncLLM, Prompt
 from .chat_template import Message
 from .completion import Completion, TextDelta
 from .config import EngineConfig
+from .embedding import Embedding
 from .sampling_params import SamplingParams
 
 Result = TypeVar("Result")
@@ -61,6 +62,12 @@ class LLM:
         """
         return self._run(self._all([self._llm.generate(p, params) for p in _listed(prompts)]))
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], dimensions: int | None = None
+    ) -> list[Embedding]:
+        """Return the embeddings of texts or token ids, in their order; see `AsyncLLM.embed`."""
+        return self._run(self._all([self._llm.embed(p, dimensions) for p in _listed(prompts)]))
+
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Return the assistant's answer to one conversation.  Raises what `AsyncLLM.chat` does."""
         return self._run(self._llm.chat(messages, params))
@@ -80,7 +87,7 @@ class LLM:
         """Yield the assistant's answer as it becomes final; leaving early aborts the request."""
         yield from self.stream(self._run(self._llm.codec.chat_prompt(messages)), params)
 
-    async def _all(self, answers: list[Coroutine[Any, Any, Completion]]) -> list[Completion]:
+    async def _all(self, answers: list[Coroutine[Any, Any, Result]]) -> list[Result]:
         return list(await asyncio.gather(*answers))
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:

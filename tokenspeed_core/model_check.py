@@ -68,11 +68,13 @@ def check(definition: ModelDefinition) -> Iterator[Finding]:
     params = _params(definition, oracle, declared)
     tokens = torch.randint(0, int(oracle.config.vocab_size), (PROMPT + STEPS,))
     with torch.no_grad():
-        expected = oracle(tokens[None]).logits[0]
+        answer = oracle(tokens[None])
+    expected = (answer.last_hidden_state if definition.embeds else answer.logits)[0]
     eager, watched = _eager(definition, params)
     ours = _conversation(tokens, eager)
     worst = float((ours - expected).abs().max())
-    what = f"logits of {PROMPT} + {STEPS} tokens equal transformers'"
+    rows = "hidden rows" if definition.embeds else "logits"
+    what = f"{rows} of {PROMPT} + {STEPS} tokens equal transformers'"
     yield Finding(what, worst <= TOLERANCE, f"off by {worst:.1e}, of {expected.std():.1f}")
     yield _unchanged(watched)
     yield from _opinion(definition, params, tokens)

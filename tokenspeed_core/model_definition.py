@@ -12,8 +12,11 @@ from typing import Any
 import attrs
 
 from .checkpoint import CheckpointError
+from .model_source import resolve
+from .models.embedder import embedder_of
 from .models.family import Family
 from .models.registry import family_of
+from .pooling import Pooling
 from .stored_config import stored_config
 
 
@@ -27,6 +30,7 @@ class ModelDefinition:
 
     family: Family[Any]
     stored: Mapping[str, Any]
+    embeds: bool = False  # it ends in hidden rows, not in logits
 
     @property
     def config(self) -> Any:
@@ -42,7 +46,7 @@ def define(model: str, config: str | None = None) -> ModelDefinition:
 
     Raises:
         ModelDefinitionError: the file defines no family, several, or no config.
-        ModelNotFoundError, CheckpointError, ConfigError: nothing usable is there.
+        ModelNotFoundError, CheckpointError, ConfigError, PoolingError: nothing usable is there.
     """
     if model.endswith(".py"):
         module = _imported(Path(model))
@@ -54,8 +58,10 @@ def define(model: str, config: str | None = None) -> ModelDefinition:
             )
         return ModelDefinition(family, stored)
     stored = _json(Path(config)) if config else stored_config(model)
-    family = family_of(str((stored.get("architectures") or ["none"])[0]))
-    return ModelDefinition(family, stored)
+    embeds = Pooling.of(resolve(model, weights=False).path) is not None
+    architecture = str((stored.get("architectures") or ["none"])[0])
+    family = (embedder_of if embeds else family_of)(architecture)
+    return ModelDefinition(family, stored, embeds)
 
 
 def family_in(file: str) -> Family[Any]:

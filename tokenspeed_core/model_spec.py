@@ -13,10 +13,12 @@ from .config import EngineConfig
 from .kernels.float8 import FLOAT8
 from .model_definition import family_in
 from .model_source import cache_directory, resolve
+from .models.embedder import embedder, embedder_of
 from .models.family import Compilation, Family
 from .models.registry import family_of
 from .models.sampling import Choice
 from .ops import composites_on
+from .pooling import Pooling
 from .sharding import Layout, Plan, RankPlan
 from .sharding.layout_text import parse_layout
 from .sharding.link import parse_links
@@ -54,13 +56,15 @@ class ModelSpec:
     weights: str  # a format of `weight_format`
     most_tokens: int  # of a step, all ranks together
     links: tuple[str, ...]  # words of `parse_links`
+    embeds: bool  # its programs end in hidden rows, not in logits
 
     @classmethod
     def of(cls, engine: EngineConfig) -> "ModelSpec":
         """Resolve and read the model that `engine` names.
 
         Raises:
-            ModelNotFoundError, CheckpointError, ConfigError: from finding and reading it.
+            ModelNotFoundError, CheckpointError, ConfigError, PoolingError: from finding and
+                reading it.
             ModelSpecError: a setting does not suit this model.
         """
         path = resolve(engine.model, weights=engine.load_format != "dummy").path
@@ -70,7 +74,12 @@ class ModelSpec:
             with open_checkpoint(path) as checkpoint:
                 stored, form = checkpoint.config, checkpoint.form
         dtype = _dtype(engine.dtype, stored)
-        family = family_in(engine.family) if engine.family else _registered(stored, path)
+        embeds = Pooling.of(path) is not None
+        if engine.family:
+            family = family_in(engine.family)
+            family = embedder(family) if embeds else family
+        else:
+            family = _registered(stored, path, embeds)
         config = family.config(stored)
         longest = int(config.max_position)
         if engine.max_model_len > longest:
@@ -93,6 +102,7 @@ class ModelSpec:
             weights=form if engine.weights == "auto" else engine.weights,
             most_tokens=engine.step_tokens * layout.mesh.size(layout.mesh.requests),
             links=tuple(word.strip() for word in engine.link.split(",") if word.strip()),
+            embeds=embeds,
         )
 
     @property
@@ -174,14 +184,14 @@ def _refuse_idle_axes(plan: RankPlan) -> None:
         )
 
 
-def _registered(stored: Mapping[str, Any], path: Path) -> Family[Any]:
+def _registered(stored: Mapping[str, Any], path: Path, embeds: bool) -> Family[Any]:
     architectures = stored.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ModelSpecError(
             f"the config of {path} has architectures = {architectures!r}; "
             f"it must be a list that names one, such as ['LlamaForCausalLM']"
         )
-    return family_of(str(architectures[0]))
+    return (embedder_of if embeds else family_of)(str(architectures[0]))
 
 
 def _plan_cache(engine: EngineConfig) -> PlanCache | None:

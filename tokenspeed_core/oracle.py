@@ -30,7 +30,8 @@ def oracle_of(definition: ModelDefinition) -> Any:
             f"transformers has no model for this config ({error}); give CONFIG a 'model_type'"
         ) from None
     config._attn_implementation = config._experts_implementation = "eager"
-    oracle: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    kind = transformers.AutoModel if definition.embeds else transformers.AutoModelForCausalLM
+    oracle: Any = kind.from_config(config)  # type: ignore[no-untyped-call]
     oracle.eval()
     with torch.no_grad():
         for name, tensor in oracle.named_parameters():

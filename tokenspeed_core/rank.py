@@ -83,6 +83,7 @@ def load_rank(
     if len(plans.plans) > 1:
         starts = ", ".join(map(str, plans.starts))
         _log.info("plans of steps by their tokens, each from: %s", starts)
+    chooses = engine.num_ranks > 1 and not spec.embeds
     runner = Runner.of(
         plans,
         packs,
@@ -94,7 +95,8 @@ def load_rank(
         max_model_len=spec.max_model_len,
         host_blocks=_host_blocks(engine, groups),
         multiples=[way.multiple(spec.layout) for way in plans.ways],
-        chosen=partial(spec.chosen, device_type=device.type) if engine.num_ranks > 1 else None,
+        chosen=partial(spec.chosen, device_type=device.type) if chooses else None,
+        embeds=spec.embeds,
     )
     if not warms_up:
         return runner

@@ -50,6 +50,7 @@ class RequestStream:
         self._logprobs: list[float] = []
         self._tops: list[Tops] = []
         self._scores: dict[int, PromptScore] = {}  # of the prompt's tokens, by position
+        self.hidden = b""  # an embedder's row, told with the first token
         self._cached = 0
         self._report: CacheReport | None = None
         self._queued_s: float | None = None
@@ -168,6 +169,7 @@ class RequestStream:
         """Add what a worker told of a step's row; called by the client that owns the socket."""
         if details.top_ids:
             self._tops.append(tops_of(details))
+        self.hidden = details.hidden or self.hidden
         # A prompt that is computed again is told of again.
         self._scores.update(prompt_scores(details))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .block_groups import BlockGroups, allocate_caches, allocate_host
 from .collectives import Collectives
 from .device_tables import DeviceTables
+from .embedded import embedded
 from .grammar.library import Library
 from .host_pool import HostPool, host_layers
 from .kernels import cpu as _cpu  # noqa: F401  (registers the native kernels)
@@ -51,6 +52,7 @@ class Runner:
     collectives: Any  # what the program calls them of: `Collectives`
     _multiples: tuple[int, ...]  # of each plan: tokens are padded to it
     _chosen: Callable[[Choice], tuple[Forward, ...]] | None  # the same, with tokens for logits
+    embeds: bool  # the program gives hidden rows, not logits
 
     @classmethod
     def of(
@@ -67,12 +69,14 @@ class Runner:
         host_blocks: int = 0,
         multiples: Sequence[int] = (),
         chosen: Callable[[Choice], tuple[Forward, ...]] | None = None,
+        embeds: bool = False,
     ) -> "Runner":
         """Allocate caches of `num_blocks` blocks and load the plans' emitted programs.
 
         Tokens are padded to the multiple of the plan that runs them, 1 if not told; with `chosen`
         ranks of a sharded vocabulary choose tokens together, by the programs that it makes, one
-        for each plan, once a choice.
+        for each plan, once a choice.  What `embeds` gives hidden rows for logits, and samples
+        nothing.
         """
         plan = plans.first
         return cls(
@@ -89,6 +93,7 @@ class Runner:
             collectives=collectives,
             multiples=tuple(multiples) or (1,) * len(plans.plans),
             chosen=cache(chosen) if chosen else None,
+            embeds=embeds,
         )
 
     def with_blocks(self, num_blocks: int) -> "Runner":
@@ -129,7 +134,8 @@ class Runner:
 
     def new_slots(self, library: Library | None = None) -> Slots:
         """Return empty slot tables of this runner's size; grammars come from a library."""
-        return Slots(self.num_slots, self.max_blocks, self.num_blocks, self.groups, library)
+        sizes = (self.num_slots, self.max_blocks, self.num_blocks)
+        return Slots(*sizes, self.groups, library, shapes=not self.embeds)
 
     def new_tables(self) -> DeviceTables:
         """Return empty tables on the runner's device, of the shape of its slots."""
@@ -241,6 +247,8 @@ class Runner:
     def sampled(self, step: Step, every: Tensor) -> Sampled:
         """Return what a step's sampling rows sample of the logits `every[m+p,v]` of its rows."""
         rows = step.sampling
+        if self.embeds:
+            return embedded(every, step.sampling_slots, bool(rows.logprobs.any()))
         logits = every[: len(step.sampling_slots)]
         tokens, logprobs = sample(step.shapers.shaped(logits, rows.temperature), rows)
         tokens = step.shapers.take(tokens, logits)

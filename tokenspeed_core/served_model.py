@@ -11,6 +11,7 @@ from .checkpoint import CheckpointError, open_checkpoint
 from .config import ConfigError, EngineConfig
 from .keyring import Keyring
 from .model_source import resolve
+from .pooling import Pooling
 from .stored_config import stored_config
 from .tls import server_context
 
@@ -31,7 +32,8 @@ class ServedModel:
         """Find the model, read its sizes, and check the port.
 
         Raises:
-            ConfigError, ModelNotFoundError, CheckpointError: the model cannot be served.
+            ConfigError, ModelNotFoundError, CheckpointError, PoolingError: the model cannot be
+                served.
             PortInUseError: the address cannot be listened on.
         """
         if not config.model:
@@ -47,6 +49,8 @@ class ServedModel:
         stored = stored_config(config.model) if dummy else _stored(path)
         longest = _size(stored, "max_position_embeddings", path)
         vocab_size = _size(stored, "vocab_size", path)
+        if Pooling.of(path) is None and config.matryoshka:
+            raise ConfigError(f"matryoshka is given, but {path} is no embedder; leave it out")
         config = attrs.evolve(
             config,
             model=str(path.resolve()),

@@ -69,7 +69,9 @@ class Slots:
         num_parents: int,
         groups: BlockGroups,
         library: Library | None = None,
+        shapes: bool = True,
     ) -> None:
+        """Without `shapes` nothing that requests ask of their logits is done."""
         self._num_slots = num_slots
         self._tables = [BlockTable(each, num_slots, max_blocks, num_parents) for each in groups]
         by_kind = dict(zip((each.kind for each in groups), self._tables, strict=True))
@@ -89,6 +91,7 @@ class Slots:
         self._waits: dict[int, list[int]] = {}  # tickets, until a row of the slot runs
         self._shapers: dict[int, Shaper] = {}
         self._library = library
+        self._shapes = shapes
 
     def prepare(self, plan: StepPlan) -> Step:
         """Apply the plan's deltas and return the step it describes.
@@ -170,7 +173,7 @@ class Slots:
         self._top_p[slots] = np.frombuffer(plan.added_top_p, np.float32)
         self._seed[slots] = np.frombuffer(plan.added_seed, np.uint64)
         self._logprobs[slots] = np.frombuffer(plan.added_logprobs, np.uint8)
-        if plan.added_shaping:
+        if plan.added_shaping and self._shapes:
             self._add_shapers(plan, slots)
 
     def _add_shapers(self, plan: StepPlan, slots: Int32) -> None:

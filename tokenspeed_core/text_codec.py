@@ -23,6 +23,7 @@ from .detokenizer import TokenText
 from .dialect.dialect import Dialect
 from .dialect.families import PLAIN, spoken
 from .model_source import resolve
+from .pooling import Pooling
 from .prefix_texts import PrefixTexts
 from .stage_clock import StageClock
 from .tokenizer import Tokenizer
@@ -52,7 +53,7 @@ class ChatPrompt:
 
 @attrs.frozen(eq=False)
 class TextCodec:
-    """Tokenizer, chat template and dialect of one model."""
+    """Tokenizer, chat template and dialect of one model, and what embeddings it gives."""
 
     tokenizer: Tokenizer
     table: TokenText
@@ -62,6 +63,7 @@ class TextCodec:
     sorts_tools: bool = False  # prompts name tools in the order of their names, not as given
     stages: StageClock = attrs.field(factory=StageClock, repr=False)  # of this process
     prefixes: PrefixTexts | None = None  # of conversations
+    pooling: Pooling | None = None  # how embeddings are made, if the model is an embedder
     _spellings: dict[tuple[str, bool], TokenText] = attrs.field(factory=dict, repr=False)
 
     @classmethod
@@ -69,10 +71,12 @@ class TextCodec:
         """Read tokenizer and chat template of a model.
 
         Raises:
-            ModelNotFoundError, TokenizerError, ChatTemplateError
+            ModelNotFoundError, TokenizerError, ChatTemplateError, PoolingError
         """
-        tokenizer = Tokenizer.load(resolve(model))
-        codec = cls(tokenizer, TokenText.of(tokenizer), None, MAX_RENDERED_CHARS)
+        source = resolve(model)
+        tokenizer = Tokenizer.load(source)
+        table = TokenText.of(tokenizer)
+        codec = cls(tokenizer, table, None, MAX_RENDERED_CHARS, pooling=Pooling.of(source.path))
         return codec.with_template(tokenizer.chat_template) if tokenizer.chat_template else codec
 
     def with_template(self, source: str) -> "TextCodec":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a row of a step tells of its request beside its token: log-probabilities that were asked."""
+"""What a row of a step tells of its request beside its token: log-probabilities, a hidden row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from .ipc.details import Details
 
 @attrs.frozen(eq=False)
 class Told:
-    """The likeliest tokens in the place of the sampled one, or a piece of the prompt."""
+    """The likeliest tokens in the place of the sampled one, a piece of the prompt, or a row."""
 
     slot: int
     top_ids: Tensor | None = None  # int32 [k]
@@ -24,6 +24,7 @@ class Told:
     prompt_ranks: Tensor | None = None  # int32 [p]
     prompt_top_ids: Tensor | None = None  # int32 [p,k]
     prompt_top_logprobs: Tensor | None = None  # float32 [p,k]
+    hidden: Tensor | None = None  # float32 [d]
 
     @classmethod
     def of_row(cls, slot: int, logits: Tensor, count: int) -> "Told":
@@ -70,6 +71,7 @@ class Told:
                 _column(self.prompt_ranks),
                 _column(tops),
                 _column(self.prompt_top_logprobs),
+                _column(self.hidden),
             )
         )
 

@@ -111,6 +111,8 @@ FITTING: Mapping[str, tuple[Any, ...]] = {
         },
     ),
     "request_ids": (["a"],),
+    "dimensions": (8, 48),
+    "encoding_format": ("base64", "float"),
     "stop_sequences": (["\n"],),
 }
 ODD: tuple[Any, ...] = (

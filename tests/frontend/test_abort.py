@@ -50,6 +50,23 @@ async def test_a_stream_and_an_answer_end_as_aborted(http: HttpServer) -> None:
         assert (await raw.post("/abort", json={"request_id": "s"})).json() == {"aborted": 0}
 
 
+async def test_a_prompt_that_is_to_be_scored_is_aborted_before_it_is(http: HttpServer) -> None:
+    http.scheduler.step_s = 3600
+    ids = http.service.llm.codec.tokenizer.encode("one two")
+    asked = {"echo": True, "logprobs": 1}, {"extra_body": {"prompt_logprobs": 1}}
+    asking = [
+        asyncio.create_task(http.client().completions.create(model=MODEL, prompt=ids, **each))
+        for each in asked
+    ]
+    await eventually(lambda: len(http.scheduler.submits) == 2)
+    async with httpx.AsyncClient(base_url=http.url) as raw:
+        assert (await raw.post("/abort", json={"abort_all": True})).json() == {"aborted": 2}
+    echoed, scored = [(await each).choices[0] for each in asking]
+    assert echoed.finish_reason == scored.finish_reason == "abort"
+    assert echoed.logprobs.token_logprobs == [None] * len(ids)
+    assert scored.model_extra["prompt_logprobs"] == [None] * len(ids)
+
+
 async def test_an_id_in_flight_is_refused_and_free_again_after_its_end(http: HttpServer) -> None:
     http.scheduler.step_s = 0.01
     client = http.client()

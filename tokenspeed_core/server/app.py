@@ -183,6 +183,7 @@ def _info(service: Service) -> dict[str, object]:
         "in_flight": service.in_flight,
         "is_draining": service.is_draining,
         "dialect": codec.dialect.name,
+        "embeds": attrs.asdict(codec.pooling) if codec.pooling else None,
         "takes_tools": codec.dialect.takes_calls
         and codec.template is not None
         and "tools" in codec.template.takes,
@@ -199,6 +200,7 @@ def _model(service: Service) -> dict[str, object]:
         "created": service.started,
         "owned_by": "tokenspeed",
         "max_model_len": limits.max_model_len if limits else None,
+        "embeds": service.llm.codec.pooling is not None,
     }
 
 

@@ -135,6 +135,7 @@ class Endpoint(Route, Generic[Fields]):
         with self.service.llm.codec.stages.stage("parse"):
             fields = parse(body, self.fields, self.service.metrics.ignored)
         self.check(fields.model)
+        self.service.llm.check_generates()
         answer = self._answer(fields, arrival, Caller.of(request))
         return await until_disconnect(request.receive, answer)
 

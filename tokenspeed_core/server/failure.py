@@ -9,6 +9,7 @@ from ..chat_template import ChatTemplateError
 from ..grammar.compiler import CompilerLostError
 from ..grammar.grammar import GrammarBusyError, GrammarError
 from ..ipc.messages import RefusalCode
+from ..pooling import EmbeddingError
 from ..sampling_params import SamplingError
 from ..sdk import (
     EngineLostError,
@@ -97,6 +98,8 @@ def api_error(error: Exception, prompt_field: str) -> ApiError | None:
         return ApiError(400, str(error), param=error.parameter, code="invalid_parameter")
     if isinstance(error, SessionError | UrgencyError):
         return ApiError(400, str(error), param=error.field, code="invalid_parameter")
+    if isinstance(error, EmbeddingError):
+        return ApiError(400, str(error), param=error.field, code=error.code)
     if isinstance(error, PromptError):
         return ApiError(400, str(error), param=prompt_field, code=error.code)
     if isinstance(error, ChatTemplateError):

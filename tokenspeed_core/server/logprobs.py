@@ -67,21 +67,25 @@ def completion_logprobs(
 def prompt_logprobs(
     prompt: Sequence[int], scores: Sequence[PromptScore], table: TokenText
 ) -> PromptLogprobs:
-    """Return vLLM's list: of each token of a prompt but the first it and its alternatives."""
+    """Return vLLM's list: of each token of a prompt but the first it and its alternatives.
+
+    None stands for what an aborted request did not score.
+    """
     told: PromptLogprobs = [None]
-    for id, score in zip(prompt[1:], scores, strict=True):
+    for id, score in zip(prompt[1:], scores, strict=False):
         row = {
             str(top): RankedLogprob(value, rank, table.text(top))
             for rank, (top, value) in enumerate(score.tops, 1)
         }
         row.setdefault(str(id), RankedLogprob(score.logprob, score.rank, table.text(id)))
         told.append(row)
-    return told
+    return told + [None] * (len(prompt) - len(told))
 
 
 def _unscored(prompt: Sequence[int], known: Sequence[Value]) -> list[Value | None]:
-    """Return the values of a prompt's tokens, of which the first has none."""
-    return [None, *known] if prompt else []
+    """Return the values of a prompt's tokens: none of the first, and of those never scored."""
+    found = [None, *known] if prompt else []
+    return found + [None] * (len(prompt) - len(found))
 
 
 def _by_text(tops: Tops, id: int, value: float, table: TokenText) -> dict[str, float]:

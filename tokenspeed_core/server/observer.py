@@ -41,7 +41,8 @@ class Observer:
         try:
             async for delta in deltas:
                 before = record.last_token
-                if new := record.take(delta, time.monotonic()):
+                new = record.take(delta, time.monotonic())
+                if record.last_token is not before:
                     self._metrics.tokens(record, new, before)
                 if self.keeps_text:
                     record.text.append(delta.text)

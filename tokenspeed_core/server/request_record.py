@@ -80,7 +80,7 @@ class RequestRecord:
         new = delta.usage.completion_tokens - self.completion_tokens
         self.course = delta.course
         self.report = delta.usage.report
-        if new:
+        if new or delta.hidden:
             if self.first_token is None:
                 self.first_token = now
                 self.cached_tokens = delta.usage.cached_tokens
