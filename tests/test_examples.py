@@ -23,6 +23,7 @@ EXPECTED = {
     "09_kv_events": "and so it is: ",
     "10_structured_output": '"on_the_sea"',
     "11_embeddings": "nearest",
+    "12_remote_client": "Paris",
 }
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .async_llm import AsyncLLM
     from .completion import Completion, TextDelta, Usage
     from .config import EngineConfig
+    from .embedding import Embedding
     from .ipc.messages import SessionAction
     from .llm import LLM
     from .sampling_params import SamplingParams
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncLLM",
     "Client",
     "Completion",
+    "Embedding",
     "EngineConfig",
     "EngineLostError",
     "RejectedError",
@@ -42,6 +44,7 @@ _MODULES = {
     "AsyncLLM": "async_llm",
     "Client": "sdk",
     "Completion": "completion",
+    "Embedding": "embedding",
     "EngineConfig": "config",
     "EngineLostError": "sdk",
     "RejectedError": "sdk",

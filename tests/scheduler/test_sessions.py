@@ -2,10 +2,12 @@
 """Sessions and hints: what stays cached when something has to go."""
 
 import random
+from pathlib import Path
 
 import pytest
-from replica import Replica
+from replica import CLIENT, Replica
 
+from tokenspeed_core.ipc.codec import int32_column
 from tokenspeed_core.ipc.messages import SessionAction
 from tokenspeed_core.scheduler._scheduler import SchedulerError
 
@@ -116,6 +118,31 @@ def test_a_request_without_a_name_continues_the_conversation_that_it_extends() -
     chat.turn(context(2, 41))
     chat.turn(context(1, 60))
     assert chat.replica.core.stats()["sessions"] == 2
+
+
+def test_a_hundred_thousand_idle_sessions_take_bounded_memory() -> None:
+    """More than the table holds: the oldest are forgotten, and go on as what they send says."""
+    chat = Chat(num_blocks=60)
+    chat.turn(context(1, 41), "first")
+    core, prompt = chat.replica.core, int32_column(context(2, 5))
+    before = resident_bytes()
+    for request in range(1000, 141_000):
+        session = f"idle-{request}"
+        refused = core.submit(CLIENT, request, prompt, 1, session=session, time_ns=chat.time)
+        assert refused is None
+        core.abort(CLIENT, request, -1)
+        core.take_events()
+    assert core.stats()["sessions"] == 1 << 17
+    assert resident_bytes() - before < (1 << 17) * 1024
+    for session in ("idle-140999", "idle-140999", "idle-1000", "first"):  # twice, forgotten, used
+        chat.hint(session, SessionAction.END)
+    assert core.stats()["sessions"] >= (1 << 17) - 1
+    assert chat.turn(context(1, 41), "first") == 40
+    chat.replica.check_idle()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_an_eviction_that_is_not_known_is_refused() -> None:

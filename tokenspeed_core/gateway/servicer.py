@@ -16,6 +16,7 @@ from .. import __version__
 from ..async_llm import AsyncLLM, PromptError
 from ..ipc.kv_events import KvSubscriber
 from ..ipc.messages import RefusalCode
+from ..pooling import EmbeddingError
 from ..sampling_params import SamplingError
 from ..sdk import EngineLostError, RejectedError
 from ..server.choices import interleaved
@@ -48,7 +49,7 @@ class EngineServicer(TokenSpeedSchedulerServicer):  # type: ignore[misc]
         try:
             async for frame in self._frames(request):
                 yield frame
-        except (SamplingError, PromptError) as error:
+        except (SamplingError, PromptError, EmbeddingError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except RejectedError as error:
             code = grpc.StatusCode.INVALID_ARGUMENT
