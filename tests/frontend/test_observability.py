@@ -204,12 +204,12 @@ def test_a_trace_goes_from_the_clients_span_to_the_steps(observed: Observed) -> 
         *[named["decode"].span_id] * 4,
     ]
     numbers = [span.attributes[0].value.int_value for span in worked]
-    assert numbers == sorted(set(numbers))
+    assert numbers == sorted(numbers)  # steps that retire together are told as the last of them
     assert steps["tokenspeed.first_step"] <= numbers[0]
     assert numbers[-1] == steps["tokenspeed.last_step"]
     for before, after in itertools.pairwise(worked):
         assert before.start_time_unix_nano < before.end_time_unix_nano
-        assert before.start_time_unix_nano < after.start_time_unix_nano
+        assert before.start_time_unix_nano <= after.start_time_unix_nano
     assert named["queue"].start_time_unix_nano <= worked[0].start_time_unix_nano
     assert worked[-1].end_time_unix_nano <= named["decode"].end_time_unix_nano + 2000
 
