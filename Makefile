@@ -114,6 +114,6 @@ tsan: $(STAMP) ## the process's tests and its loop with the scheduler under the 
 soak: ## 10^7 sanitized and 10^9 fast events, the sanitized ledger, the mutants, the long Python tests
 	$(MAKE) test-cpp FUZZ_COUNT=10000000 SANITIZED_EVENTS=10000000 \
 	  SANITIZED_LEDGER=ON FUZZ_EVENTS=1000000000
-	$(FUZZ)/native/check_ledger host
+	$(FUZZ)/native/check_ledger host 24
 	$(MAKE) mutants tsan LOOP_EVENTS=10000000
 	$(BIN)/pytest -m soak

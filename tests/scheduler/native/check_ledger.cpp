@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
-// check_ledger [DRAFTS|groups|windows|session|host]: every interleaving of a small world,
-// exhaustively. Two requests that share a prefix, each submitted up to twice, three blocks, two
-// steps in flight, two epochs; events are submit, abort, plan, retire and the loss of the workers.
-// Breadth first over the states of core and worker; a state is reached by playing its events into a
-// fresh core. In each state all invariants hold, every token is the one that its request gives
-// alone, no block is written while an earlier step may read it, and something can always go on.
-// With groups, a full one and a state with a snapshot every two tokens share five parents, and
-// there is one epoch. With windows, of two tokens, there is one instead of the state, and rows have
-// a draft. With a session both requests are of one, whose tables rest, and eviction goes by owners:
-// states count as equal where all owners stand in the same order now. With a host tier of two
-// blocks the prompts are longer, so that each request needs the whole pool and finds its prefix in
-// the host; copies land, the oldest or the latest first, fail, or are late; the second request
-// comes once, in the only epoch.
+// check_ledger [DRAFTS|groups|windows|session|host] [EVENTS]: every interleaving of a small world,
+// exhaustively, or of so many events at most. Two requests that share a prefix, each submitted up
+// to twice, three blocks, two steps in flight, two epochs; events are submit, abort, plan, retire
+// and the loss of the workers. Breadth first over the states of core and worker; a state is reached
+// by playing its events into a fresh core. In each state all invariants hold, every token is the
+// one that its request gives alone, no block is written while an earlier step may read it, and
+// something can always go on. With groups, a full one and a state with a snapshot every two tokens
+// share five parents, and there is one epoch. With windows, of two tokens, there is one instead of
+// the state, and rows have a draft. With a session both requests are of one, whose tables rest, and
+// eviction goes by owners: states count as equal where all owners stand in the same order now. With
+// a host tier of two blocks the prompts are longer, so that each request needs the whole pool and
+// finds its prefix in the host; copies land, the oldest or the latest first, fail, or are late; the
+// second request comes once, in the only epoch.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -320,7 +320,7 @@ struct HashOf {
   size_t operator()(const Hash128& hash) const { return hash.low(); }
 };
 
-int Explore(int drafts) {
+int Explore(int drafts, size_t most_events) {
   std::vector<Origin> states = {{0, kEvents}};
   std::unordered_map<Hash128, uint32_t, HashOf> seen = {{World(drafts).Fingerprint(), 0}};
   size_t arrows = 0;
@@ -328,6 +328,7 @@ int Explore(int drafts) {
   for (uint32_t state = 0; state < states.size(); ++state) {
     const std::vector<Event> path = PathTo(states, state);
     longest = std::max(longest, path.size());
+    if (longest == most_events) break;  // breadth first: so have all that follow
     bool goes_on = false;
     std::unique_ptr<World> played;  // until an event has changed it
     for (int next = 0; next < kEvents; ++next) {
@@ -354,8 +355,8 @@ int Explore(int drafts) {
     if (!goes_on && Play(drafts, path)->live() > 0)
       return Report("live requests and no way on", path);
   }
-  std::printf("%zu states, %zu arrows, longest shortest path %zu: all invariants hold\n",
-              states.size(), arrows, longest);
+  std::printf("%zu states, %zu arrows, longest shortest path %zu%s: all invariants hold\n",
+              states.size(), arrows, longest, longest == most_events ? " (the limit)" : "");
   return 0;
 }
 
@@ -364,9 +365,10 @@ int Explore(int drafts) {
 
 int main(int argc, char** argv) {
   const std::string world = argc > 1 ? argv[1] : "0";
-  if (world == "groups") return tokenspeed::Explore(tokenspeed::kGroups);
-  if (world == "windows") return tokenspeed::Explore(tokenspeed::kWindows);
-  if (world == "host") return tokenspeed::Explore(tokenspeed::kHost);
-  if (world == "session") return tokenspeed::Explore(tokenspeed::kSession);
-  return tokenspeed::Explore(std::atoi(world.c_str()));
+  const size_t most = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : SIZE_MAX;
+  if (world == "groups") return tokenspeed::Explore(tokenspeed::kGroups, most);
+  if (world == "windows") return tokenspeed::Explore(tokenspeed::kWindows, most);
+  if (world == "host") return tokenspeed::Explore(tokenspeed::kHost, most);
+  if (world == "session") return tokenspeed::Explore(tokenspeed::kSession, most);
+  return tokenspeed::Explore(std::atoi(world.c_str()), most);
 }
