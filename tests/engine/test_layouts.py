@@ -42,10 +42,11 @@ def test_whole_experts_of_two_ranks(tmp_path: Path) -> None:
     assert real_of(engine, prompts, 12) == local(tmp_path, prompts, 12)
 
 
-def test_stages_with_layers_of_several_kinds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_stages_with_layers_of_several_kinds(tmp_path: Path, tp: int) -> None:
     saved(tmp_path, "qwen3-next")
     prompts = tiny_prompts()
-    engine = attrs.evolve(config(tmp_path), layout="pp=2 tp=1; stages:pp")
+    engine = attrs.evolve(config(tmp_path), layout=f"pp=2 tp={tp}; stages:pp")
     assert real_of(engine, prompts, 12) == local(tmp_path, prompts, 12)
 
 
