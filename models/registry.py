@@ -33,7 +33,7 @@ from .config import ConfigError
 from .decoder_config import GqaConfig
 from .family import Family
 from .layer import layer
-from .stream import decode, encode
+from .stream import decode, wanted
 
 LLAMA = Family(
     name="llama",
@@ -41,7 +41,7 @@ LLAMA = Family(
     params=llama.params,
     caches=caches,
     forward=partial(decode, layer),
-    hidden=partial(encode, layer),
+    hidden=partial(decode, layer, end=wanted),
     hf=llama_names.hf,
     derived=GqaConfig.derived,
 )
@@ -51,7 +51,7 @@ QWEN2 = Family(
     params=qwen2.params,
     caches=caches,
     forward=partial(decode, layer),
-    hidden=partial(encode, layer),
+    hidden=partial(decode, layer, end=wanted),
     hf=qwen2_names.hf,
     derived=GqaConfig.derived,
 )
@@ -61,7 +61,7 @@ QWEN3 = Family(
     params=qwen3.params,
     caches=caches,
     forward=partial(decode, layer),
-    hidden=partial(encode, layer),
+    hidden=partial(decode, layer, end=wanted),
     hf=qwen3_names.hf,
     derived=GqaConfig.derived,
 )
@@ -71,7 +71,7 @@ QWEN3_MOE = Family(
     params=qwen3_moe.params,
     caches=caches,
     forward=partial(decode, qwen3_moe.layer),
-    hidden=partial(encode, qwen3_moe.layer),
+    hidden=partial(decode, qwen3_moe.layer, end=wanted),
     hf=qwen3_moe_names.hf,
     derived=GqaConfig.derived,
 )
@@ -81,7 +81,7 @@ GPT_OSS = Family(
     params=gpt_oss.params,
     caches=caches,
     forward=partial(decode, gpt_oss.layer),
-    hidden=partial(encode, gpt_oss.layer),
+    hidden=partial(decode, gpt_oss.layer, end=wanted),
     hf=gpt_oss_names.hf,
     derived=GqaConfig.derived,
 )
@@ -91,7 +91,7 @@ MINIMAX_M2 = Family(
     params=minimax_m2.params,
     caches=caches,
     forward=partial(decode, minimax_m2.layer),
-    hidden=partial(encode, minimax_m2.layer),
+    hidden=partial(decode, minimax_m2.layer, end=wanted),
     hf=minimax_m2_names.hf,
     derived=GqaConfig.derived,
 )
@@ -102,7 +102,7 @@ DEEPSEEK_V2 = Family(
     params=deepseek.params,
     caches=latent.caches,
     forward=partial(decode, deepseek.layer),
-    hidden=partial(encode, deepseek.layer),
+    hidden=partial(decode, deepseek.layer, end=wanted),
     hf=deepseek_names.hf,
     derived=deepseek_config.DeepseekConfig.derived,
 )
@@ -116,7 +116,7 @@ QWEN3_NEXT = Family(
     params=qwen3_next.params,
     caches=qwen3_next.caches,
     forward=partial(decode, qwen3_next.layer),
-    hidden=partial(encode, qwen3_next.layer),
+    hidden=partial(decode, qwen3_next.layer, end=wanted),
     hf=qwen3_next_names.hf,
     derived=GqaConfig.derived,
 )

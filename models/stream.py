@@ -103,38 +103,18 @@ def decode(
     caches: tuple[Any, ...],
     batch: Batch,
     config: DecoderConfig,
+    *,
+    end: Callable[..., Tensor] = logits,
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return float32 logits `[m,v]` of `batch.logit_rows`, and the caches with this step in.
+    """Return float32 logits `[m,v]` of the wanted rows and the caches with this batch written.
 
-    `layer(params, stream, cache, batch, cos, sin, config) -> (stream, cache)`.
+    `layer(params, stream, cache, batch, cos, sin, config) -> (stream, cache)`; with `wanted` as
+    the `end` the rows `[m,d]` themselves.
     """
-    stream, caches = _through(layer, p, caches, batch, config)
-    return widen(logits(p, stream, batch, config.norm_eps)), caches
-
-
-def encode(
-    layer: Callable[..., Any],
-    p: Decoder,
-    caches: tuple[Any, ...],
-    batch: Batch,
-    config: DecoderConfig,
-) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return what `decode` does without the head: float32 rows `[m,d]` behind the last norm."""
-    stream, caches = _through(layer, p, caches, batch, config)
-    return widen(wanted(p, stream, batch, config.norm_eps)), caches
-
-
-def _through(
-    layer: Callable[..., Any],
-    p: Decoder,
-    caches: tuple[Any, ...],
-    batch: Batch,
-    config: DecoderConfig,
-) -> tuple[Stream, tuple[Any, ...]]:
     cos, sin = rope_angles(batch.positions, p.inv_freq)
     if config.rope.scale != 1:
         cos, sin = cos * config.rope.scale, sin * config.rope.scale
     x = embed(p, batch)
     stream = Stream(residual=zeros_like(x), update=x)
     stream, caches = scan(layer, p.layers, stream, caches, batch, cos, sin, config)
-    return stream, caches
+    return widen(end(p, stream, batch, config.norm_eps)), caches
