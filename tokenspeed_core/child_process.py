@@ -116,6 +116,13 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it; a debugger that holds it does not count."""
+        options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        with contextlib.suppress(ChildProcessError):  # it is dead, and not reaped yet
+            return os.waitid(os.P_PID, self._process.pid, options) is not None
+        return False
+
     def reap(self) -> None:
         """Take the exit status; call once its pidfd is readable.
 

@@ -36,6 +36,7 @@ class WatchLimits:
 
     silence_s: float = 10.0  # of the scheduler, which speaks several times a second, or the API
     step_s: float = 300.0  # of a step that the workers were given; of workers that do not join
+    stopped_s: float = 1.0  # of a worker that SIGSTOP holds: its peers wait for it, cores busy
 
 
 class WatchRefusedError(RuntimeError):

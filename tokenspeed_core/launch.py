@@ -160,7 +160,7 @@ class Engine:
         )
         parts = [
             Part(_SCHEDULER, (ChildSpec("scheduler", command(scheduler_file)),)),
-            Part(_WORKERS, workers, forget_ranks),
+            Part(_WORKERS, workers, forget_ranks, stopped_s=self._limits.stopped_s),
         ]
         if config.grpc_port:
             parts.insert(0, Part(_GRPC, (ChildSpec("grpc", program("gateway")),)))

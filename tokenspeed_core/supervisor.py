@@ -3,6 +3,7 @@
 
 import functools
 import itertools
+import math
 import os
 import selectors
 import signal
@@ -18,6 +19,7 @@ from .worker_event import Failed, WorkerEvent, decode_event
 
 _KILL_GRACE_S = 2.0
 _DUMP_GRACE_S = 0.5  # from DUMP_SIGNAL to SIGKILL
+_POLL_S = 0.25  # between looks at who is stopped, of which no descriptor tells
 
 
 class SupervisorError(RuntimeError):
@@ -34,6 +36,7 @@ class Part:
     stop_grace_s: float = _KILL_GRACE_S  # from SIGTERM to SIGKILL, with a second one half way
     group: str = ""  # neighbours of one group are stopped together
     after_stop: Callable[[], None] = lambda: None  # once its group is gone for good
+    stopped_s: float = math.inf  # how long SIGSTOP may hold one of its children
 
 
 @attrs.frozen
@@ -72,6 +75,7 @@ class _Running:
     failure: str = ""  # the first Failed report since the last start
     restart_at: float | None = None
     kill_at: float | None = None  # it hangs, and has been asked for its stacks
+    stopped_at: float | None = None  # when a child was first seen to be stopped
 
 
 class Supervisor:
@@ -173,7 +177,7 @@ class Supervisor:
 
     def _spawn(self, run: _Running) -> None:
         run.cause = run.failure = ""
-        run.restart_at = run.kill_at = None
+        run.restart_at = run.kill_at = run.stopped_at = None
         run.part.before_start()
         for spec in run.part.children:
             try:
@@ -254,9 +258,25 @@ class Supervisor:
             for run in self._running:
                 if run.cause and not run.children:
                     self._recover(run, now)
+                elif self._watches(run):
+                    self._look_for_stopped(run, now)
         if self._stage is not None:
             self._advance_stop(now)
         return self._stage is None or self._stage < len(self._stages)
+
+    @staticmethod
+    def _watches(run: _Running) -> bool:
+        return bool(run.children) and not run.cause and run.part.stopped_s < math.inf
+
+    def _look_for_stopped(self, run: _Running, now: float) -> None:
+        names = [child.spec.name for child in run.children if child.is_stopped()]
+        if not names:
+            run.stopped_at = None
+        elif run.stopped_at is None:
+            run.stopped_at = now
+        elif now - run.stopped_at >= run.part.stopped_s:
+            cause = f"{names[0]} has been stopped for {now - run.stopped_at:.1f} s"
+            self._restart(run.part.name, cause)
 
     def _recover(self, run: _Running, now: float) -> None:
         policy = self._policy
@@ -334,6 +354,8 @@ class Supervisor:
             deadlines = [self._press_at, self._kill_at]
         else:
             deadlines = [run.restart_at for run in self._running if run.restart_at is not None]
+            if any(map(self._watches, self._running)):
+                deadlines.append(time.monotonic() + _POLL_S)
         deadlines += [run.kill_at for run in self._running if run.kill_at is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 

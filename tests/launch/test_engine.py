@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import math
 import os
 import shutil
 import signal
@@ -127,7 +128,9 @@ async def lose_while_streaming(engine: Engine, client: Client, victim: str) -> N
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_streams_outlive_killed_workers_and_schedulers(model: Path, parent: Path, tp: int) -> None:
+def test_streams_outlive_killed_and_stopped_workers_and_schedulers(
+    model: Path, parent: Path, tp: int
+) -> None:
     events: list[tuple[str, WorkerEvent]] = []
 
     def on_event(source: str, event: WorkerEvent) -> None:
@@ -138,10 +141,15 @@ def test_streams_outlive_killed_workers_and_schedulers(model: Path, parent: Path
             quiet = await drawn(client)
             assert [len(tokens) for tokens in quiet] == [LENGTH, LENGTH]
             assert quiet[0] != quiet[1]
-            for victim in (f"worker {tp - 1}", "scheduler"):
+            last = f"worker {tp - 1}"
+            for victim, number in (
+                (last, signal.SIGKILL),
+                (last, signal.SIGSTOP),
+                ("scheduler", signal.SIGKILL),
+            ):
                 before = engine.pids()
-                kill = functools.partial(os.kill, before[victim], signal.SIGKILL)
-                assert await drawn(client, kill) == quiet
+                strike = functools.partial(os.kill, before[victim], number)
+                assert await drawn(client, strike) == quiet
                 group = {name for name in before if name.split()[0] == victim.split()[0]}
                 assert await asyncio.to_thread(replaced, engine, before) == group
 
@@ -314,7 +322,7 @@ def test_a_frozen_part_tells_its_stacks_and_is_replaced(
             assert await drawn(client, freeze) == expected
             assert await asyncio.to_thread(replaced, engine, before) == {victim}
 
-    limits = WatchLimits(silence_s=2.0, step_s=2.0)
+    limits = WatchLimits(silence_s=2.0, step_s=2.0, stopped_s=math.inf)
     with Engine.start(config(model, parent), limits=limits) as engine:
         engine.wait_ready(PATIENCE_S)
         asyncio.run(scenario(engine))
@@ -338,7 +346,8 @@ def test_workers_that_froze_while_the_scheduler_died_are_replaced(
             after = await asyncio.to_thread(replaced, engine, before)
             assert after == {"scheduler", "worker 0"}
 
-    with Engine.start(config(model, parent), limits=WatchLimits(step_s=2.0)) as engine:
+    limits = WatchLimits(step_s=2.0, stopped_s=math.inf)
+    with Engine.start(config(model, parent), limits=limits) as engine:
         engine.wait_ready(PATIENCE_S)
         asyncio.run(scenario(engine))
 

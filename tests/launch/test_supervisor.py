@@ -82,6 +82,33 @@ def test_a_frozen_part_tells_its_stacks_before_it_is_killed(watched: Watched) ->
     assert any("nothing moved for a while" in text for text in watched.texts("supervisor"))
 
 
+def test_a_part_with_a_stopped_child_restarts_as_one(watched: Watched) -> None:
+    part = Part("part", (sleeper("c"), sleeper("peer")), stopped_s=0.3)
+    supervisor = watched.run(Part("other", (sleeper("o"),)), part)
+    until(lambda: all(watched.texts(name) == ["up"] for name in ("o", "c", "peer")))
+    supervisor.finish_start()
+    before = supervisor.pids()
+    os.kill(before["o"], signal.SIGSTOP)  # of a part that may be stopped as long as one likes
+    os.kill(before["c"], signal.SIGSTOP)
+    until(lambda: all(watched.texts(name) == ["up"] * 2 for name in ("c", "peer")))
+    after = supervisor.pids()
+    assert after["o"] == before["o"]
+    assert not {before["c"], before["peer"]} & set(after.values())
+    assert any("c has been stopped for" in text for text in watched.texts("supervisor"))
+
+
+def test_a_pause_is_no_stop(watched: Watched) -> None:
+    supervisor = watched.run(Part("part", (sleeper("c"),), stopped_s=3.0))
+    until(lambda: watched.texts("c") == ["up"])
+    before = supervisor.pids()
+    for _ in range(4):
+        os.kill(before["c"], signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(before["c"], signal.SIGCONT)
+        time.sleep(0.3)
+    assert supervisor.pids() == before
+
+
 def test_a_part_restarts_as_one_and_alone(watched: Watched) -> None:
     group = Part("group", (sleeper("g0"), sleeper("g1")))
     supervisor = watched.run(Part("other", (sleeper("o"),)), group)
