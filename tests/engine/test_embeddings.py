@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 from transformers import Qwen3Model
 
@@ -167,8 +168,19 @@ async def test_operators_see_that_it_embeds(client: openai.AsyncOpenAI, engine: 
     told = httpx.get(f"{engine.url}/server_info").json()["embeds"]
     assert told["size"] == SIZE
     assert told["normalises"]
-    schema = httpx.get(f"{engine.url}/openapi.json").json()["components"]["schemas"]
-    assert "dimensions" in schema["EmbeddingFields"]["properties"]
+
+
+def test_answers_are_as_the_openapi_document_tells(engine: Engine) -> None:
+    document = httpx.get(f"{engine.url}/openapi.json").json()
+    assert "dimensions" in document["components"]["schemas"]["EmbeddingFields"]["properties"]
+    told = document["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["content"]
+    schema = {**told["application/json"]["schema"], "components": document["components"]}
+    validator = Draft202012Validator(schema)
+    for kind in ("float", "base64"):
+        body = {"model": "tiny", "input": ["a", "b"], "encoding_format": kind}
+        answer = httpx.post(f"{engine.url}/v1/embeddings", json=body).json()
+        validator.validate(answer)
+        assert not validator.is_valid({**answer, "data": [{**answer["data"][0], "embedding": 1}]})
 
 
 def test_from_a_script_without_a_server(path: Path, oracle: Qwen3Model, engine: Engine) -> None:

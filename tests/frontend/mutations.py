@@ -132,9 +132,9 @@ class MutatedRequest:
     headers: dict[str, str]
 
 
-def mutated(draw: random.Random, model: str) -> MutatedRequest:
+def mutated(draw: random.Random, model: str, paths: Sequence[str]) -> MutatedRequest:
     """Return a request with one to three exchanged parts, now and then with damaged bytes."""
-    path = draw.choice(list(GOOD))
+    path = draw.choice(paths)
     body = {"model": model, **copy.deepcopy(draw.choice(GOOD[path]))}
     for _ in range(draw.randint(1, 3)):
         _exchange(draw, body, path)

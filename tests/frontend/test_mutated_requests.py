@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Thousands of nearly right requests to a real engine: all are answered, none harms it."""
 
+import contextlib
 import http.client
 import json
 import random
@@ -8,9 +9,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
 from tests.conftest import save_tiny_llama
+from tests.engine.embedders import save_tiny_embedder
 from tests.frontend.mutations import FITTING, GOOD, SCHEMAS, MutatedRequest, mutated
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.config import EngineConfig
@@ -31,6 +34,7 @@ PATIENCE_S = 120.0
 NUM_WORDS = 4096
 CLIENTS = 24
 CANARY = {"prompt": "Hi there", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+EMBEDDINGS = "/v1/embeddings"
 ERRORS = {400, 404, 408, 409, 413, 429, 431}
 
 
@@ -60,8 +64,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, codec: TextCodec) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[Engine]:
+@contextlib.contextmanager
+def served(model: Path) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="t") as parent:
         config = EngineConfig(
             model=str(model),
@@ -75,6 +79,20 @@ def engine(model: Path) -> Iterator[Engine]:
         with Engine.start(config, serve_http=True) as engine:
             engine.wait_ready(PATIENCE_S)
             yield engine
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Engine]:
+    with served(model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    path = tmp_path_factory.mktemp("embedder")
+    save_tiny_embedder(path)
+    with served(path) as engine:
+        yield engine
 
 
 def why_wrong(status: int, answer: bytes) -> str:
@@ -126,17 +144,40 @@ def gauges(engine: Engine) -> dict[str, float]:
     "count", [10_000, pytest.param(1_000_000, marks=pytest.mark.soak)], ids=["ten-thousand", "long"]
 )
 def test_nearly_right_requests_harm_nobody(engine: Engine, count: int) -> None:
-    draw = random.Random(count)
-    requests = (mutated(draw, engine.config.model_name) for _ in range(count))
-    before = engine.pids()
-    canary = {"model": engine.config.model_name, **CANARY}
-    with httpx.Client(base_url=engine.url, timeout=PATIENCE_S) as client:
-        quiet = client.post("/v1/completions", json=canary).json()["choices"]
-        statuses = send_all(engine.config, requests)
-        assert client.post("/v1/completions", json=canary).json()["choices"] == quiet
-    assert engine.pids() == before
+    statuses = harm_nobody(engine, "/v1/completions", CANARY, count, list(GOOD))
     assert statuses[200] > count // 20
     assert statuses[400] > count // 4
+
+
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize(
+    "count", [1_000, pytest.param(100_000, marks=pytest.mark.soak)], ids=["short", "long"]
+)
+def test_nearly_right_requests_harm_no_embedder(embedder: Engine, count: int) -> None:
+    paths = [EMBEDDINGS] * len(GOOD) + list(GOOD)  # the others are mostly refused
+    statuses = harm_nobody(embedder, EMBEDDINGS, {"input": "Hi there"}, count, paths)
+    assert statuses[200] > count // 20
+    assert statuses[400] > count // 4
+
+
+def harm_nobody(
+    engine: Engine, path: str, canary: dict[str, Any], count: int, paths: Sequence[str]
+) -> Counter[int]:
+    """Send mutated requests to `paths`; return how many got each status.
+
+    No process dies, a good request to `path` gets the same answer before and after, and no KV block
+    is lost.
+    """
+    draw = random.Random(count)
+    requests = (mutated(draw, engine.config.model_name, paths) for _ in range(count))
+    before = engine.pids()
+    canary = {"model": engine.config.model_name, **canary}
+    answer = "data" if path == EMBEDDINGS else "choices"
+    with httpx.Client(base_url=engine.url, timeout=PATIENCE_S) as client:
+        quiet = client.post(path, json=canary).json()[answer]
+        statuses = send_all(engine.config, requests)
+        assert client.post(path, json=canary).json()[answer] == quiet
+    assert engine.pids() == before
     print(f"{count} requests: {dict(statuses)}")
     deadline = time.monotonic() + PATIENCE_S
     while (now := gauges(engine))["tokenspeed_kv_blocks_active"]:
@@ -144,6 +185,7 @@ def test_nearly_right_requests_harm_nobody(engine: Engine, count: int) -> None:
         time.sleep(0.05)
     kept = now["tokenspeed_kv_blocks_free"] + now["tokenspeed_kv_blocks_cached"]
     assert kept == now["tokenspeed_kv_blocks_total"]
+    return statuses
 
 
 def test_every_field_of_every_route_is_mutated() -> None:
@@ -161,7 +203,7 @@ def test_every_field_of_every_route_is_mutated() -> None:
     draw = random.Random(10_000)
     values: dict[tuple[str, str], set[str]] = {}
     for _ in range(10_000):
-        request = mutated(draw, "m")
+        request = mutated(draw, "m", list(GOOD))
         try:
             body = json.loads(request.body)
         except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import msgspec
 from starlette.requests import Request
@@ -66,11 +66,14 @@ class EmbeddingFields(msgspec.Struct, frozen=True, kw_only=True):
         return given
 
 
+_EMBEDDING = {"oneOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
+
+
 class EmbeddingItem(msgspec.Struct, frozen=True):
     """The embedding of one input: its values, or their bytes in base64, float32 little-endian."""
 
     index: int
-    embedding: msgspec.Raw
+    embedding: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema=_EMBEDDING)]
     object: str = "embedding"
 
 

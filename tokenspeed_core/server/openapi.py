@@ -10,6 +10,7 @@ from starlette.routing import Route as StarletteRoute
 
 from .. import __version__
 from .answer import ChatChoice, CompletionChoice, Usage
+from .embeddings import EmbeddingAnswer
 from .endpoint import Route
 from .request_body import HARMLESS, NEUTRAL
 
@@ -40,12 +41,14 @@ def document(
 ) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of `routes`; those of `bodies` take a JSON body."""
     types = {path: body.fields for path, body in bodies.items()}
-    structs = [*types.values(), *_CHOICES.values(), Usage]
+    structs = [*types.values(), *_CHOICES.values(), EmbeddingAnswer, Usage]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REF)
     by_type = dict(zip(structs, schemas, strict=True))
     for path, fields in types.items():
         if path in _STREAMS:
             components[fields.__name__]["properties"] |= _unbuilt(fields)
+    answers = {path: _answer(by_type[choice]) for path, choice in _CHOICES.items()}
+    answers["/v1/embeddings"] = by_type[EmbeddingAnswer]
     paths: dict[str, Any] = {}
     for route in routes:
         template = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
@@ -55,9 +58,8 @@ def document(
                 body = {"schema": by_type[types[route.path]]}
                 operation["requestBody"] = {"required": True, "content": {_JSON: body}}
                 operation["description"] = _summary(type(bodies[route.path]))
-            if route.path in _CHOICES:
-                told = _answer(by_type[_CHOICES[route.path]])
-                operation["responses"]["200"]["content"][_JSON]["schema"] = told
+            if route.path in answers:
+                operation["responses"]["200"]["content"][_JSON]["schema"] = answers[route.path]
             if route.path in _STREAMS:
                 stream = {"schema": {"type": "string"}}
                 operation["responses"]["200"]["content"]["text/event-stream"] = stream
