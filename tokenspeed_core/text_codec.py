@@ -73,7 +73,7 @@ class TextCodec:
         Raises:
             ModelNotFoundError, TokenizerError, ChatTemplateError, PoolingError
         """
-        source = resolve(model)
+        source = resolve(model, weights=False)
         tokenizer = Tokenizer.load(source)
         table = TokenText.of(tokenizer)
         codec = cls(tokenizer, table, None, MAX_RENDERED_CHARS, pooling=Pooling.of(source.path))

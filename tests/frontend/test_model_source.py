@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ import pytest
 
 from tokenspeed_core import model_source
 from tokenspeed_core.model_source import ModelNotFoundError, ModelSource, PackagedModel, resolve
+from tokenspeed_core.text_codec import TextCodec
 
 
 @pytest.fixture
@@ -32,6 +34,14 @@ def test_without_weights_a_config_is_enough(directory: Path) -> None:
         assert resolve(str(path), weights=False) == ModelSource("hf", directory)
     with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors"):
         resolve(str(directory))
+
+
+def test_text_needs_no_weights(thin_smollm2: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(thin_smollm2 / name, tmp_path)
+    text = "Dummy weights speak, too."
+    codec = TextCodec.load(str(tmp_path))
+    assert codec.tokenizer.decode(codec.tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("name", ["./no/such.gguf", "/no/such/dir", "no-such-name", "a/b/c", ""])
