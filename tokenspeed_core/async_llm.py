@@ -361,6 +361,5 @@ class AsyncLLM:
 
 def _are_within(ids: Sequence[int], vocab_size: int) -> bool:
     if isinstance(ids, array) and ids.typecode == "i":
-        column = np.frombuffer(ids, np.int32)
-        return bool(column.min() >= 0 and column.max() < vocab_size)
+        return bool(np.frombuffer(ids, np.uint32).max() < vocab_size)  # negative ones are large
     return min(ids) >= 0 and max(ids) < vocab_size

@@ -159,7 +159,7 @@ def plain_message(message: Message, index: int) -> dict[str, Any]:
         raise ChatTemplateError(
             f"{where}.role {role[:40]!r} is not built; built: {', '.join(_ROLES)}"
         )
-    plain = {**message, "role": role}
+    plain = dict(message)
     calls = message.get("tool_calls")
     if calls:
         if role != "assistant" or not isinstance(calls, list):
@@ -171,8 +171,10 @@ def plain_message(message: Message, index: int) -> dict[str, Any]:
         plain.pop("tool_calls", None)
     content = message.get("content")
     if content is None and role == "assistant" and (calls or message.get("reasoning_content")):
-        return {**plain, "content": None if calls else ""}
-    return {**plain, "content": _content(content, where)}
+        plain["content"] = None if calls else ""
+    else:
+        plain["content"] = _content(content, where)
+    return plain
 
 
 class Arguments(dict[str, Any]):

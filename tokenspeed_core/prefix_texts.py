@@ -38,6 +38,15 @@ class _Piece:
         return sys.getsizeof(self.key) + self.ids.itemsize * len(self.ids) + _PIECE_BYTES
 
 
+@attrs.frozen(eq=False)
+class Begun:
+    """A text of which the beginning was tokenised before, and `rest` is to be."""
+
+    salt: str
+    path: list[_Piece]
+    rest: str
+
+
 class PrefixTexts:
     """Texts tokenised before; safe to use from several threads.
 
@@ -55,31 +64,41 @@ class PrefixTexts:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._roots: dict[str, _Piece] = {}  # by salt
-        # The least recently used first, and children before their parents.
-        self._pieces: OrderedDict[_Piece, None] = OrderedDict()
+        # Those without children, the least recently used first: the others are used with them.
+        self._tips: OrderedDict[_Piece, None] = OrderedDict()
         self.num_bytes = 0
 
     def encode(self, text: str, salt: str = "") -> "array[int]":
         """Return the ids of `text`, no BOS added; texts of other salts are not looked at."""
-        if len(text) < MIN_CHARS or not self.markers:
-            return array("i", self._tokenizer.encode(text, add_special=False))
-        with self._lock:
-            path = self._known(text, salt)
-        rest = text[sum(len(each.key) for each in path) :]
+        return self.finish(self.begin(text, salt))
+
+    def begin(self, text: str, salt: str = "") -> Begun:
+        """Return what is known of `text`; it costs a look at it."""
+        path: list[_Piece] = []
+        at = 0
+        if len(text) >= MIN_CHARS and self.markers:
+            with self._lock:
+                at = self._find(text, salt, path)
+        return Begun(salt, path, text[at:])
+
+    def finish(self, begun: Begun) -> "array[int]":
+        """Return the ids of a text, tokenising what is new of it."""
+        path, rest = begun.path, begun.rest
+        if not path and (len(rest) < MIN_CHARS or not self.markers):
+            return array("i", self._tokenizer.encode(rest, add_special=False))
         *new, behind = self._cut(rest)
         # side by side on all cores
         *found, tail = self._tokenizer.encode_all([*new, behind])
         path += [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
         if path:
             with self._lock:
-                self._keep(salt, path)
-        ids = array("i", b"".join(each.ids for each in path))
+                self._keep(begun.salt, path)
+        ids = array("i", b"".join([each.ids for each in path]))
         ids.extend(tail)
         return ids
 
-    def _known(self, text: str, salt: str) -> list[_Piece]:
-        """Return the pieces that `text` begins with."""
-        found: list[_Piece] = []
+    def _find(self, text: str, salt: str, path: list[_Piece]) -> int:
+        """Add the pieces that `text` begins with to `path`; return how long they are."""
         piece, at = self._roots.get(salt), 0
         while piece is not None and piece.latest is not None:
             if text.startswith(piece.latest.key, at):
@@ -88,9 +107,9 @@ class PrefixTexts:
                 mark = self._pattern.search(text, at)
                 piece = piece.children.get(text[at : mark.end()]) if mark else None
             if piece is not None:
-                found.append(piece)
+                path.append(piece)
                 at += len(piece.key)
-        return found
+        return at
 
     def _cut(self, text: str) -> list[str]:
         """Return the pieces of a text, and last what is behind them and ends in no mark."""
@@ -103,17 +122,16 @@ class PrefixTexts:
         piece = self._roots.get(salt)
         if piece is None:
             piece = self._roots[salt] = self._counted(_Piece(salt, array("i")))
-        line = [piece]
         for each in path:
             child = piece.children.get(each.key)
             if child is None:
+                self._tips.pop(piece, None)
                 child = self._counted(_Piece(each.key, each.ids, piece))
                 piece.children[each.key] = child
             piece.latest = piece = child
-            line.append(child)
-        for each in reversed(line):
-            self._pieces[each] = None
-            self._pieces.move_to_end(each)
+        if not piece.children:
+            self._tips[piece] = None
+            self._tips.move_to_end(piece)
         while self.num_bytes > self._max_bytes:
             self._drop_first()
 
@@ -122,15 +140,18 @@ class PrefixTexts:
         return piece
 
     def _drop_first(self) -> None:
-        piece, _ = self._pieces.popitem(last=False)
+        piece, _ = self._tips.popitem(last=False)
         self.num_bytes -= piece.num_bytes
-        if piece.parent is None:
+        parent = piece.parent
+        if parent is None:
             del self._roots[piece.key]
             return
-        siblings = piece.parent.children
-        del siblings[piece.key]
-        if piece.parent.latest is piece:
-            piece.parent.latest = next(reversed(siblings.values()), None)
+        del parent.children[piece.key]
+        if parent.latest is piece:
+            parent.latest = next(reversed(parent.children.values()), None)
+        if not parent.children:  # used last when the last of its children was
+            self._tips[parent] = None
+            self._tips.move_to_end(parent, last=False)
 
 
 def _ends_text(tokenizer: Tokenizer, marker: str) -> bool:

@@ -9,13 +9,16 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 TICK = "render_budget_tick"
 _TURN, _ADD, _CONCAT = "turn!", "+", "~"
 _LOOK_EVERY = 16
 _MAX_POWER_BITS = 4096
+# Read at each turn of a loop; they can neither be changed nor lead out by a public attribute.
+_READ_ONLY = frozenset({str, LoopContext, Namespace})
 _WIDE = re.compile(r"\*|\d{6,}")
 
 
@@ -64,6 +67,18 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         _replace_sums(tree)
         code = self.compile(tree)
         return self.template_class.from_code(self, code, self.make_globals(None), None)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return what `obj.attribute` means; for a field of a message the sandbox takes longer."""
+        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may read an attribute; the sandbox takes longer to say the same."""
+        if type(obj) in _READ_ONLY:
+            return not attr.startswith("_")
+        return super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute what cannot grow beyond bounds."""

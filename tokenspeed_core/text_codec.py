@@ -2,8 +2,6 @@
 """What turns a user's text into token ids and back, for one model."""
 
 import asyncio
-import contextlib
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,9 +26,12 @@ from .prefix_texts import PrefixTexts
 from .stage_clock import StageClock
 from .tokenizer import Tokenizer
 
-# Text longer than this is rendered and tokenised on a thread, so that other streams go on.
+# Text longer than this is tokenised on a thread, so that other streams go on.
 _INLINE_CHARS = 8192
-_INLINE_S = 0.005  # a template that takes longer is rendered again, there
+# Templates hold the interpreter, so a short rendering is no shorter for others on a thread; one
+# that takes longer than this is begun again there, as are all that are as long, from then on.
+_INLINE_S = 0.005
+_INLINE_RENDERED = 1 << 20
 
 Prompt = str | Sequence[int]
 
@@ -51,6 +52,11 @@ class ChatPrompt:
     thinks: bool = False
 
 
+@attrs.define
+class _Pace:
+    slow_chars: int = _INLINE_RENDERED  # conversations of so many take long to render
+
+
 @attrs.frozen(eq=False)
 class TextCodec:
     """Tokenizer, chat template and dialect of one model, and what embeddings it gives."""
@@ -65,6 +71,7 @@ class TextCodec:
     prefixes: PrefixTexts | None = None  # of conversations
     pooling: Pooling | None = None  # how embeddings are made, if the model is an embedder
     _spellings: dict[tuple[str, bool], TokenText] = attrs.field(factory=dict, repr=False)
+    _pace: _Pace = attrs.field(factory=_Pace, repr=False)
 
     @classmethod
     def load(cls, model: str) -> "TextCodec":
@@ -122,26 +129,35 @@ class TextCodec:
         if template is None:
             raise ChatTemplateError("this model has no chat template; use completions instead")
 
-        salt = "" if how is None else how.salt
-
-        def prompt(budget_s: float) -> ChatPrompt:
+        def render(budget_s: float) -> str:
             with self.stages.stage("render"):
                 shown = how.with_sorted_tools() if how and self.sorts_tools else how
-                text = template.render(messages, shown, budget_s)
-            thinking = self.dialect.thinking
-            thinks = bool(thinking) and text.rstrip().endswith(thinking)
-            self._check_length(text)
-            assert self.prefixes is not None
-            with self.stages.stage("tokenise"):
-                return ChatPrompt(self.prefixes.encode(text, salt), thinks)
+                return template.render(messages, shown, budget_s)
 
+        text = None
         size = sum(_length(message.get("content")) for message in messages)
-        if how is not None and size < _INLINE_CHARS:
-            size += len(json.dumps(how.tools))
-        if size < _INLINE_CHARS:
-            with contextlib.suppress(RenderTimeError):
-                return prompt(_INLINE_S)
-        return await asyncio.to_thread(prompt, RENDER_S)
+        if size < self._pace.slow_chars:
+            try:
+                text = render(_INLINE_S)
+            except RenderTimeError:
+                self._pace.slow_chars = max(size, _INLINE_CHARS)
+        if text is None:
+            text = await asyncio.to_thread(render, RENDER_S)
+        self._check_length(text)
+        thinking = self.dialect.thinking
+        thinks = bool(thinking) and text.rstrip().endswith(thinking)
+        return ChatPrompt(await self._conversation_ids(text, how.salt if how else ""), thinks)
+
+    async def _conversation_ids(self, text: str, salt: str) -> "array[int]":
+        prefixes = self.prefixes
+        assert prefixes is not None, "it came with the template"
+
+        def finish() -> "array[int]":
+            with self.stages.stage("tokenise"):
+                return prefixes.finish(begun)
+
+        begun = prefixes.begin(text, salt)
+        return finish() if len(begun.rest) < _INLINE_CHARS else await asyncio.to_thread(finish)
 
     async def prompt(self, prompt: Prompt, *, add_special: bool = True) -> Sequence[int]:
         """Return the ids of a text, or the ids themselves.

@@ -116,13 +116,25 @@ def test_threads_share_a_tree_that_is_too_small(monkeypatch: pytest.MonkeyPatch)
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(converse, range(4))) > 200
-    pieces = list(prefixes._pieces)
+    pieces = list(prefixes._roots.values())
+    for piece in pieces:  # which grows
+        pieces += piece.children.values()
+        assert all(child.parent is piece for child in piece.children.values())
+        assert (piece.latest in piece.children.values()) == bool(piece.children)
     assert prefixes.num_bytes == sum(each.num_bytes for each in pieces) <= 20_000
-    places = {id(piece): place for place, piece in enumerate(pieces)}
-    for piece in pieces:
-        for child in piece.children.values():
-            assert child.parent is piece
-            assert places[id(child)] < places[id(piece)], "whoever is dropped has no children"
+    assert set(prefixes._tips) == {each for each in pieces if not each.children}
+
+
+def test_what_was_used_longest_ago_goes_first() -> None:
+    prefixes = PrefixTexts(smollm2(), MARKS, max_bytes=100_000)
+    system = "<|im_start|>system\n" + "Be brief. " * 800 + "<|im_end|>\n"
+    texts = [f"{system}<|im_start|>user\n{each} {'x ' * 4000}<|im_end|>\n" for each in range(5)]
+    known = [False] * 5
+    for each in (0, 1, 2, 0, 3, 4, 0):
+        prefixes.encode(texts[each])
+    for each, text in enumerate(texts):
+        known[each] = len(prefixes.begin(text).rest) < 10
+    assert known == [True, False, False, True, True]
 
 
 def test_only_markers_that_end_a_piece_of_text_are_used() -> None:

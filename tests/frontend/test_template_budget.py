@@ -9,19 +9,23 @@ import attrs
 import httpx
 import jinja2
 import pytest
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from markupsafe import Markup
 
 from tests.frontend.conftest import listening
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tests.frontend.victims import undisturbed
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.chat_template import (
+    Arguments,
     ChatTemplate,
     ChatTemplateError,
     Rendering,
     RenderTimeError,
 )
-from tokenspeed_core.template_budget import TICK
+from tokenspeed_core.template_budget import TICK, BudgetedEnvironment
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -53,6 +57,28 @@ def test_a_template_without_end_is_stopped(source: str) -> None:
     with pytest.raises(ChatTemplateError):
         template.render(MESSAGES, budget_s=0.2)
     assert time.thread_time() - before < 5
+
+
+class _Field(dict[str, object]):
+    """A mapping that is no plain one."""
+
+
+def test_attributes_mean_what_the_sandbox_says() -> None:
+    """The shorter ways to them too: fields of messages, loops, texts."""
+    ours = BudgetedEnvironment(10**6)
+    sandbox = ImmutableSandboxedEnvironment()
+    loop = LoopContext([1, 2], jinja2.Undefined)
+    next(iter(loop))
+    message = {"role": "user", "items": 1, "pop": 2, "_x": 3, "__class__": 4}
+    of_theirs = {name for each in (loop, message, "", [], Namespace) for name in dir(each)}
+    names = sorted(of_theirs | {"role", "missing", "_x", "x", "mro"})
+    values = ["text", message, _Field(message), loop, Namespace(x=1, _x=2), [1], Arguments({}, "")]
+    values += [7, None, str, dict, len, _Field, Markup("<b>")]
+    for value in values:
+        for name in names:
+            found, wanted = (each.getattr(value, name) for each in (ours, sandbox))
+            assert type(found) is type(wanted), (value, name)
+            assert isinstance(wanted, jinja2.Undefined) or callable(wanted) or found == wanted
 
 
 def test_the_budget_is_of_one_rendering() -> None:

@@ -2,6 +2,7 @@
 """The choices of one answer, generated side by side and read as one stream."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ..completion import TextDelta
@@ -18,6 +19,11 @@ async def interleaved(
     The first choice of each `group` goes ahead; the others start when its first token came, and so
     find the prompt in the prefix cache.  Leaving early ends them all.
     """
+    if len(starts) == 1:  # no task for what nothing runs beside
+        async with contextlib.aclosing(starts[0]()) as alone:
+            async for delta in alone:
+                yield 0, delta
+        return
     streams: dict[int, Stream] = {}
     reading: dict[asyncio.Future[TextDelta], int] = {}
 

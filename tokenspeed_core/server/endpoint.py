@@ -145,7 +145,8 @@ class Endpoint(Route, Generic[Fields]):
         arrival.session, arrival.is_stream = session.name, fields.stream
         # what is kept of its text is as private as its cache
         job = await self.job(msgspec.structs.replace(fields, cache_salt=session.salt), caller)
-        params = attrs.evolve(params, grammar=job.grammar)
+        if job.grammar is not None:
+            params = attrs.evolve(params, grammar=job.grammar)
 
         def start(index: int) -> Stream:
             prompt, number = divmod(index, job.num_choices)
