@@ -96,7 +96,9 @@ class TextCodec:
         template = ChatTemplate.compile(source, variables)
         written = {text for text in self.tokenizer.special_texts().values() if text in source}
         prefixes = PrefixTexts(self.tokenizer, sorted(written | set(variables.values())))
-        return attrs.evolve(self, template=template, dialect=spoken(source), prefixes=prefixes)
+        return attrs.evolve(
+            self, template=template, dialect=spoken(source), prefixes=prefixes, pace=_Pace()
+        )
 
     def within(self, max_tokens: int) -> "TextCodec":
         """Return this codec refusing text that cannot be `max_tokens` tokens or fewer."""

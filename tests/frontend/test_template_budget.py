@@ -3,7 +3,9 @@
 
 import asyncio
 import contextlib
+import threading
 import time
+from typing import Any, ClassVar
 
 import attrs
 import httpx
@@ -153,3 +155,36 @@ async def test_a_slow_template_is_a_400_and_slows_nobody(
             error = (await attack).json()["error"]
             assert (error["param"], error["code"]) == ("messages", "invalid_messages")
             assert "CPU time" in error["message"]
+
+
+class _Watched(ChatTemplate):
+    """Notes which threads render."""
+
+    threads: ClassVar[list[int]] = []
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        self.threads.append(threading.get_ident())
+        return super().render(*args, **kwargs)
+
+
+async def test_long_renderings_go_to_a_thread_once_one_was_slow(codec: TextCodec) -> None:
+    source = "{% for i in range(messages[0]['turns']) %}{% endfor %}{{ messages[0]['content'] }}"
+    mine = codec.with_template(source)
+    assert mine.template is not None
+    mine = attrs.evolve(mine, template=_Watched(**attrs.asdict(mine.template, recurse=False)))
+
+    async def renders(turns: int, chars: int) -> list[bool]:
+        """Return for each rendering of a conversation whether the event loop waited for it."""
+        _Watched.threads.clear()
+        content = "Hello " * (chars // 6)
+        found = await mine.chat([{"role": "user", "content": content, "turns": turns}])
+        assert found.ids.tolist() == mine.tokenizer.encode(content, add_special=False)
+        return [thread == threading.get_ident() for thread in _Watched.threads]
+
+    assert await renders(1, 60_000) == [True]
+    assert await renders(90_000, 60_000) == [True, False]
+    assert await renders(1, 60_000) == [False]
+    assert await renders(1, 30_000) == [True]
+    assert await renders(90_000, 60) == [True, False]
+    assert await renders(1, 60) == [True]
+    assert await renders(1, 30_000) == [False]
