@@ -60,6 +60,8 @@ def int32_column(values: Iterable[int]) -> bytes:
     Raises:
         OverflowError: a value does not fit 32 bits.
     """
+    if isinstance(values, array.array) and values.typecode == "i":
+        return values.tobytes()
     return array.array("i", values).tobytes()
 
 

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <string>
 
+#include "base/freed_memory.h"
 #include "base/stack_dump.h"
 #include "net/server.h"
 #include "wire/codec.h"
@@ -53,6 +54,7 @@ int main(int argc, char** argv) {
   if (!config.ok()) return Fail(config_path + ": " + config.error().message);
   auto zmq = tokenspeed::net::LoadZmq(zmq_path);
   if (!zmq.ok()) return Fail(zmq.error().message);
+  tokenspeed::KeepFreedMemory();
   tokenspeed::DumpStackOnSignal();
   auto status = tokenspeed::net::Serve(zmq.value(), config.value());
   return status.ok() ? status.value() : Fail(status.error().message);

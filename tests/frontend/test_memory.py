@@ -4,9 +4,11 @@
 import asyncio
 import os
 import random
+import resource
 import statistics
 import subprocess
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,6 +17,8 @@ import pytest
 
 from tests.bench.bench_host import TOKEN, engine, text
 from tokenspeed_core.prefix_texts import MAX_BYTES
+from tokenspeed_core.sdk import Client
+from tokenspeed_core.session import Session
 
 CLIENTS = 8
 PAUSE_S = 0.1  # of a client between requests, on average
@@ -26,10 +30,10 @@ SESSIONS = 500  # of a client
 SLACK_KB = {"api": 8 * 1024, "scheduler": 2 * 1024}
 
 
-def resident_kb() -> dict[str, int]:
-    """Memory of the processes under this one, by what they are."""
+def told_by_ps(column: str) -> dict[str, int]:
+    """A column of the processes under this one, by what they are."""
     listed = subprocess.run(
-        ["ps", "--no-headers", "-o", "rss=,args=", "--ppid", str(os.getpid())],
+        ["ps", "--no-headers", "-o", f"{column}=,args=", "--ppid", str(os.getpid())],
         capture_output=True,
         text=True,
         check=True,
@@ -37,11 +41,15 @@ def resident_kb() -> dict[str, int]:
     kinds = {"tokenspeed_core.server": "api", "tokenspeed-scheduler": "scheduler"}
     found: dict[str, int] = {}
     for line in listed.stdout.splitlines():
-        size, command = line.split(maxsplit=1)
+        number, command = line.split(maxsplit=1)
         for part, kind in kinds.items():
             if part in command:
-                found[kind] = int(size)
+                found[kind] = int(number)
     return found
+
+
+def resident_kb() -> dict[str, int]:
+    return told_by_ps("rss")
 
 
 class Visitor:
@@ -168,3 +176,20 @@ async def until_open(address: str) -> None:
                     return
             except httpx.HTTPError:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_prompt_has_the_memory_that_the_last_one_left() -> None:
+    """The kernel is not asked for new pages: to clear them takes longer than to plan."""
+    prompt = array("i", [TOKEN] * 100_000)
+    pages = 4 * len(prompt) // resource.getpagesize()  # of one copy
+    taken: list[int] = []
+    with engine(max_model_len=200_000) as (run, _, _marks):
+        async with Client(run) as client:
+            await client.ready(60)
+            for _ in range(16):
+                before = told_by_ps("min_flt")["scheduler"]
+                async for _delta in client.generate(prompt, max_tokens=1, session=Session("a")):
+                    pass
+                taken.append(told_by_ps("min_flt")["scheduler"] - before)
+                prompt.extend([TOKEN] * 500)
+    assert statistics.median(taken[8:]) < pages // 2, (pages, taken)
