@@ -3,6 +3,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import openai
@@ -10,13 +11,27 @@ import pytest
 
 from tests.frontend.scripted_scheduler import ScriptedScheduler
 from tokenspeed_core.async_llm import AsyncLLM, TextCodec
+from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.ipc.run_directory import RunDirectory
+from tokenspeed_core.launch import Engine
 from tokenspeed_core.listener import bind
 from tokenspeed_core.server.access import Access
 from tokenspeed_core.server.app import create_app, new_service
 from tokenspeed_core.server.connection import ConnectionLimit
 from tokenspeed_core.server.endpoint import Service
 from tokenspeed_core.server.http_server import HttpServer as Server
+
+PATIENCE_S = 120.0
+
+
+@contextlib.contextmanager
+def thin_engine(model: Path, *, serves_http: bool = True, **settings: Any) -> Iterator[Engine]:
+    """Run an engine of a thin model until the block ends; `settings` go before ours."""
+    small: dict[str, Any] = {"port": 0, "num_blocks": 512, "max_model_len": 2048, "threads": 1}
+    config = EngineConfig(model=str(model), **{**small, **settings})
+    with Engine.start(config, serve_http=serves_http) as engine:
+        engine.wait_ready(PATIENCE_S)
+        yield engine
 
 
 @pytest.fixture(scope="session")

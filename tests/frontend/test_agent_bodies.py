@@ -18,8 +18,8 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.frontend.conftest import thin_engine
 from tokenspeed_core.async_llm import AsyncLLM, TextCodec
-from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.launch import Engine
 from tokenspeed_core.server.__main__ import bind
 from tokenspeed_core.server.app import create_app, new_service
@@ -58,15 +58,13 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def engine(thin_smollm2: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(thin_smollm2),
+    with thin_engine(
+        thin_smollm2,
+        serves_http=False,
         served_model_name=MODEL,
         num_blocks=1500,
         max_model_len=4096,
-        threads=1,
-    )
-    with Engine.start(config) as engine:
-        engine.wait_ready(PATIENCE_S)
+    ) as engine:
         yield engine
 
 

@@ -11,8 +11,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.frontend.conftest import served
-from tokenspeed_core.config import EngineConfig
+from tests.frontend.conftest import served, thin_engine
 from tokenspeed_core.dialect.families import FAMILIES
 from tokenspeed_core.launch import Engine
 from tokenspeed_core.server.conversation import EFFORTS
@@ -56,11 +55,7 @@ def template(name: str, tail: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def engine(thin_smollm2: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(thin_smollm2), dtype="fp32", num_blocks=512, max_model_len=1024, threads=1
-    )
-    with Engine.start(config) as engine:
-        engine.wait_ready(PATIENCE_S)
+    with thin_engine(thin_smollm2, serves_http=False, dtype="fp32", max_model_len=1024) as engine:
         yield engine
 
 

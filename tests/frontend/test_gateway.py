@@ -17,7 +17,7 @@ import openai
 import pytest
 import tokenizers
 
-from tokenspeed_core.config import EngineConfig
+from tests.frontend.conftest import thin_engine
 from tokenspeed_core.launch import Engine
 
 grpc = pytest.importorskip("grpc", reason="no grpcio: pip install 'tokenspeed-core[smg]'")
@@ -47,19 +47,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(model: Path, folder: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(model),
-        served_model_name=MODEL,
-        port=0,
-        dtype="fp32",
-        num_blocks=512,
-        max_model_len=2048,
-        threads=1,
-        grpc_port=free_port(),
-        kv_events=f"ipc://{folder}/kv",
-    )
-    with Engine.start(config, serve_http=True) as engine:
-        engine.wait_ready(PATIENCE_S)
+    settings = {"grpc_port": free_port(), "kv_events": f"ipc://{folder}/kv"}
+    with thin_engine(model, served_model_name=MODEL, dtype="fp32", **settings) as engine:
         yield engine
 
 

@@ -23,6 +23,7 @@ from schemathesis import GenerationMode
 
 from tests.conftest import save_tiny_llama
 from tests.engine.embedders import save_tiny_embedder
+from tests.frontend.conftest import thin_engine
 from tests.frontend.mutations import FITTING, GOOD, SCHEMAS, MutatedRequest, mutated
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.config import EngineConfig
@@ -66,19 +67,13 @@ def model(tmp_path_factory: pytest.TempPathFactory, codec: TextCodec) -> Path:
 
 @contextlib.contextmanager
 def served(model: Path) -> Iterator[Engine]:
-    with tempfile.TemporaryDirectory(prefix="t") as parent:
-        config = EngineConfig(
-            model=str(model),
-            port=0,
-            num_blocks=512,
-            max_model_len=80,
-            threads=1,
-            run_dir=parent,
-            log_level="error",  # a line for each refusal would be half of the work
-        )
-        with Engine.start(config, serve_http=True) as engine:
-            engine.wait_ready(PATIENCE_S)
-            yield engine
+    # a line for each refusal would be half of the work
+    settings = {"max_model_len": 80, "log_level": "error"}
+    with (
+        tempfile.TemporaryDirectory(prefix="t") as parent,
+        thin_engine(model, run_dir=parent, **settings) as engine,
+    ):
+        yield engine
 
 
 @pytest.fixture(scope="module")

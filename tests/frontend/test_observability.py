@@ -14,9 +14,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.frontend.conftest import thin_engine
 from tests.frontend.otlp_receiver import OtlpReceiver
 from tests.scheduler.kv_index import KvIndex
-from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.ipc.kv_events import KvSubscriber
 from tokenspeed_core.launch import Engine
 
@@ -56,19 +56,13 @@ class Observed:
 def observed(thin_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("observed")
     with OtlpReceiver() as receiver:
-        config = EngineConfig(
-            model=str(thin_smollm2),
-            served_model_name=MODEL,
-            port=0,
-            num_blocks=512,
-            max_model_len=2048,
-            threads=1,
-            request_log=str(folder / "requests.jsonl"),
-            otlp_endpoint=receiver.url,
-            kv_events=f"ipc://{folder}/kv",
-        )
-        with Engine.start(config, serve_http=True) as engine:
-            engine.wait_ready(PATIENCE_S)
+        settings = {
+            "served_model_name": MODEL,
+            "request_log": str(folder / "requests.jsonl"),
+            "otlp_endpoint": receiver.url,
+            "kv_events": f"ipc://{folder}/kv",
+        }
+        with thin_engine(thin_smollm2, **settings) as engine:
             yield Observed(engine, folder / "requests.jsonl", receiver)
 
 

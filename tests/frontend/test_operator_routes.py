@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from tests.frontend.browser import find_browser, rendered
+from tests.frontend.conftest import thin_engine
 from tokenspeed_core.__main__ import main
 from tokenspeed_core.cli.top import picture
-from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.launch import Engine
 
 MODEL = "smollm2"
@@ -26,17 +26,7 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def engine(thin_smollm2: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(thin_smollm2),
-        served_model_name=MODEL,
-        port=0,
-        num_blocks=512,
-        max_model_len=2048,
-        threads=1,
-        profiling=True,
-    )
-    with Engine.start(config, serve_http=True) as engine:
-        engine.wait_ready(PATIENCE_S)
+    with thin_engine(thin_smollm2, served_model_name=MODEL, profiling=True) as engine:
         yield engine
 
 

@@ -19,6 +19,7 @@ import jsonschema
 import openai
 import pytest
 
+from tests.frontend.conftest import thin_engine
 from tokenspeed_core.async_llm import AsyncLLM
 from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.grammar.grammar import Grammar, json_schema
@@ -63,18 +64,13 @@ FORMAT = {
 
 @pytest.fixture(scope="module")
 def engine(thin_smollm2: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(thin_smollm2),
+    with thin_engine(
+        thin_smollm2,
         served_model_name=MODEL,
-        port=0,
         dtype="fp32",
-        num_blocks=512,
         max_model_len=1024,
-        threads=1,
         grammar_deadline_s=2.0,
-    )
-    with Engine.start(config, serve_http=True) as engine:
-        engine.wait_ready(PATIENCE_S)
+    ) as engine:
         yield engine
 
 
