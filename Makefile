@@ -86,7 +86,7 @@ build-sanitize:
 FUZZ_TARGETS := fuzz_scheduler check_ledger
 build-fuzz:
 	cmake -G Ninja -S scheduler -B $(FUZZ) -DTOKENSPEED_TESTS=ON -DTOKENSPEED_MODULES=OFF \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O2 -g1 -DNDEBUG' $(UNITY) \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O3 -g1 -DNDEBUG -Wno-maybe-uninitialized' $(UNITY) \
 	  -DFUZZ_EVENTS=$(FUZZ_EVENTS) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
 	cmake --build $(FUZZ) -j $(JOBS) --target $(FUZZ_TARGETS)
 

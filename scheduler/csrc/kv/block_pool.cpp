@@ -210,23 +210,6 @@ void BlockPool::EvictParent(int parent) {
   }
 }
 
-int BlockPool::InUse(int parent) const {
-  int count = 0;
-  for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-    const Place place = use(BlockId{i}).place;
-    count += place != Place::kFree && place != Place::kCached;
-  }
-  return count;
-}
-
-int BlockPool::Cached(int parent) const {
-  int count = 0;
-  for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-    count += use(BlockId{i}).place == Place::kCached;
-  }
-  return count;
-}
-
 void BlockPool::Seal(BlockId id, const ChainKey& key, std::span<const Token> tokens,
                      std::optional<BlockId> before) {
   Close(id, key, tokens);

@@ -154,8 +154,19 @@ class BlockPool {
   // REQUIRES: the parent is idle.
   void EvictParent(int parent);
   // Blocks of a parent that are neither free nor cached; that are cached.
-  int InUse(int parent) const;
-  int Cached(int parent) const;
+  struct Occupancy {
+    int in_use = 0;
+    int cached = 0;
+  };
+  Occupancy Occupied(int parent) const {
+    Occupancy counted;
+    for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
+      const Place place = use(BlockId{i}).place;
+      counted.cached += place == Place::kCached;
+      counted.in_use += place != Place::kFree && place != Place::kCached;
+    }
+    return counted;
+  }
 
   // From now on a released block waits until `step` has retired.
   // REQUIRES: steps ascend.

@@ -40,6 +40,11 @@ class BlockTable {
   void Accept(int tokens, int block_size);
   // Positions of the open blocks that are filled.
   int filled() const;
+  // The block that is open will be sealed soon.
+  void PrefetchEnds() const {
+    __builtin_prefetch(sealed_.data() + sealed_.size(), 1);
+    __builtin_prefetch(open_.data(), 1);
+  }
   // Seals the first open block.
   // REQUIRES: it is full.
   void Seal(const ChainKey& key, std::span<const Token> tokens);

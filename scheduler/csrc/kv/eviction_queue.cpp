@@ -214,19 +214,18 @@ Status EvictionQueue::Verify() const {
   std::vector<int> cached(leaves_.size());
   for (size_t i = 0; i < nodes_.size(); ++i) {
     const Node& n = nodes_[i];
-    const std::string name = "block " + std::to_string(i);
-    if (n.cached && !n.indexed) return Error{name + " is cached and not findable"};
+    if (n.cached && !n.indexed) return Broken("block ", i, " is cached and not findable");
     if (n.cached) ++cached[static_cast<size_t>(SlotOf(n))];
-    if ((n.list >= 0) != (n.cached && n.children == 0)) return Error{name + " is no leaf"};
-    if (n.list >= 0 && n.list != ListOf(n)) return Error{name + " is in another's list"};
+    if ((n.list >= 0) != (n.cached && n.children == 0)) return Broken("block ", i, " is no leaf");
+    if (n.list >= 0 && n.list != ListOf(n)) return Broken("block ", i, " is in another's list");
     if (n.indexed && n.parent != kNone && node(n.parent).life == n.parent_life) {
       ++children[static_cast<size_t>(n.parent.value)];
     }
   }
   for (size_t i = 0; i < nodes_.size(); ++i) {
     if (children[i] != nodes_[i].children) {
-      return Error{"block " + std::to_string(i) + " has " + std::to_string(children[i]) +
-                   " continuations, counted " + std::to_string(nodes_[i].children)};
+      return Broken("block ", i, " has ", children[i], " continuations, counted ",
+                    nodes_[i].children);
     }
   }
   for (size_t slot = 0; slot < leaves_.size(); ++slot) {

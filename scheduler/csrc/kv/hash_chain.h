@@ -33,6 +33,8 @@ class HashChain {
   int known() const { return static_cast<int>(hashes_.size()) - 1; }
   // REQUIRES: i < known()
   const Hash128& Known(int i) const { return hashes_[static_cast<size_t>(i) + 1]; }
+  // The next block's hash will be asked for soon.
+  void PrefetchEnd() const { __builtin_prefetch(hashes_.data() + hashes_.size(), 1); }
   // Other tokens follow behind the first `blocks`.
   void Truncate(int blocks);
 

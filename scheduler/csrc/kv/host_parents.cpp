@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "kv/host_parents.h"
 
-#include <algorithm>
 #include <ostream>
 
 #include "base/check.h"
@@ -45,10 +44,12 @@ HostPool* HostParents::ColderThan(const HostPool* own, uint64_t used) const {
 
 Status HostParents::Verify() const {
   int unbound = 0;
+  std::vector<int> listed(groups_.size());
+  for (const int parent : unbound_) ++listed[static_cast<size_t>(parent)];
   for (int parent = 0; parent < total(); ++parent) {
     const int32_t own = groups_[static_cast<size_t>(parent)];
     unbound += own < 0;
-    if (own < 0 && std::ranges::count(unbound_, parent) != 1) {
+    if (own < 0 && listed[static_cast<size_t>(parent)] != 1) {
       return Broken("host parent ", parent, " is of no group and not unbound");
     }
     for (size_t group = 0; group < pools_.size(); ++group) {

@@ -263,13 +263,21 @@ Status HostPool::Verify() const {
   int places[3] = {};
   int indexed = 0;
   int listed = 0;
-  std::unordered_map<uint64_t, int> followers;
-  for (int i = 0; i < num_blocks_; ++i) {
+  std::vector<int> followers(nodes_.size());
+  std::vector<uint64_t> lost;           // what stood before a block and is not here, by hash
+  std::vector<int> used(used_.size());  // by parent
+  for (int i = 0, parent = 0, last = share_; i < num_blocks_; ++i) {
     const Node& n = node(HostBlockId{i});
+    if (i == last) ++parent, last += share_;
     ++places[static_cast<int>(n.place)];
+    used[static_cast<size_t>(parent)] += n.place != Place::kFree;
     if (n.place == Place::kFree || n.forgotten) continue;
     ++indexed;
-    ++followers[n.key.parent.low()];
+    if (const std::optional<BlockId> before = index_.Find(n.key.parent)) {
+      ++followers[static_cast<size_t>(before->value)];
+    } else {
+      lost.push_back(n.key.parent.low());
+    }
     if (index_.Find(n.key.hash) != BlockId{i}) {
       return Broken("host block ", i, " is not where the index says");
     }
@@ -292,44 +300,41 @@ Status HostPool::Verify() const {
         return Broken("free host block ", i, " is held");
       continue;
     }
-    const auto found = followers.find(n.key.hash.low());
-    const int expected = found == followers.end() ? 0 : found->second;
+    const int expected = followers[static_cast<size_t>(i)];
     if (n.followers != expected) {
       return Broken("host block ", i, " has ", expected, " followers, counted ", n.followers);
     }
     const bool evictable = n.place == Place::kResident && n.holders == 0 && expected == 0;
     if (n.listed != evictable) return Broken("host block ", i, " is wrongly (not) evictable");
     listed += n.listed;
-    if (found != followers.end()) followers.erase(found);
   }
+  std::ranges::sort(lost);
+  size_t orphans = 0;
   for (const auto& [hash, count] : orphans_) {
-    const auto found = followers.find(hash);
-    if (found == followers.end() || found->second != count) return Broken("orphans are miscounted");
-    followers.erase(found);
+    const auto same = std::ranges::equal_range(lost, hash);
+    if (std::ssize(same) != count) return Broken("orphans are miscounted");
+    orphans += same.size();
   }
-  if (!followers.empty()) return Broken(followers.size(), " lost host blocks are not counted");
+  if (orphans != lost.size()) return Broken(lost.size(), " orphans, counted ", orphans);
   for (HostBlockId id = node(evictable_).next; id != evictable_; id = node(id).next) {
     if (--listed < 0 || node(node(id).next).previous != id) return Broken("a torn host list");
   }
   if (listed != 0) return Broken(listed, " evictable host blocks are not in the list");
-  return VerifyParents();
+  return VerifyParents(used);
 }
 
-Status HostPool::VerifyParents() const {
+Status HostPool::VerifyParents(std::span<const int> used) const {
   int spare = 0;
-  for (int parent = 0; parent < parents_.total(); ++parent) {
-    int used = 0;
-    for (int i = parent * share_; i < (parent + 1) * share_; ++i) {
-      used += node(HostBlockId{i}).place != Place::kFree;
+  for (size_t parent = 0; parent < used.size(); ++parent) {
+    if (used[parent] != used_[parent]) {
+      return Broken("host parent ", parent, " has ", used[parent], " used blocks, counted ",
+                    used_[parent]);
     }
-    if (used != this->used(parent)) {
-      return Broken("host parent ", parent, " has ", used, " used blocks, counted ",
-                    this->used(parent));
-    }
-    if (used > 0) spare += share_ - used;
+    if (used[parent] > 0) spare += share_ - used[parent];
   }
   for (HostBlockId id = node(spare_).next; id != spare_; id = node(id).next) {
-    if (--spare < 0 || used(ParentOf(id)) == 0 || node(node(id).next).previous != id) {
+    if (--spare < 0 || used_[static_cast<size_t>(ParentOf(id))] == 0 ||
+        node(node(id).next).previous != id) {
       return Broken("the list of spare host blocks is torn at ", id.value);
     }
   }

@@ -166,7 +166,8 @@ class HostPool {
   void Free(HostBlockId id);
   void Written(HostBlockId id);
   void Release(HostBlockId id);
-  Status VerifyParents() const;
+  // `used`: blocks of each parent that are not free, counted.
+  Status VerifyParents(std::span<const int> used) const;
 
   HostParents& parents_;
   const int share_;  // blocks in a parent

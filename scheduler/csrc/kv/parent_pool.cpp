@@ -122,19 +122,22 @@ Status ParentPool::Verify() const {
   const int end = sentinel(kUnbound);
   for (int parent = 1; parent < end; ++parent) {
     const Parent& own = at(parent);
-    const int busy = own.group < 0 ? 0 : pools_[static_cast<size_t>(own.group)]->InUse(parent);
-    const int cached = own.group < 0 ? 0 : pools_[static_cast<size_t>(own.group)]->Cached(parent);
+    int busy = 0;
+    int cached = 0;
+    for (size_t group = 0; group < pools_.size(); ++group) {
+      const BlockPool::Occupancy of = pools_[group]->Occupied(parent);
+      if (static_cast<int>(group) == own.group) {
+        busy = of.in_use;
+        cached = of.cached;
+      } else if (of.in_use + of.cached > 0) {
+        return Broken("parent ", parent, " of group ", own.group, " holds blocks of group ", group);
+      }
+    }
     if (busy != own.busy || cached != own.cached) {
       return Broken("parent ", parent, " has ", busy, " busy and ", cached, " cached blocks, ",
                     "counted ", own.busy, " and ", own.cached);
     }
     if (own.group >= 0 && busy + cached == 0) return Broken("parent ", parent, " is bound in vain");
-    for (size_t group = 0; group < pools_.size(); ++group) {
-      if (static_cast<int>(group) == own.group) continue;
-      if (pools_[group]->InUse(parent) + pools_[group]->Cached(parent) > 0) {
-        return Broken("parent ", parent, " of group ", own.group, " holds blocks of group ", group);
-      }
-    }
     unbound += own.group < 0;
     idle += own.group >= 0 && own.busy == 0;
   }

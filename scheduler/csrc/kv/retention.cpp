@@ -225,21 +225,20 @@ Status Retention::Verify() const {
   size_t open = 1;
   for (size_t slot = 1; slot < owners_.size(); ++slot) {
     const Owner& owner = owners_[slot];
-    const std::string name = "owner " + std::to_string(slot);
     if (!owner.open) {
       if (owner.present > 0 || due_.contains(static_cast<int>(slot))) {
-        return Error{name + " is closed and not gone"};
+        return Broken("owner ", slot, " is closed and not gone");
       }
       continue;
     }
     ++open;
     if ((owner.rank.tier == Rank::kPresent) != (owner.present > 0)) {
-      return Error{name + " has " + std::to_string(owner.present) + " requests in another tier"};
+      return Broken("owner ", slot, " has ", owner.present, " requests in another tier");
     }
     if (owner.retained_until > 0 && !due_.contains(static_cast<int>(slot))) {
-      return Error{name + " is retained for ever"};
+      return Broken("owner ", slot, " is retained for ever");
     }
-    if (owner.bin >= kIdleBins) return Error{name + " is in no idle bin"};
+    if (owner.bin >= kIdleBins) return Broken("owner ", slot, " is in no idle bin");
   }
   if (open + free_slots_.size() != owners_.size()) return Error{"owners are not conserved"};
   return Ok{};

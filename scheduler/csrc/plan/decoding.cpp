@@ -75,9 +75,10 @@ void Scheduler::PlanDecodes() {
   due_.swap(stalled_);
   batch_.AppendDue(StepId{last_step_.value + 1}, due_);
   if (due_.empty()) return;
+  for (const SlotId id : due_) slot(id).request->PrefetchDue();
   for (const SlotId id : due_) {
-    const auto* memory = reinterpret_cast<const std::byte*>(slot(id).request);
-    for (size_t line = 0; line < sizeof(Request); line += 64) __builtin_prefetch(memory + line);
+    slot(id).request->PrefetchEnds();
+    worker_tables_.PrefetchEnd(id, 0);
   }
   std::erase_if(due_, [this](SlotId id) {
     Request& request = *slot(id).request;

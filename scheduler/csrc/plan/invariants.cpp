@@ -1,42 +1,48 @@
 // SPDX-License-Identifier: MIT
 // Scheduler::Verify: every invariant of the scheduler, checked the slow way.
 #include <algorithm>
-#include <set>
+#include <vector>
 
 #include "plan/scheduler.h"
 
 namespace tokenspeed::plan {
+namespace {
+
+std::string Name(const Request& request) {
+  return "request " + std::to_string(request.arrival.value);
+}
+
+}  // namespace
 
 Status Scheduler::VerifyDecoding(const Request& request, const fsm::Decoding& state,
                                  int context) const {
-  const std::string name = "request " + std::to_string(request.arrival.value);
   // Results that the state has not been told of are no longer in flight.
   const int in_flight = context + 1 - request.known();
   if (in_flight < 0 || in_flight > static_cast<int>(in_flight_.size())) {
-    return Broken(name, " has context ", context, " and ", request.known(), " known, ",
+    return Broken(Name(request), " has context ", context, " and ", request.known(), " known, ",
                   in_flight_.size(), " steps in flight");
   }
   if (max_drafts_ > 0) {
     if (batch_.size() > 0) return Broken("the batch has rows beside drafts");
     if (context != request.known() - 1 + state.overlap.rows()) {
-      return Broken(name, " has context ", context, ", ", request.known(), " known and ",
+      return Broken(Name(request), " has context ", context, ", ", request.known(), " known and ",
                     state.overlap.rows(), " rows in flight");
     }
     if (Covered(state) < 0 || state.ceiling() > request.limit - 1) {
-      return Broken(name, " may reach ", state.ceiling(), " tokens of ", request.limit, " in ",
-                    state.table.size(), " blocks");
+      return Broken(Name(request), " may reach ", state.ceiling(), " tokens of ", request.limit,
+                    " in ", state.table.size(), " blocks");
     }
     return Ok{};
   }
   const bool stalled = std::ranges::count(stalled_, state.slot) > 0;
   const bool over = !batch_.Has(state.slot) && context >= request.limit - 1;
   if (batch_.Has(state.slot) + stalled + over != 1) {
-    return Broken(name, " decodes and is not in one place");
+    return Broken(Name(request), " decodes and is not in one place");
   }
   if (!batch_.Has(state.slot)) return Ok{};
   const int rows = BatchRows(request, state) - (context - state.context);
   if (rows < 0 || !batch_.IsDue(state.slot, StepId{last_step_.value + 1 + rows})) {
-    return Broken(name, " is not due in ", rows, " steps");
+    return Broken(Name(request), " is not due in ", rows, " steps");
   }
   return Ok{};
 }
@@ -73,7 +79,7 @@ Status Scheduler::Verify() const {
   for (const auto& [rank, request] : waiting_) {
     if (!std::holds_alternative<fsm::Waiting>(request->state) || request->rank != rank ||
         rank.arrival != request->arrival || request->guest) {
-      return Broken("request ", request->arrival.value, " is queued in another state");
+      return Broken(Name(*request), " is queued in another state");
     }
   }
   if (!pool_) {
@@ -96,54 +102,58 @@ Status Scheduler::Verify() const {
   const int width = pool_->block_size();
   const int blocks = pool_->num_blocks();
   std::vector<int> held(static_cast<size_t>(blocks));
-  std::set<int> open;
-  std::set<int> slots;
+  std::vector<uint8_t> open(static_cast<size_t>(blocks));
+  std::vector<uint8_t> slots(slots_.size());
   const Request* last = nullptr;
   int guests = 0;
   for (const Request* request : running_) {
-    const std::string name = "request " + std::to_string(request->arrival.value);
-    if (last != nullptr && request->rank <= last->rank) return Broken(name, " runs out of order");
+    if (last != nullptr && request->rank <= last->rank)
+      return Broken(Name(*request), " runs out of order");
     last = request;
     guests += request->guest;
     const auto* prefilling = std::get_if<fsm::Prefilling>(&request->state);
     const auto* decoding = std::get_if<fsm::Decoding>(&request->state);
-    if (!prefilling && !decoding) return Broken(name, " runs in another state");
+    if (!prefilling && !decoding) return Broken(Name(*request), " runs in another state");
     const SlotId id = prefilling ? prefilling->slot : decoding->slot;
     const bool batched = decoding && batch_.Has(id);
     const int lag = batched ? batch_.Lag(id, last_step_) : 0;
     const int context = prefilling ? prefilling->context : decoding->context + lag;
     const kv::BlockTable& table = prefilling ? prefilling->table : decoding->table;
-    if (slots_[static_cast<size_t>(id.value)].request != request ||
-        !slots.insert(id.value).second) {
-      return Broken(name, " is not the one in slot ", id.value);
+    const auto place = static_cast<size_t>(id.value);
+    if (slots_[place].request != request || slots[place]) {
+      return Broken(Name(*request), " is not the one in slot ", id.value);
     }
+    slots[place] = 1;
     if (decoding) {
       if (Status state = VerifyDecoding(*request, *decoding, context); !state.ok()) return state;
     }
     if (table.sealed() * width + table.filled() + lag != context) {
-      return Broken(name, " has context ", context, ", its blocks hold ", table.sealed(), " x ",
-                    width, " + ", table.filled(), " tokens");
+      return Broken(Name(*request), " has context ", context, ", its blocks hold ", table.sealed(),
+                    " x ", width, " + ", table.filled(), " tokens");
     }
-    if (prefilling && context >= request->known()) return Broken(name, " has nothing to prefill");
-    if (context > table.size() * width) return Broken(name, " has tokens without a block");
+    if (prefilling && context >= request->known())
+      return Broken(Name(*request), " has nothing to prefill");
+    if (context > table.size() * width)
+      return Broken(Name(*request), " has tokens without a block");
     for (const TicketId ticket : request->loads) {
       if (decoding || !transfers_->Loads(ticket)) {
-        return Broken(name, " waits for ticket ", ticket.value, ", which does not load for it");
+        return Broken(Name(*request), " waits for ticket ", ticket.value,
+                      ", which does not load for it");
       }
     }
     // A decoding request seals when it needs the next block, or ends; one that waits for loads
     // when they are done.
     if (prefilling && request->loads.empty() &&
         std::min(context, request->known()) / width > table.sealed()) {
-      return Broken(name, " has a full block open");
+      return Broken(Name(*request), " has a full block open");
     }
     for (int i = 0; i < table.size(); ++i) {
       const int block = table.at(i).value;
-      if (block < 1 || block >= blocks) return Broken(name, " holds block ", block);
+      if (block < 1 || block >= blocks) return Broken(Name(*request), " holds block ", block);
       ++held[static_cast<size_t>(block)];
-      if (i >= table.sealed() && !open.insert(block).second) {
-        return Broken("open block ", block, " is held twice");
-      }
+      if (i < table.sealed()) continue;
+      if (open[static_cast<size_t>(block)]) return Broken("open block ", block, " is held twice");
+      open[static_cast<size_t>(block)] = 1;
     }
   }
   if (transfers_) {
@@ -152,9 +162,11 @@ Status Scheduler::Verify() const {
     });
   }
   if (guests != guests_) return Broken(guests, " guests run, counted ", guests_);
-  if (slots.size() + free_slots_.size() != slots_.size()) return Broken("slots are not conserved");
+  if (running_.size() + free_slots_.size() != slots_.size())
+    return Broken("slots are not conserved");
   if (Status history = history_.Verify(); !history.ok()) return history;
   if (Status lists = VerifyLists(); !lists.ok()) return lists;
+  int opened = 0;
   int shared = 0;
   for (int block = 1; block < blocks; ++block) {
     const int holders = held[static_cast<size_t>(block)];
@@ -162,17 +174,19 @@ Status Scheduler::Verify() const {
       return Broken("block ", block, " has ", holders, " holders, counted ",
                     pool_->users(BlockId{block}));
     }
-    if (holders > 1 && open.contains(block)) return Broken("open block ", block, " is shared");
-    shared += holders > 0 && !open.contains(block);
+    const bool is_open = open[static_cast<size_t>(block)] != 0;
+    if (holders > 1 && is_open) return Broken("open block ", block, " is shared");
+    opened += is_open;
+    shared += holders > 0 && !is_open;
   }
-  if (static_cast<int>(open.size()) != counts.open || shared != counts.shared) {
-    return Broken(open.size(), " open and ", shared, " shared blocks are held, counted ",
-                  counts.open, " and ", counts.shared);
+  if (opened != counts.open || shared != counts.shared) {
+    return Broken(opened, " open and ", shared, " shared blocks are held, counted ", counts.open,
+                  " and ", counts.shared);
   }
   for (const Request* request : preempted_) {
     const auto* state = std::get_if<fsm::Preempted>(&request->state);
     if (!state || state->overlap.empty()) {
-      return Broken("request ", request->arrival.value, " is preempted and waits for nothing");
+      return Broken(Name(*request), " is preempted and waits for nothing");
     }
   }
   if (Status overlap = VerifyOverlap(); !overlap.ok()) return overlap;
@@ -183,10 +197,11 @@ Status Scheduler::Verify() const {
 }
 
 Status Scheduler::VerifyOverlap() const {
-  std::map<const Request*, int> rows;
+  std::vector<const Request*> tenants;  // of each row
   for (const InFlightStep& step : in_flight_) {
-    for (const int32_t id : step.slots) ++rows[&TenantOf(SlotId{id}, step.step)];
+    for (const int32_t id : step.slots) tenants.push_back(&TenantOf(SlotId{id}, step.step));
   }
+  std::ranges::sort(tenants);
   const auto check = [&](const Request& request) -> Status {
     const int counted = std::visit(
         [&]<class S>(const S& state) {
@@ -200,9 +215,9 @@ Status Scheduler::VerifyOverlap() const {
           }
         },
         request.state);
-    if (counted == rows[&request]) return Ok{};
-    return Broken("request ", request.arrival.value, " has ", rows[&request],
-                  " rows in flight, its state says ", counted);
+    const std::ptrdiff_t rows = std::ssize(std::ranges::equal_range(tenants, &request));
+    if (counted == rows) return Ok{};
+    return Broken(Name(request), " has ", rows, " rows in flight, its state says ", counted);
   };
   for (const auto& [name, request] : requests_) {
     if (Status checked = check(*request); !checked.ok()) return checked;
@@ -210,7 +225,7 @@ Status Scheduler::VerifyOverlap() const {
   for (const auto& request : ending_) {
     const auto* state = std::get_if<fsm::Ending>(&request->state);
     if (!state || state->overlap.empty()) {
-      return Broken("request ", request->arrival.value, " has ended and waits for nothing");
+      return Broken(Name(*request), " has ended and waits for nothing");
     }
     if (Status checked = check(*request); !checked.ok()) return checked;
   }

@@ -131,17 +131,20 @@ Status PrefixGroups::Verify() const {
   for (size_t id = 0; id < groups_.size(); ++id) {
     const Group& group = groups_[id];
     if (group.members.empty()) continue;
-    const std::string name = "prefix group " + std::to_string(id);
-    if (group.members.size() < 2) return Error{name + " has one member"};
+    if (group.members.size() < 2) return Broken("prefix group ", id, " has one member");
     const kv::BlockTable& first = table_of_(group.members.front());
     for (const SlotId slot : group.members) {
       if (places_[static_cast<size_t>(slot.value)].group != static_cast<int32_t>(id)) {
-        return Error{name + " lists slot " + std::to_string(slot.value) + ", which is elsewhere"};
+        return Broken("prefix group ", id, " lists slot ", slot.value, ", which is elsewhere");
       }
       const kv::BlockTable& table = table_of_(slot);
-      if (table.sealed() < group.blocks) return Error{name + " is deeper than a member's table"};
+      if (table.sealed() < group.blocks) {
+        return Broken("prefix group ", id, " is deeper than a member's table");
+      }
       for (int i = 0; i < group.blocks; ++i) {
-        if (table.at(i) != first.at(i)) return Error{name + " does not share its blocks"};
+        if (table.at(i) != first.at(i)) {
+          return Broken("prefix group ", id, " does not share its blocks");
+        }
       }
     }
   }

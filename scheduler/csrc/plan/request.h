@@ -93,7 +93,8 @@ class StopIds {
   std::vector<Token> ids_;  // ascending
 };
 
-// What every token touches stands in front, in one cache line.
+// What every token touches stands in front, in one cache line; behind it, in the next four, what a
+// row touches that ends its block.
 struct alignas(64) Request {
   std::vector<Token> tokens;  // prompt, then the generated tokens that are known
   RequestName name;
@@ -103,12 +104,14 @@ struct alignas(64) Request {
   StopIds stop_ids;
 
   fsm::State state;
-  int32_t host_tokens = 0;      // of cached_tokens: loaded from the host tier
+  std::optional<kv::HashChain> chain;
   std::vector<TicketId> loads;  // under way: its blocks hang on them
-  bool admitted = false;        // has been on a slot
-  bool guest = false;           // runs ahead of a head of the queue that does not fit
-  int32_t evicted_tokens = 0;   // of the prompt: computed, though they had been here before
+  Session* session = nullptr;   // from submission if it has a name, else from admission
   int32_t preemptions = 0;
+  int32_t host_tokens = 0;     // of cached_tokens: loaded from the host tier
+  bool admitted = false;       // has been on a slot
+  bool guest = false;          // runs ahead of a head of the queue that does not fit
+  int32_t evicted_tokens = 0;  // of the prompt: computed, though they had been here before
   int32_t promotable = 0;  // tokens that all groups but states could resume: a snapshot helps there
   bool alone = false;      // takes nothing that others wrote: its blocks would lie too scattered
   int32_t lost = 0;        // tokens it had computed when it was preempted
@@ -124,12 +127,22 @@ struct alignas(64) Request {
   TimeNs retain = 0;  // its blocks are wanted for this long after it ends
   std::string salt;
   std::string session_name;
-  std::optional<kv::HashChain> chain;
   std::vector<kv::BlockMark> trail;  // of leading blocks that were its own, or its session's
   SlotId last_slot{-1};              // where they were
   uint64_t rest = 0;                 // by which the pool knows its session's table at rest
   PromptOverlap common;              // of its prompt and its session's history
-  Session* session = nullptr;        // from submission if it has a name, else from admission
+
+  // Asks the processor for what a row touches that ends its block: first the request, later what
+  // that leads to.
+  void PrefetchDue() const {
+    constexpr size_t kDueBytes = 320;
+    const auto* memory = reinterpret_cast<const std::byte*>(this);
+    for (size_t line = 0; line < kDueBytes; line += 64) __builtin_prefetch(memory + line, 1);
+  }
+  void PrefetchEnds() const {
+    if (const auto* decoding = std::get_if<fsm::Decoding>(&state)) decoding->table.PrefetchEnds();
+    if (chain) chain->PrefetchEnd();
+  }
 
   bool restarted() const { return preemptions > 0; }
   int32_t known() const { return static_cast<int32_t>(tokens.size()); }

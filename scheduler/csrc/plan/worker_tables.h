@@ -42,6 +42,11 @@ class WorkerTables {
     plan.block_ids.push_back(id);
     Ids(slot, group).push_back(id);
   }
+  // Append will be called soon.
+  void PrefetchEnd(SlotId slot, int group) const {
+    const std::vector<int32_t>& ids = Ids(slot, group);
+    __builtin_prefetch(ids.data() + ids.size(), 1);
+  }
   // Writes down what decides the future.
   void Describe(std::ostream& out) const {
     for (const std::vector<int32_t>& ids : ids_) {
@@ -51,8 +56,10 @@ class WorkerTables {
   }
 
  private:
-  std::vector<int32_t>& Ids(SlotId slot, int group) {
-    return ids_[static_cast<size_t>(slot.value) * groups_ + static_cast<size_t>(group)];
+  std::vector<int32_t>& Ids(SlotId slot, int group) { return ids_[Place(slot, group)]; }
+  const std::vector<int32_t>& Ids(SlotId slot, int group) const { return ids_[Place(slot, group)]; }
+  size_t Place(SlotId slot, int group) const {
+    return static_cast<size_t>(slot.value) * groups_ + static_cast<size_t>(group);
   }
 
   size_t groups_ = 0;

@@ -3,7 +3,6 @@
 
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <sstream>
 
 #include "record/recorded_scheduler.h"
@@ -32,7 +31,9 @@ Result<Replay> Replay::Open(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return Error{path + " cannot be read"};
   Replay replay;
-  replay.bytes_.assign(std::istreambuf_iterator<char>(file), {});
+  std::ostringstream content;
+  content << file.rdbuf();
+  replay.bytes_ = std::move(content).str();
   const std::string& bytes = replay.bytes_;
   BoxHeader header;
   const auto wrong = [&](const std::string& what) { return Error{path + " " + what}; };

@@ -141,7 +141,7 @@ class World {
     StepId step;
     std::vector<Token> tokens;
     std::vector<int32_t> counts;
-    std::set<int32_t> touched;
+    BlockSet touched;
   };
   struct Asked {
     uint64_t hash = 0;
@@ -221,8 +221,8 @@ class World {
     }
     std::vector<Token> tokens = worker_->Apply(*plan);
     for (const Step& earlier : in_flight_) {
-      for (const int32_t block : worker_->begun()) {
-        if (earlier.touched.contains(block)) Fail("a block is reused before its step has retired");
+      for (const int32_t block : worker_->begun().members()) {
+        if (earlier.touched.Contains(block)) Fail("a block is reused before its step has retired");
       }
     }
     in_flight_.push_back({plan->step, std::move(tokens), worker_->counts(), worker_->touched()});

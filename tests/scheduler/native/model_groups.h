@@ -7,12 +7,12 @@
 #pragma once
 
 #include <algorithm>
-#include <set>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "block_set.h"
 #include "plan/epoch_shape.h"
 #include "plan/step_plan.h"
 
@@ -38,7 +38,10 @@ class ModelGroups {
                               : Store{std::vector<Cell>(blocks * tokens), {}});
       host_.push_back(state ? Store{{}, std::vector<State>(host_blocks)}
                             : Store{std::vector<Cell>(host_blocks * tokens), {}});
+      first_names_.push_back(names_);
+      names_ += static_cast<int32_t>(blocks);
     }
+    touched_ = begun_ = BlockSet(static_cast<size_t>(names_));
   }
 
   const std::string& error() const { return error_; }
@@ -51,13 +54,19 @@ class ModelGroups {
   int share(int group) const { return spec(group).share; }
   bool IsState(int group) const { return spec(group).kind == kv::GroupKind::kState; }
   // What the last step touched, and began to write: names that differ between groups.
-  const std::set<int32_t>& touched() const { return touched_; }
-  const std::set<int32_t>& begun() const { return begun_; }
+  const BlockSet& touched() const { return touched_; }
+  const BlockSet& begun() const { return begun_; }
 
   void BeginStep() {
-    touched_.clear();
-    begun_.clear();
+    touched_.Clear();
+    begun_.Clear();
     written_.clear();
+  }
+  // No two rows of the step wrote one place.
+  void EndWrites() {
+    std::ranges::sort(written_);
+    const auto twice = std::ranges::adjacent_find(written_);
+    if (twice != written_.end()) Fail("two rows write in group", twice->first);
   }
 
   void Append(Tables& tables, int group, int32_t block) {
@@ -80,7 +89,7 @@ class ModelGroups {
     for (size_t i = 0; i < plan.copy_groups.size(); ++i) {
       const int group = plan.copy_groups[i];
       Begin(group, plan.copy_targets[i]);
-      if (!written_.emplace(group, plan.copy_targets[i]).second) Fail("copies twice onto block", 0);
+      written_.emplace_back(group, plan.copy_targets[i]);
       StateOf(group, plan.copy_targets[i]) = values[i];
       Touch(group, plan.copy_targets[i]);
     }
@@ -143,9 +152,7 @@ class ModelGroups {
           Begin(group, BlockAt(tables, group, position));
         }
         const size_t cell = CellAt(tables, group, position);
-        if (!written_.emplace(group, static_cast<int64_t>(cell)).second) {
-          Fail("two rows write in group", group);
-        }
+        written_.emplace_back(group, static_cast<int64_t>(cell));
         stores_[static_cast<size_t>(group)].cells[cell] = {token, seed};
       }
     }
@@ -246,15 +253,17 @@ class ModelGroups {
     return static_cast<size_t>(BlockAt(tables, group, position) * tokens + position % tokens);
   }
 
-  static int32_t Name(int group, int32_t block) { return group * (1 << 24) + block; }
+  int32_t Name(int group, int32_t block) const {
+    return first_names_[static_cast<size_t>(group)] + block;
+  }
   // Its memory is that of other groups' blocks, too.
   void Touch(int group, int32_t block) {
-    if (!touched_.insert(Name(group, block)).second) return;
+    if (!touched_.Insert(Name(group, block))) return;
     ForOthers(group, block,
-              [this](int other, int32_t theirs) { touched_.insert(Name(other, theirs)); });
+              [this](int other, int32_t theirs) { touched_.Insert(Name(other, theirs)); });
   }
   void Begin(int group, int32_t block) {
-    begun_.insert(Name(group, block));
+    begun_.Insert(Name(group, block));
     ForOthers(group, block, [this](int other, int32_t theirs) {
       Spoil(stores_[static_cast<size_t>(other)], other, theirs);
     });
@@ -282,9 +291,11 @@ class ModelGroups {
   std::vector<kv::GroupSpec> specs_;
   std::vector<Store> stores_;  // that of the first group is not used, but for its size
   std::vector<Store> host_;    // ... likewise
-  std::set<int32_t> touched_;
-  std::set<int32_t> begun_;
-  std::set<std::pair<int, int64_t>> written_;
+  std::vector<int32_t> first_names_;  // by group
+  int32_t names_ = 0;
+  BlockSet touched_{0};
+  BlockSet begun_{0};
+  std::vector<std::pair<int, int64_t>> written_;  // group, and cell or block
   std::string error_;
 };
 

@@ -9,7 +9,6 @@
 #include <iterator>
 #include <map>
 #include <ostream>
-#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -39,8 +38,8 @@ class ModelWorker {
   const std::string& error() const { return error_.empty() ? groups_.error() : error_; }
   int max_step_tokens() const { return largest_; }
   // Blocks that the last step read or wrote, and those that it began to write.
-  const std::set<int32_t>& touched() const { return groups_.touched(); }
-  const std::set<int32_t>& begun() const { return groups_.begun(); }
+  const BlockSet& touched() const { return groups_.touched(); }
+  const BlockSet& begun() const { return groups_.begun(); }
 
   // Tokens of each sampling row of the last step.
   const std::vector<int32_t>& counts() const { return counts_; }
@@ -68,8 +67,8 @@ class ModelWorker {
   }
 
   // Applies a plan and returns the sampled tokens; error() tells what the plan did wrong.
-  std::vector<Token> Apply(const plan::StepPlan& deltas) {
-    const plan::StepPlan plan = Whole(deltas);
+  std::vector<Token> Apply(const plan::StepPlan& plan) {
+    RepeatRows(plan);
     for (const int32_t slot : plan.removed_slots) {
       former_[slot] = At(slot).tables;
       if (slots_.erase(slot) == 0) Fail("removes an unknown slot", slot);
@@ -106,11 +105,11 @@ class ModelWorker {
     Write(plan);
     counts_.clear();
     std::vector<Token> tokens;
-    for (size_t i = 0; i < plan.rows.size(); ++i) {
-      if ((plan.row_flags[i] & plan::kRowSamples) == 0) continue;
-      Slot& slot = At(plan.rows[i]);
-      const bool drafts = plan.row_flags[i] & plan::kRowDrafts;
-      counts_.push_back(drafts ? Verify(slot, plan.row_tokens[i], tokens) : 1);
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      if ((row_flags_[i] & plan::kRowSamples) == 0) continue;
+      Slot& slot = At(rows_[i]);
+      const bool drafts = row_flags_[i] & plan::kRowDrafts;
+      counts_.push_back(drafts ? Verify(slot, row_tokens_[i], tokens) : 1);
       if (drafts) continue;
       slot.last = Sample(slot);
       tokens.push_back(slot.last);
@@ -167,16 +166,16 @@ class ModelWorker {
     std::vector<Block> blocks;
   };
 
-  // The plan with the rows that it repeats.
-  plan::StepPlan Whole(plan::StepPlan plan) {
+  // The rows of the plan with those that it repeats.
+  void RepeatRows(const plan::StepPlan& plan) {
     const auto count = static_cast<size_t>(plan.repeated_rows);
     if (count > rows_.size()) Fail("repeats rows", plan.repeated_rows);
     rows_.resize(count);
     rows_.insert(rows_.end(), plan.rows.begin(), plan.rows.end());
-    plan.rows = rows_;
-    plan.row_tokens.insert(plan.row_tokens.begin(), count, 1);
-    plan.row_flags.insert(plan.row_flags.begin(), count, plan::kRowSamples);
-    return plan;
+    row_tokens_.assign(count, 1);
+    row_tokens_.insert(row_tokens_.end(), plan.row_tokens.begin(), plan.row_tokens.end());
+    row_flags_.assign(count, plan::kRowSamples);
+    row_flags_.insert(row_flags_.end(), plan.row_flags.begin(), plan.row_flags.end());
   }
 
   // Tables of added slots begin as the slots' last ones did.
@@ -320,26 +319,24 @@ class ModelWorker {
 
   // All rows write before any row reads.
   void Write(const plan::StepPlan& plan) {
-    std::set<const Token*> written;
-    std::set<int32_t> rows;
+    written_.clear();
     size_t at = 0;
     int total = 0;
     bool long_rows = false;
-    for (size_t i = 0; i < plan.rows.size(); ++i) {
-      Slot& slot = At(plan.rows[i]);
-      if (!rows.insert(plan.rows[i]).second) Fail("two rows of slot", plan.rows[i]);
-      Await(slot, plan.row_flags[i] & plan::kRowSamples);
-      long_rows = long_rows || plan.row_tokens[i] > 1;
-      if (long_rows && plan.row_tokens[i] == 1) Fail("a row of one token behind a long one", 1);
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      Slot& slot = At(rows_[i]);
+      Await(slot, row_flags_[i] & plan::kRowSamples);
+      long_rows = long_rows || row_tokens_[i] > 1;
+      if (long_rows && row_tokens_[i] == 1) Fail("a row of one token behind a long one", 1);
       const int context = slot.context;
-      for (int k = 0; k < plan.row_tokens[i]; ++k, ++slot.context) {
-        const bool given = plan.row_flags[i] & plan::kRowHasTokens;
+      for (int k = 0; k < row_tokens_[i]; ++k, ++slot.context) {
+        const bool given = row_flags_[i] & plan::kRowHasTokens;
         if (given && at >= plan.prompt_tokens.size()) return Fail("prompt tokens end at", at);
         Token* cell = Cell(slot, slot.context);
-        if (!written.insert(cell).second) Fail("two rows write block", slot.context / width_);
+        written_.push_back(cell);
         // A draft that nobody accepted is any token.
         *cell = given ? plan.prompt_tokens[at++] : k == 0 ? slot.last : vocab_;
-        if (*cell < 0) Fail("no last token in slot", plan.rows[i]);
+        if (*cell < 0) Fail("no last token in slot", rows_[i]);
         writers_[static_cast<size_t>(cell - cells_.data())] = slot.seed;
         // Drafts that were not accepted are written again: that begins nothing.
         const bool again = slot.context < slot.reached;
@@ -350,19 +347,32 @@ class ModelWorker {
         groups_.Write(slot.tables, slot.seed, slot.context, *cell, again);
       }
       for (int k = 0; k < slot.context; k += width_) groups_.TouchFirst(BlockAt(slot, k));
-      total += plan.row_tokens[i];
-      if (plan.row_flags[i] & plan::kRowDrafts) slot.context = context + 1;
+      total += row_tokens_[i];
+      if (row_flags_[i] & plan::kRowDrafts) slot.context = context + 1;
     }
-    for (size_t i = 0; i < plan.rows.size(); ++i) {
-      const bool drafts = plan.row_flags[i] & plan::kRowDrafts;
-      CheckTables(At(plan.rows[i]), drafts ? 1 : plan.row_tokens[i]);
+    CheckDistinct();
+    groups_.EndWrites();
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      const bool drafts = row_flags_[i] & plan::kRowDrafts;
+      CheckTables(At(rows_[i]), drafts ? 1 : row_tokens_[i]);
     }
     if (at != plan.prompt_tokens.size())
       Fail("prompt tokens left over at", static_cast<int64_t>(at));
-    if (plan.rows.empty() && plan.store_tickets.empty() && plan.load_tickets.empty()) {
+    if (rows_.empty() && plan.store_tickets.empty() && plan.load_tickets.empty()) {
       Fail("nothing to do in step", plan.step.value);
     }
     largest_ = std::max(largest_, total);
+  }
+
+  // No slot has two rows, no place was written twice.
+  void CheckDistinct() {
+    std::ranges::sort(written_);
+    const auto cell = std::ranges::adjacent_find(written_);
+    if (cell != written_.end()) Fail("two rows write block", (*cell - cells_.data()) / width_);
+    sorted_rows_ = rows_;
+    std::ranges::sort(sorted_rows_);
+    const auto row = std::ranges::adjacent_find(sorted_rows_);
+    if (row != sorted_rows_.end()) Fail("two rows of slot", *row);
   }
 
   // What the groups behind the first have of the slot's last tokens, and what those read.
@@ -412,6 +422,10 @@ class ModelWorker {
   std::map<int32_t, Copy> copies_;
   std::map<int32_t, Slot> slots_;
   std::vector<int32_t> rows_;                      // of the last step
+  std::vector<int32_t> row_tokens_;
+  std::vector<uint8_t> row_flags_;
+  std::vector<int32_t> sorted_rows_;
+  std::vector<const Token*> written_;
   std::map<int32_t, ModelGroups::Tables> former_;  // of the slot's last request
   std::string error_;
   int largest_ = 0;
