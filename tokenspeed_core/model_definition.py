@@ -60,8 +60,16 @@ def define(model: str, config: str | None = None) -> ModelDefinition:
     stored = _json(Path(config)) if config else stored_config(model)
     embeds = Pooling.of(resolve(model, weights=False).path) is not None
     architecture = str((stored.get("architectures") or ["none"])[0])
-    family = (embedder_of if embeds else family_of)(architecture)
-    return ModelDefinition(family, stored, embeds)
+    return ModelDefinition(registered(architecture, embeds), stored, embeds)
+
+
+def registered(architecture: str, embeds: bool) -> Family[Any]:
+    """Return the family that computes an architecture, or with `embeds` its embedder.
+
+    Raises:
+        ConfigError: no family computes it, or it has no hidden rows to give out.
+    """
+    return (embedder_of if embeds else family_of)(architecture)
 
 
 def family_in(file: str) -> Family[Any]:

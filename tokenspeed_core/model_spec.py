@@ -11,11 +11,10 @@ import torch
 from .checkpoint import open_checkpoint
 from .config import EngineConfig
 from .kernels.float8 import FLOAT8
-from .model_definition import family_in
+from .model_definition import family_in, registered
 from .model_source import cache_directory, resolve
-from .models.embedder import embedder, embedder_of
+from .models.embedder import embedder
 from .models.family import Compilation, Family
-from .models.registry import family_of
 from .models.sampling import Choice
 from .ops import composites_on
 from .pooling import Pooling
@@ -79,7 +78,7 @@ class ModelSpec:
             family = family_in(engine.family)
             family = embedder(family) if embeds else family
         else:
-            family = _registered(stored, path, embeds)
+            family = registered(_architecture(stored, path), embeds)
         config = family.config(stored)
         longest = int(config.max_position)
         if engine.max_model_len > longest:
@@ -184,14 +183,14 @@ def _refuse_idle_axes(plan: RankPlan) -> None:
         )
 
 
-def _registered(stored: Mapping[str, Any], path: Path, embeds: bool) -> Family[Any]:
+def _architecture(stored: Mapping[str, Any], path: Path) -> str:
     architectures = stored.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ModelSpecError(
             f"the config of {path} has architectures = {architectures!r}; "
             f"it must be a list that names one, such as ['LlamaForCausalLM']"
         )
-    return (embedder_of if embeds else family_of)(str(architectures[0]))
+    return str(architectures[0])
 
 
 def _plan_cache(engine: EngineConfig) -> PlanCache | None:

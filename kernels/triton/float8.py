@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..float8 import Float8Matrix
 from .device import MERGES, counters, device_of
+from .skinny import split_sum
 
 # Above so many rows the copy costs less than the conversions of every tile.
 MAX_ROWS = 384
@@ -63,17 +64,7 @@ def float8_matrix(
     last = True
     if SPLITS > 1:
         tiles = tl.num_programs(0) * tl.num_programs(1)
-        within = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
-        tl.store(partial + (split * tiles + tile) * BN * BM + within, acc)
-        tl.debug_barrier()
-        last = tl.atomic_add(counter + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
-        if last:
-            tl.debug_barrier()
-            acc = tl.zeros([BN, BM], tl.float32)
-            for i in range(SPLITS):
-                part = partial + (i * tiles + tile) * BN * BM + within
-                acc += tl.load(part, cache_modifier=".cg")
-            tl.store(counter + tile, 0)
+        acc, last = split_sum(acc, partial, counter, tile, tiles, split, SPLITS)
     if last:
         if Q == 1:
             acc *= tl.load(scales, mask=row_ok, other=0.0)[:, None]

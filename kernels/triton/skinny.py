@@ -34,6 +34,28 @@ def _finish(
 
 
 @triton.jit
+def split_sum(acc, partial, counter, tile, tiles, split, SPLITS: tl.constexpr):
+    """Return the sum of a tile's parts `acc[A,B]`, one of each program, and whether to use it.
+
+    Each leaves its part in `partial[SPLITS,tiles,A,B]`; the last to arrive adds them in order,
+    and only it has the sum.  It sets `counter[tile]` back to zero.
+    """
+    A: tl.constexpr = acc.shape[0]
+    B: tl.constexpr = acc.shape[1]
+    within = tl.arange(0, A)[:, None] * B + tl.arange(0, B)[None, :]
+    tl.store(partial + (split * tiles + tile) * A * B + within, acc)
+    tl.debug_barrier()
+    last = tl.atomic_add(counter + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if last:
+        tl.debug_barrier()
+        acc = tl.zeros([A, B], tl.float32)
+        for i in range(SPLITS):
+            acc += tl.load(partial + (i * tiles + tile) * A * B + within, cache_modifier=".cg")
+        tl.store(counter + tile, 0)
+    return acc, last
+
+
+@triton.jit
 def vector(
     x, w, scale, y, gain, residual, eps,
     N: tl.constexpr, K: tl.constexpr, TALL: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -146,18 +168,7 @@ def matrix(
         gdc_launch_dependents()
     last = True
     if SPLITS > 1:
-        tiles = tl.num_programs(0)
-        within = ms[:, None] * BN + tl.arange(0, BN)[None, :]
-        tl.store(partial + (split * tiles + tile) * BM * BN + within, acc)
-        tl.debug_barrier()
-        last = tl.atomic_add(counter + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
-        if last:
-            tl.debug_barrier()
-            acc = tl.zeros([BM, BN], tl.float32)
-            for i in range(SPLITS):
-                part = partial + (i * tiles + tile) * BM * BN + within
-                acc += tl.load(part, cache_modifier=".cg")
-            tl.store(counter + tile, 0)
+        acc, last = split_sum(acc, partial, counter, tile, tl.num_programs(0), split, SPLITS)
     if last:
         out_at = ms[:, None].to(tl.int64) * N + rows[None, :]
         out_ok = live[:, None] & row_ok[None, :]
