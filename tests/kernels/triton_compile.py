@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compiles every Triton kernel for a device that need not be here.
 
-`python -m ... sm_90 plain`, or `variants` instead, which are more of each.
+`python -m ... sm_90 plain`, or `variants` instead of any other word, which are more of each.
 """
 
 import json
