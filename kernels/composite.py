@@ -109,15 +109,10 @@ def norm_moe_add(
     return x + update
 
 
-@register("all_reduce_add_rms_norm", backend="torch")
-def all_reduce_add_rms_norm(
-    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the norm of `residual[n,d]` plus the ranks' sum of `x[n,d]`, and that sum."""
-    pair: tuple[Tensor, Tensor] = _kernel("add_rms_norm", x)(
-        c.all_reduce(x, axis), residual, w, eps
-    )
-    return pair
+@register("all_reduce_add", backend="torch")
+def all_reduce_add(c: Collectives, axis: str, x: Tensor, residual: Tensor) -> Tensor:
+    """Return `residual[n,d]` plus the ranks' sum of `x[n,d]`."""
+    return residual + c.all_reduce(x, axis)
 
 
 CHUNKS = 2  # of rows: one is multiplied while the other travels

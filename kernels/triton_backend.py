@@ -59,6 +59,7 @@ if BUILT:
         (pointwise.rope, ()),
         (pointwise.rope_pairs, ()),
         (all_reduce.rank_sum, ()),
+        (all_reduce.all_reduce_add, ()),
         (experts.experts, ()),
         (experts.norm_moe_add, ()),
         (router.softmax_router, ()),

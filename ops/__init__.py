@@ -19,7 +19,7 @@ from .cast import widen
 from .collectives import Collectives
 from .composite import (
     all_gather_linear,
-    all_reduce_add_rms_norm,
+    all_reduce_add,
     composites_on,
     linear_add,
     linear_reduce_scatter,
@@ -76,7 +76,7 @@ __all__ = [
     "WindowKV",
     "add_rms_norm",
     "all_gather_linear",
-    "all_reduce_add_rms_norm",
+    "all_reduce_add",
     "causal_conv",
     "chosen",
     "clamped_experts",

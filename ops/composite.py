@@ -24,7 +24,7 @@ from .collectives import Collectives
 from .einsum import linear, split
 from .experts import experts
 from .kernel import kernel
-from .norm import add_rms_norm, rms_norm
+from .norm import rms_norm
 from .rope import rope
 from .router import softmax_router
 
@@ -186,20 +186,15 @@ def norm_moe_add(
     return y
 
 
-def _all_reduce_add_rms_norm(
-    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return add_rms_norm(c.all_reduce(x, axis), residual, w, eps)
+def _all_reduce_add(c: Collectives, axis: str, x: Tensor, residual: Tensor) -> Tensor:
+    return residual + c.all_reduce(x, axis)
 
 
-@defined_by(_all_reduce_add_rms_norm, collective=True)
-def all_reduce_add_rms_norm(
-    c: Collectives, axis: str, x: Tensor, residual: Tensor, w: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return `add_rms_norm` of the sum of `x[n,d]` over the ranks of `axis`, in rank order."""
-    run = kernel("all_reduce_add_rms_norm", x)
-    pair: tuple[Tensor, Tensor] = run(c, axis, x, residual, w, eps)
-    return pair
+@defined_by(_all_reduce_add, collective=True)
+def all_reduce_add(c: Collectives, axis: str, x: Tensor, residual: Tensor) -> Tensor:
+    """Return `residual[n,d]` plus the sum of `x[n,d]` over the ranks of `axis`, in rank order."""
+    y: Tensor = kernel("all_reduce_add", x)(c, axis, x, residual)
+    return y
 
 
 def _all_gather_linear(c: Collectives, axis: str, x: Tensor, w: Matrix) -> Tensor:

@@ -66,10 +66,6 @@ def _ending(step: Step, made: dict[Var, Step]) -> Iterator[Composite]:
         if last := before(step.operands[0]):
             yield Composite("norm_linear", (last, step))
             yield Composite("all_gather_linear", (last, step))
-    elif isinstance(step, Apply) and step.op.name == "add_rms_norm":
-        for var in step.operands[:2]:
-            if move := before(var):
-                yield Composite("all_reduce_add_rms_norm", (move, step))
     elif isinstance(step, Apply) and step.op.packed:
         project = before(step.operands[0])
         if project and (norm := before(project.operands[0])):
@@ -79,6 +75,8 @@ def _ending(step: Step, made: dict[Var, Step]) -> Iterator[Composite]:
             last = before(var)
             if isinstance(last, Project):
                 yield Composite("linear_add", (last, step))
+            elif isinstance(last, Move):
+                yield Composite("all_reduce_add", (last, step))
             elif isinstance(last, Apply) and last.op.name == "experts":
                 x, ids = last.operands[:2]
                 norm, route = before(x), before(ids)

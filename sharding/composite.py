@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from .program import Apply, Code, Composite, Move, Project, Step, Var
+from .reduction import SUMS
 
 
 @attrs.frozen
@@ -164,15 +165,12 @@ def _norm_moe_add(parts: Parts) -> Arguments | None:
     return (x, weight, Stored(router.pack), *experts.args[3:], *route.args[1:], eps)
 
 
-def _all_reduce_add_rms_norm(parts: Parts) -> Arguments | None:
+def _all_reduce_add(parts: Parts) -> Arguments | None:
     match parts:
-        case (Move(kind="all_reduce") as move, Apply() as norm):
-            if norm.op.name == "add_rms_norm" and move.result in norm.operands[:2]:
-                rest = [var for var in norm.operands[:2] if var is not move.result]
-                weight = norm.operands[2]
-                stored = weight.kind == "param" and weight.dtype == move.result.dtype
-                if stored and len(rest) == 1 and sums(norm):
-                    return (Over(move.axes), move.operand, rest[0], weight, norm.args[3])
+        case (Move(kind="all_reduce") as move, Apply() as add) if add.op.name == "add":
+            rest = [var for var in add.operands if var is not move.result]
+            if move.operand.spec.reduce in SUMS and len(rest) == 1 and sums(add):
+                return (Over(move.axes), move.operand, rest[0])
     return None
 
 
@@ -213,7 +211,7 @@ def sums(step: Apply) -> bool:
 
 FORMS: dict[str, Callable[[Parts], Arguments | None]] = {
     "all_gather_linear": _all_gather_linear,
-    "all_reduce_add_rms_norm": _all_reduce_add_rms_norm,
+    "all_reduce_add": _all_reduce_add,
     "linear_add": _linear_add,
     "linear_reduce_scatter": _linear_reduce_scatter,
     "norm_gate_up": _norm_gate_up,

@@ -62,10 +62,12 @@ def cost(move: Move, mesh: Mesh, tokens: Mapping[str, int], link: Link = NVLINK)
     if move.routed:
         _, active = move.routed
         wire = int(wire * (1 - (1 - 1 / ways) ** active))
-    start = 0.0 if move.joins else link.alpha_us
-    start += COUNTS_US if move.kind == "dispatch" and not move.joins else 0.0
-    us = start + wire / (link.gb_per_s * 1e3) if trips else 0.0
-    return Cost(whole if trips else 0, wire, us)
+    if not trips:
+        return Cost(0, wire, 0.0)
+    if move.joins:
+        return Cost(whole, wire, wire / (link.gb_per_s * 1e3))
+    counts = COUNTS_US if move.kind == "dispatch" else 0.0
+    return Cost(whole, wire, link.us(move.kind, wire) + counts)
 
 
 def work(

@@ -17,7 +17,7 @@ from .division import check_layout
 from .emit import emit
 from .error import BudgetError, PlacementError
 from .exchange import exchange
-from .fuse import fuse
+from .fuse import fuse, unfuse
 from .layout import Layout
 from .machine import H100, Machine
 from .one_sum import one_sum
@@ -148,7 +148,7 @@ class Draft:
         return {axes: made} if set(storage(made)) == set(self.storage) else {}
 
     def _sized(self, bundled: Program, tokens: int) -> Program:
-        paid = one_sum(bundled, tokens, self.machine)
+        paid = unfuse(one_sum(bundled, tokens, self.machine), self.composites)
         composed = compose(paid, self.composites, tokens, self.machine)
         return cut(overlap(composed, tokens, self.machine))
 

@@ -10,7 +10,7 @@ from .composite import sums
 from .op import OPS
 from .pack import contracted
 from .pointwise import ADD
-from .program import Apply, Code, Loop, Program, Step, Var
+from .program import Apply, Code, Loop, Move, Program, Step, Var
 from .rule import Rule
 
 
@@ -75,6 +75,33 @@ def addable(code: Code, offered: Collection[str]) -> set[Var]:
         if step.op.name == "experts" and "norm_moe_add" in offered:
             found.add(step.results[0])
     return found
+
+
+def unfuse(program: Program, offered: Collection[str]) -> Program:
+    """Return `program` with the sum and the norm apart where a reduction pays one of its terms.
+
+    That is where a composite on offer reduces and adds: the norm may then join its projection.
+    """
+    if "all_reduce_add" not in offered:
+        return program
+    blocks = {id(code): _unfused(code, {}) for code in program.blocks}
+    driver = _unfused(program.driver, blocks)
+    return attrs.evolve(program, blocks=tuple(blocks.values()), driver=driver)
+
+
+def _unfused(code: Code, blocks: dict[int, Code]) -> Code:
+    paid: set[Var] = set()
+    steps: list[Step] = []
+    for step in code.steps:
+        if isinstance(step, Loop):
+            steps.append(attrs.evolve(step, block=blocks[id(step.block)]))
+        elif is_sum(step) and step.op.name != ADD.name and paid.intersection(step.operands[:2]):
+            steps += (sum_of(step), norm_of(step))
+        else:
+            steps.append(step)
+        if isinstance(step, Move) and step.kind == "all_reduce":
+            paid.add(step.result)
+    return attrs.evolve(code, steps=tuple(steps))
 
 
 def _joint(add: Apply, norm: Apply) -> Apply:

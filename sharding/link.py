@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Links: how fast ranks exchange bytes along each mesh axis."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -13,26 +15,66 @@ from .error import MeshError
 class Link:
     """An alpha-beta model of a link: microseconds to start a collective, GB/s a rank sustains.
 
-    Where a rank's own cores do the copying (`busy`) nothing can be computed meanwhile.
+    Where a rank's own cores do the copying (`busy`) nothing can be computed meanwhile.  Of kinds of
+    collectives that were `measured`, (bytes on the wire, microseconds) by rising bytes.
     """
 
     name: str
     alpha_us: float
     gb_per_s: float
     busy: bool = False
+    measured: Mapping[str, Sequence[tuple[int, float]]] = attrs.field(factory=dict, hash=False)
+
+    def us(self, kind: str, wire: int) -> float:
+        """Return the time of a collective in which a rank sends so many bytes.
+
+        Between measured sizes it is interpolated, both on logarithmic scales.
+        """
+        points = self.measured.get(kind)
+        if not points:
+            return self.alpha_us + wire / (self.gb_per_s * 1e3)
+        at = bisect_left(points, wire, key=lambda point: point[0])
+        if at == 0:
+            return points[0][1]
+        below, us = points[at - 1]
+        if at == len(points):
+            return us * wire / below
+        above, more = points[at]
+        share = math.log(wire / below) / math.log(above / below)
+        return us * math.exp(share * math.log(more / us))
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.alpha_us:g} us + bytes / {self.gb_per_s:g} GB/s)"
+        how = f"{self.alpha_us:g} us + bytes / {self.gb_per_s:g} GB/s"
+        if self.measured:
+            how = f"{', '.join(self.measured)} as measured; others {how}"
+        return f"{self.name} ({how})"
 
 
-# Estimates of what a ring sustains, four fifths of one direction's peak, until a table measured
-# on the machine replaces them: NVLink 4 is 450 GB/s each way, NVLink 3 300, PCIe 5 x16 63.
+def _doubling(first: int, *us: float) -> tuple[tuple[int, float], ...]:
+    """Return the points of times that were measured at twice the bytes each."""
+    return tuple((first << at, each) for at, each in enumerate(us))
+
+
+# Between two H200s (tests/bench/bench_collectives.py), from 8 KiB on: sums of up to 512 KiB in one
+# launch over each other's memory, all else over NCCL.
+_NVLINK_4 = {
+    "all_reduce": _doubling(
+        8 << 10, 4.4, 4.3, 4.3, 4.4, 4.6, 5.2, 6.3, 18.0, 26.9, 37.6, 58.3, 100, 178, 336, 640
+    ),
+    "all_gather": _doubling(
+        8 << 10, 8.8, 9.0, 9.1, 9.3, 9.9, 11.8, 14.3, 20.0, 29.7, 40.3, 58.4, 95.8, 163, 296, 554
+    ),
+}
+
+# Estimates of what a ring sustains, four fifths of one direction's peak, unless they say measured:
+# NVLink 4 is 450 GB/s each way, NVLink 3 300, PCIe 5 x16 63.
 NVLINK = Link("nvlink-h100", 9.0, 360.0)
 LINKS: Mapping[str, Link] = MappingProxyType(
     {
         link.name: link
         for link in (
             NVLINK,
+            Link("nvlink-h200", 9.0, 360.0, measured=_NVLINK_4),
             Link("nvlink-a100", 9.0, 240.0),
             Link("pcie5", 15.0, 50.0),
             Link("pcie4", 15.0, 25.0),

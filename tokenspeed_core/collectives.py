@@ -77,6 +77,10 @@ class Collectives:
             return self._sums[axis](x)
         return reduced(self._exchange(x, axis), kind)
 
+    def all_reduce_add(self, x: Tensor, axis: str, residual: Tensor) -> Tensor:
+        """Return `residual` plus the sum of the ranks' x in rank order."""
+        return self._sums[axis](x, residual)
+
     def reduce_scatter(self, x: Tensor, axis: str, dim: int, kind: str = SUM) -> Tensor:
         """Sum the ranks' x in rank order and keep this rank's even part of `dim`."""
         group = self._groups[axis]

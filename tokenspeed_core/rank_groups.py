@@ -2,7 +2,9 @@
 """The ranks of an engine as torch.distributed knows them: gloo on hosts, NCCL between GPUs."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import attrs
 import torch
@@ -97,15 +99,22 @@ class RankGroups:
     def leave(self) -> None:
         """End what the ranks share; each calls it when none waits for another.
 
-        Gloo's threads must be gone before a process ends; graphs may hold NCCL's communicators.
+        Gloo's threads must be gone before a process ends; of GPUs none may read another's memory.
         """
         if self.device.type == "cuda":
-            self.abort()
+            torch.cuda.synchronize(self.device)
+            self.smallest(0)
         elif self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
 
-    def abort(self) -> None:
-        """End what this rank waits for on a GPU: its peers may be gone."""
+    def exit(self, code: int) -> NoReturn:
+        """End this process; between GPUs at once, since peers may be gone.
+
+        NCCL ends a communicator only after the graphs that captured it, which last.
+        """
         if self.world > 1 and self.device.type == "cuda":
-            dist.distributed_c10d._abort_process_group()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+        sys.exit(code)

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .graph import Graph
+from .direct_sums import DirectSums
+from .graph import Graph, replay_ms
 from .kernels import rank_sum as _rank_sum  # noqa: F401  (registers it)
 from .kernels.registry import select
 from .rank_groups import Group, RankGroups
-from .small_sums import SmallSums
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ ONE_HOP = "one hop"  # the same as GATHER in one launch, over memory that peers 
 TWO_HOPS = "two hops"  # the same as SCATTER in one launch
 
 # Sizes that are timed, as powers of two: of smaller sums the time is that of the smallest.
-_SMALLEST, _LARGEST = 12, 23
+_SMALLEST, _LARGEST = 12, 26
 _CALLS, _REPEATS = 16, 5
 
 
@@ -46,10 +46,13 @@ def exchanged(x: Tensor, group: Group) -> Tensor:
     return came
 
 
-def rank_sum(parts: Tensor) -> Tensor:
-    """Return the sum `[...]` of `parts[ranks,...]` in rank order."""
+Way = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def rank_sum(parts: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return the sum `[...]` of `parts[ranks,...]` in rank order, plus `residual[...]`."""
     run = select("rank_sum", "cpu" if parts.is_cpu else parts.device.type, parts.dtype)
-    total: Tensor = run(parts)
+    total: Tensor = run(parts, residual)
     return total
 
 
@@ -61,13 +64,13 @@ class RankSums:
     """
 
     group: Group
-    small: SmallSums | None
+    direct: DirectSums | None
     choices: Mapping[int, str]
 
     @classmethod
     def of(cls, group: Group, ranks: RankGroups) -> "RankSums":
         """Return what sums over `group`; on GPUs every way is timed and ranks agree on the best."""
-        unmeasured = cls(group, SmallSums.of(group, ranks), {_LARGEST: GATHER})
+        unmeasured = cls(group, DirectSums.of(group, ranks), {_LARGEST: GATHER})
         if ranks.device.type != "cuda":
             return unmeasured
         choices = {}
@@ -83,44 +86,45 @@ class RankSums:
         torch.cuda.empty_cache()  # what graphs held is the cache's
         return attrs.evolve(unmeasured, choices=choices)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the sum of the ranks' `x`."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the sum of the ranks' `x`, plus `residual` of the same type if there is one."""
         ways = self.ways(x)
-        return ways.get(self.choice(x.nbytes), self._gather)(x)
+        return ways.get(self.choice(x.nbytes), self._gather)(x, residual)
 
     def choice(self, nbytes: int) -> str:
         """Return the way to sum so many bytes."""
         size = max(nbytes - 1, 1).bit_length()
         return self.choices[min(max(size, min(self.choices)), max(self.choices))]
 
-    def ways(self, x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    def ways(self, x: Tensor) -> dict[str, Way]:
         """Return the ways that can sum `x`, by name."""
-        ways: dict[str, Callable[[Tensor], Tensor]] = {GATHER: self._gather}
+        ways: dict[str, Way] = {GATHER: self._gather}
         if self.group.size > 2 and x.numel() % self.group.size == 0:
             ways[SCATTER] = self._scatter
-        if self.small is not None and self.small.takes(x):
+        if self.direct is not None and self.direct.takes(x):
             ways[ONE_HOP] = self._one_hop
             if self.group.size > 2 and self.group.size & (self.group.size - 1) == 0:
                 ways[TWO_HOPS] = self._two_hops
         return ways
 
-    def _gather(self, x: Tensor) -> Tensor:
-        return rank_sum(gathered(x, self.group))
+    def _gather(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return rank_sum(gathered(x, self.group), residual)
 
-    def _scatter(self, x: Tensor) -> Tensor:
+    def _scatter(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         mine = rank_sum(exchanged(x.contiguous().view(self.group.size, -1), self.group))
-        return gathered(mine, self.group).view(x.shape)
+        y = gathered(mine, self.group).view(x.shape)
+        return y if residual is None else residual + y
 
-    def _one_hop(self, x: Tensor) -> Tensor:
-        assert self.small is not None
-        return self.small.sum(x, twice=False)
+    def _one_hop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        assert self.direct is not None
+        return self.direct.sum(x, residual, twice=False)
 
-    def _two_hops(self, x: Tensor) -> Tensor:
-        assert self.small is not None
-        return self.small.sum(x, twice=True)
+    def _two_hops(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        assert self.direct is not None
+        return self.direct.sum(x, residual, twice=True)
 
 
-def microseconds(way: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> float:
+def microseconds(way: Callable[..., Tensor], x: Tensor, device: torch.device) -> float:
     """Return the median time of a call on a GPU, in a captured graph; each rank calls it."""
 
     def calls() -> Tensor:
@@ -131,12 +135,4 @@ def microseconds(way: Callable[[Tensor], Tensor], x: Tensor, device: torch.devic
 
     with torch.inference_mode():
         graph = Graph(calls, device, torch.cuda.graph_pool_handle())
-    spent = []
-    for _ in range(_REPEATS):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begun.record()
-        graph.replay()
-        ended.record()
-        torch.cuda.synchronize(device)
-        spent.append(float(begun.elapsed_time(ended)) * 1e3 / _CALLS)
-    return statistics.median(spent)
+    return statistics.median(replay_ms(graph, device) for _ in range(_REPEATS)) * 1e3 / _CALLS

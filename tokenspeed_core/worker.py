@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import zmq
@@ -294,13 +295,14 @@ def main(arguments: list[str] | None = None) -> int:
     _tell(Ready(time.monotonic() - started))
     time_gaps = engine.time_gaps and runner.device.type == "cuda"
     worker = Worker(run, options.rank, engine.num_ranks, runner, new_executor, time_gaps)
+    code = 0
     try:
-        reason = worker.serve()
-    finally:
-        runner.ranks.abort()
+        _log.info("rank %d ends: %s", options.rank, worker.serve())
+    except Exception:
+        traceback.print_exc()
+        code = 1
     library.close()
-    _log.info("rank %d ends: %s", options.rank, reason)
-    return 0
+    runner.ranks.exit(code)
 
 
 if __name__ == "__main__":

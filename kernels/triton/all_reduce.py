@@ -4,9 +4,12 @@
 Ranks share one `Exchange` each: flags, then two halves of data.  A program of a launch owns one
 region of each half on every rank, so programs of different ranks meet in pairs, never all at once.
 A program writes its part of `x`, raises a flag at each peer, waits for theirs, and sums what all
-wrote.  It uses the halves in turn: a peer that has raised the flag of this turn has read what was
-written two turns ago, since its own launches follow one another.
+wrote; of a large `x` it has several parts, one a turn.  It uses the halves in turn: a peer that has
+raised the flag of this turn has read what was written two turns ago, since its own turns follow one
+another.
 """
+
+from typing import Any
 
 import attrs
 import torch
@@ -17,9 +20,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .device import device_of
 
-REGION_BYTES = 4096
-PROGRAMS = 128
-MOST_BYTES = PROGRAMS * REGION_BYTES
+REGION_BYTES = 4096  # a part, where programs have one each
+WIDE_BYTES = 16384  # where they have several: each turn waits for peers
+PROGRAMS = 256
+MOST_BYTES = 1 << 28
 _ROUNDS = 2  # flags a turn: one for what ranks wrote, one for what each has summed
 _BLOCK = 4096
 
@@ -45,7 +49,7 @@ class Exchange:
 
 def exchange_bytes(ranks: int) -> int:
     """Return the bytes of memory that each rank gives: flags, two halves, and two of its sums."""
-    return 4 * _ROUNDS * ranks * PROGRAMS + 4 * MOST_BYTES
+    return 4 * _ROUNDS * ranks * PROGRAMS + 4 * PROGRAMS * WIDE_BYTES
 
 
 @triton.jit
@@ -70,53 +74,66 @@ def _meet(flags, own, pid, turn, RANK: tl.constexpr, RANKS: tl.constexpr, PROGRA
 
 @triton.jit
 def sum_ranks(
-    x, y, addresses, turns, size,
-    RANK: tl.constexpr, RANKS: tl.constexpr, REGION: tl.constexpr, PROGRAMS: tl.constexpr,
-    TWICE: tl.constexpr, PDL: tl.constexpr,
+    x, residual, y, addresses, turns, size,
+    RANK: tl.constexpr, RANKS: tl.constexpr, REGION: tl.constexpr, STRIDE: tl.constexpr,
+    PROGRAMS: tl.constexpr, ADDS: tl.constexpr, TWICE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`y[size]`, the sum of the ranks' `x[size]`, REGION elements a program.
+    """`y[size]`, the sum of the ranks' `x[size]`, REGION elements a program and turn.
 
-    TWICE: a rank sums its part of a region only, and reads the other sums from their ranks.
+    Programs' regions lie STRIDE elements apart, whatever REGION of a launch.  ADDS: the rounded
+    sum is added to `residual[size]`.  TWICE: a rank sums its part of a region only, and reads the
+    other sums from their ranks.
     """
     pid = tl.program_id(0)
     e = tl.arange(0, REGION)
-    at = pid * REGION + e
     own = tl.load(addresses + RANK).to(tl.pointer_type(tl.int32))
     flag_count: tl.constexpr = 2 * RANKS * PROGRAMS
+    mine = tl.multiple_of((own + flag_count).to(x.dtype), 16)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    turn = tl.load(turns + pid) + 1
-    place = ((turn & 1) * PROGRAMS + pid) * REGION + e
-    mine = tl.multiple_of((own + flag_count).to(x.dtype), 16)
-    tl.store(mine + place, tl.load(x + at, mask=at < size, other=0.0))
-    _meet(addresses, own, pid, turn, RANK, RANKS, PROGRAMS, 0)
-    if TWICE:
-        PART: tl.constexpr = REGION // RANKS
-        f = RANK * PART + tl.arange(0, PART)
-        base = ((turn & 1) * PROGRAMS + pid) * REGION
-        part = tl.zeros((PART,), tl.float32)
-        for r in tl.static_range(RANKS):
-            peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
-            data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
-            part += tl.load(data + base + f, volatile=True).to(tl.float32)
-        summed = base + 2 * PROGRAMS * REGION
-        tl.store(mine + summed + f, part.to(x.dtype.element_ty))
-        _meet(addresses, own, pid, turn, RANK, RANKS, PROGRAMS, 1)
-        for r in tl.static_range(RANKS):
-            peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
-            data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
-            g = r * PART + tl.arange(0, PART)
-            value = tl.load(data + summed + g, volatile=True)
-            tl.store(y + pid * REGION + g, value, mask=pid * REGION + g < size)
-    else:
-        total = tl.zeros((REGION,), tl.float32)
-        for r in tl.static_range(RANKS):
-            peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
-            data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
-            total += tl.load(data + place, volatile=True).to(tl.float32)
-        tl.store(y + at, total.to(x.dtype.element_ty), mask=at < size)
+    turn = tl.load(turns + pid)
+    for start in range(pid * REGION, size, tl.num_programs(0) * REGION):
+        turn += 1
+        at = start + e
+        base = ((turn & 1) * PROGRAMS + pid) * STRIDE
+        tl.store(mine + base + e, tl.load(x + at, mask=at < size, other=0.0))
+        _meet(addresses, own, pid, turn, RANK, RANKS, PROGRAMS, 0)
+        if TWICE:
+            PART: tl.constexpr = REGION // RANKS
+            f = RANK * PART + tl.arange(0, PART)
+            part = tl.zeros((PART,), tl.float32)
+            for r in tl.static_range(RANKS):
+                peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
+                data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
+                part += tl.load(data + base + f, volatile=True).to(tl.float32)
+            summed = base + 2 * PROGRAMS * STRIDE
+            tl.store(mine + summed + f, part.to(x.dtype.element_ty))
+            _meet(addresses, own, pid, turn, RANK, RANKS, PROGRAMS, 1)
+            for r in tl.static_range(RANKS):
+                peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
+                data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
+                g = r * PART + tl.arange(0, PART)
+                value = tl.load(data + summed + g, volatile=True)
+                _finish(value, residual, y, start + g, size, ADDS)
+        else:
+            total = tl.zeros((REGION,), tl.float32)
+            for r in tl.static_range(RANKS):
+                peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
+                data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
+                total += tl.load(data + base + e, volatile=True).to(tl.float32)
+            _finish(total.to(x.dtype.element_ty), residual, y, at, size, ADDS)
     tl.store(turns + pid, turn)
+
+
+@triton.jit
+def _finish(total, residual, y, at, size, ADDS: tl.constexpr):
+    """Store a sum, rounded as it is without a residual."""
+    ok = at < size
+    if ADDS:
+        kept = tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
+        total = (kept + total.to(tl.float32)).to(total.dtype)
+    tl.store(y + at, total, mask=ok)
 
 
 def can_sum(x: Tensor) -> bool:
@@ -124,28 +141,41 @@ def can_sum(x: Tensor) -> bool:
     return x.is_floating_point() and x.itemsize in (2, 4) and 0 < x.nbytes <= MOST_BYTES
 
 
-def all_reduce(x: Tensor, exchange: Exchange, twice: bool = False) -> Tensor:
+def all_reduce(
+    x: Tensor, exchange: Exchange, twice: bool = False, residual: Tensor | None = None
+) -> Tensor:
     """Return the sum in float32, in rank order, of the ranks' `x`; `twice` moves it in two hops.
 
-    All ranks call it with the same shape, in the same order.  Reads nothing on the host.
+    It is rounded to x's dtype, and then added to `residual`, of x's type, if there is one.  All
+    ranks call it with the same shape, in the same order.  Reads nothing on the host.
     """
     assert can_sum(x), (x.dtype, x.shape)
     x = x.contiguous()
+    kept = x if residual is None else residual.contiguous()
+    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
     y = torch.empty_like(x)
     device = device_of(x)
-    region = REGION_BYTES // x.itemsize
-    grid = (triton.cdiv(x.numel(), region),)
+    wide = x.nbytes > PROGRAMS * REGION_BYTES
+    region = (WIDE_BYTES if wide else REGION_BYTES) // x.itemsize
+    grid = (min(triton.cdiv(x.numel(), region), PROGRAMS),)
     sum_ranks[grid](
-        x, y, exchange.addresses, exchange.turns, x.numel(),
-        exchange.rank, len(exchange.addresses), region, PROGRAMS, twice,
-        device.has_dependent_launch, **device.options(4),
+        x, kept, y, exchange.addresses, exchange.turns, x.numel(),
+        exchange.rank, len(exchange.addresses), region, WIDE_BYTES // x.itemsize, PROGRAMS,
+        residual is not None, twice, device.has_dependent_launch,
+        **device.options(8 if wide else 4),
     )  # fmt: skip
     return y
 
 
 @triton.jit
-def sum_parts(parts, y, size, PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """`y[size]`, the sum over PARTS of `parts[PARTS,size]` in float32, in order."""
+def sum_parts(
+    parts, residual, y, size,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`y[size]`, the sum over PARTS of `parts[PARTS,size]` in float32, in order.
+
+    ADDS: the rounded sum is added to `residual[size]`.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < size
     if PDL:
@@ -156,18 +186,25 @@ def sum_parts(parts, y, size, PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.
     for part in tl.static_range(1, PARTS):
         more = tl.load(parts + part * stride + at, mask=ok, other=0.0)
         total += more.to(tl.float32)
-    tl.store(y + at, total.to(y.dtype.element_ty), mask=ok)
+    _finish(total.to(y.dtype.element_ty), residual, y, at, size, ADDS)
 
 
-def rank_sum(parts: Tensor) -> Tensor:
-    """Return the sum `[...]` of `parts[r,...]` in float32, in order."""
+def rank_sum(parts: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return the sum `[...]` of `parts[r,...]` in float32, in order; rounded, plus `residual`."""
     parts = parts.contiguous()
     y = torch.empty_like(parts[0])
     if y.numel():
         device = device_of(y)
+        kept = parts if residual is None else residual.contiguous()
         grid = (triton.cdiv(y.numel(), _BLOCK),)
         sum_parts[grid](
-            parts, y, y.numel(), len(parts), _BLOCK, device.has_dependent_launch,
-            **device.options(8),
+            parts, kept, y, y.numel(), len(parts), _BLOCK, residual is not None,
+            device.has_dependent_launch, **device.options(8),
         )  # fmt: skip
+    return y
+
+
+def all_reduce_add(c: Any, axis: str, x: Tensor, residual: Tensor) -> Tensor:
+    """Return `residual` plus the sum of `x` over the ranks of `axis`, by what sums for a rank."""
+    y: Tensor = c.all_reduce_add(x, axis, residual)
     return y

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Latency of a sum over GPUs by size: every way that we have, beside NCCL's own all-reduce.
+"""Latency of collectives between GPUs by size: sums by every way that we have, beside NCCL's own.
 
     python tests/bench/bench_collectives.py [--json] [--ranks N] [--device cpu]
 
-Without two GPUs it says so and ends; with `--device cpu` ranks meet over gloo instead.
+Without two GPUs it says so and ends; with `--device cpu` ranks meet over gloo instead.  Sizes are
+those of what a rank has before.
 """
 
 import argparse
@@ -12,17 +13,32 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenspeed_core.collectives import Collectives
 from tokenspeed_core.rank_groups import Group, RankGroups
-from tokenspeed_core.rank_sums import RankSums, microseconds
+from tokenspeed_core.rank_sums import RankSums, all_gather, microseconds
 
-SIZES = [1 << power for power in range(13, 23)]  # 8 KiB to 4 MiB
+# Its name from torch 2.13 on, and before.
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+SIZES = [1 << power for power in range(13, 28)]  # 8 KiB to 128 MiB
 REPEATS = 5
+
+
+@attrs.frozen
+class Timed:
+    """What is timed: a collective, how it is done, and the library's own name of the same."""
+
+    name: str
+    run: Callable[[Tensor], object]
+    peer: str
+    library: Callable[[Tensor], object]
 
 
 def main() -> int:
@@ -46,36 +62,52 @@ def run_rank(rank: int, world: int, kind: str, rendezvous: str, as_json: bool) -
     if kind == "cuda":
         torch.cuda.set_device(device)
     ranks = RankGroups.join({"tp": (tuple(range(world)),)}, world, rank, rendezvous, device)
-    group = ranks.by_axis["tp"]
-    sums = RankSums.of(group, ranks)
-    for size in SIZES:
+    collectives = Collectives.of(ranks)
+    sums = RankSums.of(ranks.by_axis["tp"], ranks)
+    for size in SIZES if kind == "cuda" else SIZES[:10]:
         x = torch.randn(size // 2, device=device).bfloat16()
-        backend = "nccl" if kind == "cuda" else "gloo"
-        ways = {**sums.ways(x), f"{backend} all-reduce": library(group)}
-        times = {
-            name: [spent(way, x, device) for _ in range(REPEATS)] for name, way in ways.items()
-        }
-        if rank == 0:
-            show(size, sums.choice(size), times, f"{backend} all-reduce", as_json)
-    ranks.abort()
+        for timed in what(x, collectives, sums, ranks.by_axis["tp"]):
+            pairs = [
+                (spent(timed.run, x, device), spent(timed.library, x, device))
+                for _ in range(REPEATS)
+            ]
+            if rank == 0:
+                mark = " <- chosen" if timed.name.endswith(f"by {sums.choice(size)}") else ""
+                show(size, timed, pairs, kind, as_json, mark)
+    ranks.leave()
+    ranks.exit(0)
 
 
-def library(group: Group) -> Callable[[Tensor], Tensor]:
-    """Return a sum by the library, in place on a copy that all calls share."""
-    held: list[Tensor] = []
+def what(x: Tensor, collectives: Collectives, sums: RankSums, group: Group) -> Iterator[Timed]:
+    """Yield each way to sum, then the other collectives of a program."""
+    ways, on = group.size, group.process_group
+    held, whole = x.clone(), x.new_empty(ways * len(x))
+    for name, way in sums.ways(x).items():
+        yield Timed(f"all_reduce by {name}", way, "all-reduce", partial(_summed, held, on))
+    yield Timed(
+        "all_gather", lambda y: collectives.all_gather(y, "tp", 0), "all-gather",
+        lambda y: (all_gather(whole, y, group=on), whole)[1],
+    )  # fmt: skip
+    part = x.new_empty(len(x) // ways)
+    yield Timed(
+        "reduce_scatter", lambda y: collectives.reduce_scatter(x, "tp", 0), "reduce-scatter",
+        lambda y: (reduce_scatter(part, y, group=on), part)[1],
+    )  # fmt: skip
+    yield Timed(
+        "all_to_all", lambda y: collectives.all_to_all(y, "tp", 0, 0), "all-to-all",
+        lambda y: (dist.all_to_all_single(held, x, group=on), held)[1],
+    )  # fmt: skip
 
-    def way(x: Tensor) -> Tensor:
-        if not held:
-            held.append(x.clone())
-        dist.all_reduce(held[0], group=group.process_group)
-        return held[0]
 
-    return way
+def _summed(held: Tensor, group: dist.ProcessGroup, x: Tensor) -> Tensor:
+    """Sum by the library, in place on a copy that all calls share."""
+    dist.all_reduce(held, group=group)
+    return held
 
 
-def spent(way: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> float:
+def spent(way: Callable[[Tensor], object], x: Tensor, device: torch.device) -> float:
     if device.type == "cuda":
-        return microseconds(way, x, device)
+        return microseconds(lambda _: way(x), x, device)
     way(x)
     begun = time.perf_counter()
     for _ in range(10):
@@ -83,23 +115,23 @@ def spent(way: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> f
     return (time.perf_counter() - begun) * 1e5
 
 
-def show(size: int, chosen: str, times: dict[str, list[float]], peer: str, as_json: bool) -> None:
-    case = f"{size >> 10} KiB"
-    for name, samples in times.items():
-        if name == peer:
-            continue
-        row = {
-            "bench": "collectives", "case": case, "metric": name, "unit": "us",
-            "ours": round(statistics.median(samples), 2),
-            "peer": round(statistics.median(times[peer]), 2), "peer_name": peer,
-            "spread": round(max(samples) - min(samples), 2),
-        }  # fmt: skip
-        if as_json:
-            print(json.dumps(row), flush=True)
-        else:
-            mark = " <- chosen" if name == chosen else ""
-            print(f"{case:>9} {name:<9} {row['ours']:9.1f} us (spread {row['spread']:.1f}), "
-                  f"{peer} {row['peer']:.1f}{mark}", flush=True)  # fmt: skip
+def show(
+    size: int, timed: Timed, pairs: list[tuple[float, float]], kind: str, as_json: bool, mark: str
+) -> None:
+    ours, theirs = zip(*pairs, strict=True)
+    peer = f"{'nccl' if kind == 'cuda' else 'gloo'} {timed.peer}"
+    row = {
+        "bench": "collectives", "case": f"{size >> 10} KiB", "metric": timed.name, "unit": "us",
+        "ours": round(statistics.median(ours), 2),
+        "peer": round(statistics.median(theirs), 2), "peer_name": peer,
+        "spread": round(max(ours) - min(ours), 2),
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(row), flush=True)
+    else:
+        took = f"{row['ours']:9.1f} us (spread {row['spread']:.1f})"
+        beside = f"{peer} {row['peer']:.1f}{mark}"
+        print(f"{row['case']:>10} {timed.name:<22} {took}, {beside}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ if torch.cuda.is_available():
     pytest.skip("programs of ranks on one GPU would wait for each other", allow_module_level=True)
 from tests.kernels import interpreted  # noqa: F401
 from tests.rank_processes import run_ranks
+from tokenspeed_core.kernels.triton import all_reduce as module
 from tokenspeed_core.kernels.triton.all_reduce import (
     MOST_BYTES,
-    PROGRAMS,
     Exchange,
     all_reduce,
     can_sum,
@@ -24,8 +24,11 @@ from tokenspeed_core.kernels.triton.all_reduce import (
     rank_sum,
 )
 
-# Of one program, of several, of a part of one; more turns than there are halves.
-SIZES = (5, 3000, 7000, 33, 2048, 4096)
+# Of one program, of several, of a part of one, of several turns in a launch, of more turns than
+# there are halves; some with a residual.
+SIZES = (5, 3000, 7000, 33, 40000, 2048, 33000, 4096)
+ADDS = (3000, 33, 33000)
+FEW = 4  # programs
 TURN = 2**31 - 3  # turns wrap around on the way
 
 
@@ -36,8 +39,13 @@ def parts(ranks: int, size: int, seed: int) -> torch.Tensor:
     return x.half()
 
 
+def residual(size: int, seed: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed - size)).half()
+
+
 def sums(rank: int, ranks: int, seed: int, path: Path) -> None:
     """Sum as one rank whose memory is files that all have mapped."""
+    module.PROGRAMS = FEW
     count = exchange_bytes(ranks)
     memory = [
         torch.from_file(str(path / f"memory{peer}"), shared=True, size=count, dtype=torch.uint8)
@@ -48,21 +56,27 @@ def sums(rank: int, ranks: int, seed: int, path: Path) -> None:
     found = []
     for index, size in enumerate(SIZES):
         x = parts(ranks, size, seed)[rank]
-        found.append(all_reduce(x, exchange, twice=index % 2 == 1))
+        kept = residual(size, seed) if size in ADDS else None
+        found.append(all_reduce(x, exchange, index % 2 == 1, kept))
     torch.save(found, path / f"sums{rank}")
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 4])
-def test_every_rank_has_the_sum_in_rank_order(ranks: int, tmp_path: Path) -> None:
+def test_every_rank_has_the_sum_in_rank_order(
+    ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRAMS", FEW)
     seed = random.randrange(2**31)
     memory = torch.zeros(exchange_bytes(ranks) // 4, dtype=torch.int32)
-    memory[: 2 * ranks * PROGRAMS] = TURN
+    memory[: 2 * ranks * FEW] = TURN
     for peer in range(ranks):
         (tmp_path / f"memory{peer}").write_bytes(memory.numpy().tobytes())
     run_ranks(sums, ranks, ranks, seed, tmp_path)
     for rank in range(ranks):
         for size, got in zip(SIZES, torch.load(tmp_path / f"sums{rank}"), strict=True):
-            assert torch.equal(got, ordered(parts(ranks, size, seed))), (rank, size)
+            want = ordered(parts(ranks, size, seed))
+            want = want + residual(size, seed) if size in ADDS else want
+            assert torch.equal(got, want), (rank, size)
 
 
 def ordered(x: torch.Tensor) -> torch.Tensor:
@@ -76,6 +90,8 @@ def ordered(x: torch.Tensor) -> torch.Tensor:
 def test_parts_of_ranks_are_summed_in_order(size: int) -> None:
     x = parts(3, size, random.randrange(2**31))
     assert torch.equal(rank_sum(x), ordered(x))
+    kept = residual(size, size)
+    assert torch.equal(rank_sum(x, kept), ordered(x) + kept)
 
 
 def test_what_one_launch_can_sum() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..device_tables import DeviceTables
-from ..graph import Graph
+from ..graph import Graph, replay_ms
 from ..runner import Runner
 from ..sharding.cost import TRIPS
 from ..sharding.link import LINKS, Link
@@ -21,7 +21,9 @@ from .case import Case
 from .row import Row
 
 _REPEATS = 5
-_CALLS = 8
+_CALLS = 32
+# What the rules of cost know by another name.
+_KINDS = {"all_reduce_add": "all_reduce", "all_gathers": "all_gather"}
 
 
 @attrs.frozen(eq=False)
@@ -41,9 +43,9 @@ class Call:
 
     def predicted_us(self, link: Link) -> float:
         """Return the time by the rule of `tokenspeed explain`."""
-        whole = self.operand.nbytes * (self.ways if self.kind.startswith("all_gather") else 1)
-        trips = TRIPS[self.kind.removesuffix("s")]
-        return link.alpha_us + trips * whole * (self.ways - 1) / self.ways / (link.gb_per_s * 1e3)
+        kind = _KINDS.get(self.kind, self.kind)
+        whole = self.operand.nbytes * (self.ways if kind == "all_gather" else 1)
+        return link.us(kind, TRIPS[kind] * whole * (self.ways - 1) // self.ways)
 
 
 class Noted:
@@ -61,7 +63,7 @@ class Noted:
             if kind == "start":
                 whole = partial(_whole, self._collectives, args)
                 self.calls.append(Call(args[0], args[1], self._world, whole))
-            elif kind.removesuffix("s") in TRIPS:
+            elif _KINDS.get(kind, kind) in TRIPS:
                 operand = args[0][0] if isinstance(args[0], tuple) else args[0]
                 self.calls.append(Call(kind, operand, self._world, partial(method, *args)))
             return method(*args)
@@ -79,7 +81,7 @@ def collective_rows(case: Case, runner: Runner, model: str, card: str) -> Iterat
     """Time the collectives of a decode step in all, and each kind and size; every rank calls it."""
     tables = runner.new_tables()
     calls = _issued(case, runner, tables)
-    link = LINKS["nvlink-h100" if tables.device.type == "cuda" else "shared-memory"]
+    link = LINKS["nvlink-h200" if tables.device.type == "cuda" else "shared-memory"]
     total = _ms(lambda: [call.again() for call in calls], tables.device)
     yield Row.of(model, card, "decode", case.name, "collectives of a step", total, compared=False)
     for call in {call.name: call for call in calls}.values():
@@ -107,10 +109,11 @@ def _ms(run: Callable[[], object], device: torch.device) -> list[float]:
     graph = Graph(run, device, pool)
     spent = []
     for _ in range(_REPEATS):
-        begun = time.perf_counter()
-        graph.replay()
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append((time.perf_counter() - begun) * 1e3)
+            spent.append(replay_ms(graph, device))
+        else:
+            begun = time.perf_counter()
+            graph.replay()
+            spent.append((time.perf_counter() - begun) * 1e3)
     assert median(spent) > 0
     return spent

@@ -14,6 +14,7 @@ import torch
 
 from ..device_gaps import DeviceGaps
 from ..execution import execution
+from ..runner import Runner
 from ..start_clock import timed
 from .case import CHUNK, cases, measure
 from .collective_times import collective_rows
@@ -40,7 +41,7 @@ def time_ranks(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory() as directory:
         count = options.engine(directory).num_ranks
         if count == 1:
-            return time_rank(options)
+            return time_rank(options, _runner(options))
         context = multiprocessing.get_context("spawn")
         meet = f"file://{directory}/ranks"
         printed = context.SimpleQueue()
@@ -71,25 +72,35 @@ def time_ranks(options: Options) -> list[Row]:
 def _tell_rows(
     printed: "SimpleQueue[list[dict[str, Any]]]", options: Options, rank: int, rendezvous: str
 ) -> None:
-    rows = time_rank(options, rank, rendezvous)
+    runner = _runner(options, rank, rendezvous)
+    rows = time_rank(options, runner)
     if rank == 0:
         printed.put([attrs.asdict(row) for row in rows])
+    runner.ranks.leave()
+    runner.ranks.exit(0)
 
 
-def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> list[Row]:
-    """Run a bench's cases as one of its ranks, which meet at `rendezvous`; rank 0 prints."""
+def _runner(options: Options, rank: int = 0, rendezvous: str = "") -> Runner:
     started = time.perf_counter()
     runner = dummy_runner(options, rank, rendezvous)
-    loaded = time.perf_counter()
-    with timed("graphs"):
-        new_executor = execution(runner, CHUNK, options.graphs)
-    captured = time.perf_counter()
     if rank == 0:
         print(
-            f"start: weights and cache {loaded - started:.1f} s, kernels and graphs "
-            f"{captured - loaded:.1f} s; {runner.num_blocks} KV blocks",
+            f"start: weights and cache {time.perf_counter() - started:.1f} s; "
+            f"{runner.num_blocks} KV blocks",
             file=sys.stderr,
         )
+    return runner
+
+
+def time_rank(options: Options, runner: Runner) -> list[Row]:
+    """Run a bench's cases as one of its ranks; rank 0 prints."""
+    rank = runner.ranks.rank
+    started = time.perf_counter()
+    with timed("graphs"):
+        new_executor = execution(runner, CHUNK, options.graphs)
+    if rank == 0:
+        captured = time.perf_counter() - started
+        print(f"start: kernels and graphs {captured:.1f} s", file=sys.stderr)
     on_gpu = runner.device.type == "cuda"
     card = torch.cuda.get_device_name(runner.device) if on_gpu else "cpu"
     shape = SHAPES[options.shape]
@@ -105,5 +116,4 @@ def time_rank(options: Options, rank: int = 0, rendezvous: str = "") -> list[Row
         for row in rows if rank == 0 else ():
             print(row.json(), flush=True)
         found += rows
-    runner.ranks.leave()
     return found

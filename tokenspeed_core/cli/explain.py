@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[AXIS=]NAME",
-        help="nvlink-h100 (default), nvlink-a100, pcie5, pcie4, infiniband-400g, ethernet-100g, "
-        "shared-memory; repeatable",
+        help="nvlink-h100 (default), nvlink-h200 (measured), nvlink-a100, pcie5, pcie4, "
+        "infiniband-400g, ethernet-100g, shared-memory; repeatable",
     )
     cache = parser.add_argument_group("cache")
     cache.add_argument(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sums of few bytes over GPUs that read each other's memory: one launch, no communicator."""
+"""Sums over GPUs that read each other's memory: one launch, no communicator."""
 
 import logging
 
@@ -14,14 +14,14 @@ _log = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
-class SmallSums:
+class DirectSums:
     """The exchange of one group of ranks."""
 
     _exchange: object  # kernels.triton.all_reduce.Exchange, which only a GPU build can import
     _memory: Tensor  # which peers have mapped
 
     @classmethod
-    def of(cls, group: Group, ranks: RankGroups) -> "SmallSums | None":
+    def of(cls, group: Group, ranks: RankGroups) -> "DirectSums | None":
         """Map the memory of the group's ranks; None where no GPU build or no such link is."""
         if not BUILT or ranks.device.type != "cuda":
             return None
@@ -50,9 +50,12 @@ class SmallSums:
 
         return all_reduce.can_sum(x)
 
-    def sum(self, x: Tensor, twice: bool) -> Tensor:
-        """Return the sum of the ranks' `x` in rank order; `twice`: each rank sums a part first."""
+    def sum(self, x: Tensor, residual: Tensor | None, twice: bool) -> Tensor:
+        """Return the sum of the ranks' `x` in rank order, plus `residual` if there is one.
+
+        `twice`: each rank sums a part first.
+        """
         from .kernels.triton import all_reduce
 
         assert isinstance(self._exchange, all_reduce.Exchange)
-        return all_reduce.all_reduce(x, self._exchange, twice)
+        return all_reduce.all_reduce(x, self._exchange, twice, residual)
