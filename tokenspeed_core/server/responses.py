@@ -133,16 +133,24 @@ class ResponseWriter(Writer):
                 pass  # the events of a stream
         return self.document()
 
+    def _follow(self, text: str, told: Sequence[TokenLogprob]) -> None:
+        """Take a delta's tokens one by one, however many came at once, if they spell its text."""
+        if "".join(each.token for each in told) == text:
+            for each in told:
+                self._trail.push(each.token, [each])
+        else:
+            self._trail.push(text, list(told))
+
     def push(self, choice: int, delta: TextDelta) -> Iterable[bytes]:
         """Return the events of what is new."""
         if self._number < 0:
             self._status = "in_progress"
             yield self._event("response.created", response=self.response())
             yield self._event("response.in_progress", response=self.response())
-        told: list[TokenLogprob | None] = [None] * len(delta.token_ids)
         if self._fields.wants_logprobs:
-            told = list(chat_logprobs(delta, self._table).content)
-        self._trail.push(delta.text, told)
+            self._follow(delta.text, chat_logprobs(delta, self._table).content)
+        else:
+            self._trail.push(delta.text, [None] * len(delta.token_ids))
         yield from self._grow(self._reader.push(delta.text))
         if delta.finish_reason is not None:
             yield from self._grow(self._reader.finish())
