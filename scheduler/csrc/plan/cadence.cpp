@@ -38,22 +38,30 @@ void Cadence::Observe(const StepWork& work, TimeNs duration) {
     mean = mean == 0 ? took : mean + kRecent * (std::min(took, 4 * mean) - mean);
     return;
   }
-  const double base = work.decode_rows > 0 ? DecodeTime(work.decode_rows) : 0;
+  // Weights are read with and without anyone who decodes.
+  const double base = DecodeTime(std::max(work.decode_rows, 1));
   if (work.decode_rows > 0 && base == 0) return;  // which part was the prefill is not known
   const double extra = std::max(took - base, 0.0);
-  const double x = work.prefill_tokens;
-  const double y = work.prefill_pairs / kPairs;
-  auto& [xx, xy, yy] = covariance_;
-  const double px = xx * x + xy * y;
-  const double py = xy * x + yy * y;
-  const double scale = 1 / (kMemory + x * px + y * py);
-  const double error = extra - (token_ns_ * x + pair_ns_ * y);
-  token_ns_ += error * px * scale;
-  pair_ns_ += error * py * scale;
-  xx = std::min((xx - px * px * scale) / kMemory, kMostDoubt);
-  xy = (xy - px * py * scale) / kMemory;
-  yy = std::min((yy - py * py * scale) / kMemory, kMostDoubt);
-  xy = std::clamp(xy, -kMostDoubt, kMostDoubt);
+  const Terms x{static_cast<double>(work.prefill_tokens), work.prefill_pairs / kPairs, kFixed};
+  Terms px{};
+  double scale = kMemory;
+  double error = extra;
+  for (int i = 0; i < kTerms; ++i) {
+    for (int j = 0; j < kTerms; ++j) px[i] += covariance_[i][j] * x[j];
+    scale += x[i] * px[i];
+    error -= weights_[i] * x[i];
+  }
+  if (!(scale >= kMemory)) {  // rounding has taken what no covariance may lose
+    covariance_ = kUnknown;
+    return;
+  }
+  for (int i = 0; i < kTerms; ++i) {
+    weights_[i] += error * px[i] / scale;
+    for (int j = 0; j < kTerms; ++j) {
+      const double next = (covariance_[i][j] - px[i] * px[j] / scale) / kMemory;
+      covariance_[i][j] = std::clamp(next, -kMostDoubt, kMostDoubt);
+    }
+  }
   known_ = true;
 }
 
@@ -63,23 +71,23 @@ int Cadence::PrefillBudget(int decode_rows, int context, double stretch) const {
   const double decode = DecodeTime(decode_rows);
   if (decode == 0) return kAll;
   if (!known_) return kFirstPrefill;
-  const double room = kMargin * (stretch - 1) * decode;
-  const double pair = std::max(pair_ns_, 0.0) / kPairs;
-  const double token = std::max(token_ns_, 0.0);
+  const double room = kMargin * (stretch - 1) * decode - fixed_ns();
   // A chunk attends to half of itself on the average: two rounds find its length well enough.
   double length = 0;
+  double each = 0;
   for (int round = 0; round < 2; ++round) {
-    const double each = token + pair * (context + length / 2);
+    each = token_ns() + pair_ns() * (context + length / 2);
     if (each <= 0) return kAll;
-    length = std::min(room / each, static_cast<double>(kAll));
+    length = std::clamp(room / each, 0.0, static_cast<double>(kAll));
   }
-  return std::max(kLeastPrefill, static_cast<int>(length));
+  const double forced = std::min(fixed_ns() / each, static_cast<double>(kMostForced));
+  return std::max({kLeastPrefill, static_cast<int>(length), static_cast<int>(forced)});
 }
 
 TimeNs Cadence::PrefillTime(int tokens, int context) const {
   if (!known_) return 0;
-  const double pairs = tokens * (context + 0.5 * tokens) / kPairs;
-  return static_cast<TimeNs>(std::max(token_ns_ * tokens + pair_ns_ * pairs, 0.0));
+  const double pairs = tokens * (context + 0.5 * tokens);
+  return static_cast<TimeNs>(token_ns() * tokens + pair_ns() * pairs);
 }
 
 }  // namespace tokenspeed::plan

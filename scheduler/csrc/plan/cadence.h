@@ -2,12 +2,14 @@
 // How long steps take, learnt from the steps themselves, and how much prefill a step can take on
 // without making those who decode wait.
 //
-//   seconds(step) = decode(rows) + a * tokens + b * tokens * context
+//   seconds(step) = decode(rows) + c + a * tokens + b * tokens * context
 //
-// decode(rows) is a running mean by powers of two of the rows; a and b are the recursive least
-// squares estimate with forgetting (Haykin, "Adaptive Filter Theory", ch. 10).
+// decode(rows) is a running mean by powers of two of the rows; a, b, and c of steps with prefill,
+// are the recursive least squares estimate with forgetting (Haykin, "Adaptive Filter Theory",
+// ch. 10).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -24,8 +26,10 @@ struct StepWork {
 
 class Cadence {
  public:
-  // Prefill goes on with so many tokens a step at least, whatever that does to the cadence.
+  // Prefill goes on with so many tokens a step at least, whatever that does to the cadence, ...
   static constexpr int kLeastPrefill = 64;
+  // ... and with so many that they cost what a step with prefill costs anyhow, but not with more.
+  static constexpr int kMostForced = 1024;
   // ... and begins with so many while nothing is known of its cost.
   static constexpr int kFirstPrefill = 256;
 
@@ -37,7 +41,7 @@ class Cadence {
   // known yet.
   int PrefillBudget(int decode_rows, int context, double stretch) const;
 
-  // Estimated time to prefill `tokens` behind `context` alone; 0 while nothing is known.
+  // Estimated time that `tokens` behind `context` add to a prefill; 0 while nothing is known.
   TimeNs PrefillTime(int tokens, int context = 0) const;
 
  private:
@@ -45,12 +49,19 @@ class Cadence {
   double DecodeTime(int rows) const;  // 0: nothing is known
 
   std::array<double, kBuckets> decode_{};  // ns by bit width of the rows; 0: never seen
-  // Of the prefill's extra time: weights of (tokens, pairs / kPairs), and their covariance.
+  // Of the prefill's extra time: weights of (tokens, pairs / kPairs, kFixed), and their covariance.
+  static constexpr int kTerms = 3;
   static constexpr double kPairs = 65536;
-  double token_ns_ = 0;
-  double pair_ns_ = 0;
-  std::array<double, 3> covariance_{1e6, 0, 1e6};  // symmetric: xx, xy, yy
+  static constexpr double kFixed = 256;  // tokens: what is not known yet is as likely theirs
+  using Terms = std::array<double, kTerms>;
+  static constexpr std::array<Terms, kTerms> kUnknown{{{1e6, 0, 0}, {0, 1e6, 0}, {0, 0, 1e6}}};
+  Terms weights_{};
+  std::array<Terms, kTerms> covariance_ = kUnknown;
   bool known_ = false;
+
+  double token_ns() const { return std::max(weights_[0], 0.0); }
+  double pair_ns() const { return std::max(weights_[1], 0.0) / kPairs; }
+  double fixed_ns() const { return std::max(weights_[2], 0.0) * kFixed; }
 };
 
 }  // namespace tokenspeed::plan

@@ -108,6 +108,23 @@ void TheBudgetKeepsTheStretchOfADeviceItHasLearnt() {
   EXPECT(std::abs(static_cast<double>(cadence.PrefillTime(10'000)) - alone) < 0.02 * alone);
 }
 
+void WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill() {
+  // Four steps without prefill go by whatever a chunk's length: no bound of 1.5 can be kept.
+  const auto took = [](const StepWork& work) {
+    return (work.decode_rows > 0 ? kMillisecond : 0) + 4 * kMillisecond +
+           work.prefill_tokens * kMillisecond / 100;
+  };
+  Cadence cadence;
+  for (int i = 0; i < 20; ++i) cadence.Observe({8, 0, 0}, kMillisecond);
+  for (int i = 0; i < 200; ++i) {
+    const StepWork work = Chunk(8, 64 + 16 * (i % 29), 0);
+    cadence.Observe(work, took(work));
+  }
+  const int budget = cadence.PrefillBudget(8, 0, 1.5);
+  EXPECT(budget > 300 && budget < 500);
+  EXPECT(cadence.PrefillBudget(8, 0, 16) > 800);
+}
+
 void OneSlowStepIsNotTheCadence() {
   Cadence cadence;
   for (int i = 0; i < 50; ++i) cadence.Observe({8, 0, 0}, kMillisecond);
@@ -150,6 +167,7 @@ int main() {
   LoadsAreTimedOneBehindTheOther();
   NobodyToProtectIsNoBound();
   TheBudgetKeepsTheStretchOfADeviceItHasLearnt();
+  WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill();
   OneSlowStepIsNotTheCadence();
   EstimatesStayFiniteWhateverTheTimes();
   return 0;
