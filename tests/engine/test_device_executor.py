@@ -17,11 +17,12 @@ from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.decode_graph import BUCKETS, DecodeGraphs
 from tokenspeed_core.device_executor import DeviceExecutor
 from tokenspeed_core.device_tables import DeviceTables
-from tokenspeed_core.extend_graph import ExtendGraphs
+from tokenspeed_core.extend_graph import ExtendGraph, ExtendGraphs
 from tokenspeed_core.graphs import Graphs
 from tokenspeed_core.ops.batch import Batch
 from tokenspeed_core.rank import load_rank
 from tokenspeed_core.runner import Runner
+from tokenspeed_core.slots import Step
 from tokenspeed_core.upload import moved
 from tokenspeed_core.warm_up import scratch_batch, warm_up
 
@@ -145,9 +146,41 @@ def test_steps_beyond_the_largest_size_run_without_a_graph(runner: Runner) -> No
     tables = runner.new_tables()
     graphs = ExtendGraphs(runner, tables, 40, None)
     assert graphs.sizes == (16, 32, 64)
-    step = SimpleNamespace(num_tokens=65, rows=[0], batch=SimpleNamespace(max_context=65))
-    assert graphs.of(step) is None
-    step.num_tokens = 64
-    assert graphs.of(step) is not None
-    step.rows = [0] * 17
-    assert graphs.of(step) is None
+    assert graphs.decodes == (4, 16)
+
+    def of(decodes: int, *chunks: int, context: int = 65) -> ExtendGraph | None:
+        rows = decodes + len(chunks)
+        lens = torch.tensor([1 << 20] * decodes + [context] * len(chunks))
+        batch = SimpleNamespace(max_context=65, num_decode_rows=decodes, context_lens=lens)
+        tokens = decodes + sum(chunks)
+        return graphs.of(SimpleNamespace(num_tokens=tokens, rows=[0] * rows, batch=batch))
+
+    assert of(0, 65) is None
+    assert of(0, 64) is not None
+    assert of(0, *[2] * 16) is not None
+    assert of(0, *[2] * 17) is None
+    assert of(3, 61) is of(4, 64) is not None
+    assert of(5, 20) is of(16, 64, context=8192) is not None
+    assert of(17, 20) is None
+    assert of(5, 65) is None
+
+
+def test_steps_that_decode_and_prefill_have_graphs_of_their_own(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that decode stand first there, beside rows that are none."""
+    seen: list[tuple[int, int]] = []
+    logits = ExtendGraph.logits
+
+    def noted(self: ExtendGraph, step: Step) -> torch.Tensor:
+        seen.append((self._decodes, step.batch.num_decode_rows))
+        return logits(self, step)
+
+    monkeypatch.setattr(ExtendGraph, "logits", noted)
+    wanted = requests(5, 14, shared=9)
+    engine = LocalEngine(runner, executor=executor(runner), max_step_tokens=40)
+    found = [engine.submit(request) for request in wanted]
+    engine.run()
+    same(found, alone(runner, wanted))
+    assert {places for places, _ in seen} == {0, 4, 16}
+    assert any(places > decodes for places, decodes in seen)

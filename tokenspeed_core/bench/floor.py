@@ -48,7 +48,8 @@ class Floor:
         """Return the floor of a runner on the shape that `config` describes."""
         tensors = runner.packs
         experts = config.get("num_experts") or config.get("n_routed_experts") or 1
-        chosen = [x for x in tensors if x.dim() == 3 and experts > 1 and x.shape[0] == experts]
+        held = {experts, experts // runner.ranks.world} - {1}  # by a rank
+        chosen = [x for x in tensors if x.dim() == 3 and x.shape[0] in held]
         # The table of embeddings is read by the row, the head whole; they may be one.
         sizes = {config["vocab_size"] // parts for parts in (1, runner.ranks.world)}
         tables = [x for x in tensors if x.dim() == 2 and x.shape[0] in sizes]
