@@ -61,6 +61,7 @@ class Welcome(_Message, frozen=True, tag=2):
     vocab_size: int
     block_size: int
     num_blocks: int
+    kept_prompts: int = 0  # prompts that are kept for a frontend: see Submit.keep
 
 
 class Refused(_Message, frozen=True, tag=3):
@@ -110,6 +111,10 @@ class Submit(_Message, frozen=True, tag=10):
     session: str = ""  # requests of one conversation; a name within the salt
     deadline_ms: int = 0  # the first token is wanted this long after arrival; 0: no deadline
     retain_ms: int = 0  # keep its blocks if possible for this long after it ends
+    # Where the whole prompt, of at most `max_model_len` ids, is kept until the next Hello, in place
+    # of what is there: 1 to Welcome.kept_prompts; 0: nowhere ...
+    keep: int = 0
+    kept_tokens: int = 0  # ... and how many ids of what is there stand before `prompt`
 
 
 class Abort(_Message, frozen=True, tag=11):

@@ -43,6 +43,7 @@ from .request_stream import Delta as Delta
 from .request_stream import RequestStream as RequestStream
 from .resumption import Part, Resumption, continued
 from .scores import told
+from .sent_prompts import SentPrompts
 from .session import Hint, Session
 from .urgency import Urgency
 
@@ -74,6 +75,7 @@ class Client:
         self._max_unread_tokens = max_unread_tokens
         self._connect_timeout_s = connect_timeout_s
         self._requests: dict[int, RequestStream] = {}
+        self._prompts = SentPrompts()
         self._lost = Resumption(self._run, self._resume, resume_s)
         self._next_id = 1
         self._refused: RefusedError | None = None
@@ -183,11 +185,8 @@ class Client:
                 f"not connected to the scheduler at {self._run.frontend_endpoint}; try again"
             )
         if len(prompt) > MAX_PROMPT_TOKENS:
-            raise RejectedError(
-                RefusalCode.TOO_LONG,
-                f"a prompt of {len(prompt)} tokens does not fit one message; "
-                f"at most {MAX_PROMPT_TOKENS} do",
-            )
+            why = f"a prompt of {len(prompt)} tokens does not fit one message; at most "
+            raise RejectedError(RefusalCode.TOO_LONG, f"{why}{MAX_PROMPT_TOKENS} do")
         session, urgency = session or Session(), urgency or Urgency()
         try:
             message = Submit(
@@ -203,11 +202,10 @@ class Client:
                 retain_ms=session.retain_ms,
             )
         except OverflowError as error:
-            raise RejectedError(
-                RefusalCode.TOKEN_ID, f"a token id does not fit 32 bits ({error}); give valid ids"
-            ) from error
+            why = f"a token id does not fit 32 bits ({error}); give valid ids"
+            raise RejectedError(RefusalCode.TOKEN_ID, why) from error
         stream = RequestStream(message, self._take_back)  # its clock starts before any step's
-        if not self._channel.send(message):
+        if not self._prompts.send(message, self._channel.send):
             raise RejectedError(
                 RefusalCode.QUEUE_FULL, "the queue to the scheduler is full; try again later"
             )
@@ -283,7 +281,8 @@ class Client:
             return False
         elapsed_ms = int((time.monotonic() - stream.submitted) * 1e3)
         message = continued(stream.request, stream.received.tolist(), elapsed_ms)
-        if not self._channel.send(msgspec.structs.replace(message, request_id=self._next_id)):
+        message = msgspec.structs.replace(message, request_id=self._next_id)
+        if not self._prompts.send(message, self._channel.send):
             return False
         stream.resume(self._next_id)
         self._requests[self._next_id] = stream
@@ -299,6 +298,7 @@ class Client:
             self._on_rejected(message.request_id, refusal_code(message.code), message.message)
         elif isinstance(message, Welcome):
             self._is_connected = True
+            self._prompts.greet(message)
             self._was_ready |= message.ready
             self.welcome = message
             self._wake()
@@ -387,6 +387,7 @@ class Client:
 
     def _on_lost(self, reason: str) -> None:
         self._is_connected = False
+        self._prompts.forget()
         for stream in list(self._requests.values()):
             self._lose(stream, reason, "scheduler")
         self._was_ready = False

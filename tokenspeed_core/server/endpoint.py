@@ -30,6 +30,7 @@ from .request_body import Fields, parse, read_body
 from .request_record import Arrival
 from .request_table import Entry, RequestTable
 from .response_store import ResponseStore
+from .seen_bodies import SeenBodies
 from .writer import Writer
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Service:
     index: int = 0  # of this API process
     background: set[asyncio.Task[None]] = attrs.field(factory=set)  # answers that nobody waits for
     responses: ResponseStore = attrs.field(factory=lambda: ResponseStore(0, 0.0))
+    bodies: SeenBodies = attrs.field(factory=SeenBodies)
 
 
 @attrs.frozen
@@ -131,12 +133,14 @@ class Endpoint(Route, Generic[Fields]):
 
     async def respond(self, request: Request, arrival: Arrival) -> Response:
         """Answer a request for as long as the client is there."""
-        body = await read_body(request)
+        body, caller = await read_body(request), Caller.of(request)
+        owner = caller.name if caller.has_own_cache else ""
+        decode = partial(self.service.bodies.decode, owner=owner)
         with self.service.llm.codec.stages.stage("parse"):
-            fields = parse(body, self.fields, self.service.metrics.ignored)
+            fields = parse(body, self.fields, self.service.metrics.ignored, decode)
         self.check(fields.model)
         self.service.llm.check_generates()
-        answer = self._answer(fields, arrival, Caller.of(request))
+        answer = self._answer(fields, arrival, caller)
         return await until_disconnect(request.receive, answer)
 
     async def _answer(self, fields: Fields, arrival: Arrival, caller: Caller) -> Response:

@@ -310,14 +310,19 @@ async def read_body(request: Request) -> bytes:
         raise ApiError(400, "the client left while sending the request") from None
 
 
-def parse(body: bytes, fields: type[Body], ignored: Callable[[str], None]) -> Body:
+def parse(
+    body: bytes,
+    fields: type[Body],
+    ignored: Callable[[str], None],
+    decode: Callable[[bytes], Any] = msgspec.json.decode,
+) -> Body:
     """Return the request's fields; `ignored` hears the name of each field that has no effect.
 
     Raises:
         ApiError: bad JSON, a field of a wrong type, or one that is not built; it names the field.
     """
     try:
-        given = msgspec.json.decode(body)
+        given = decode(body)
     except RecursionError:
         raise ApiError(400, "the request body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

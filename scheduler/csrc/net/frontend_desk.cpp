@@ -35,6 +35,8 @@ void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& 
   if (known == frontends_.end()) return Send(message.from, wire::HelloRequired{});
   Frontend& frontend = known->second;
   if (auto* submit = std::get_if<wire::Submit>(&any)) {
+    // What it believes of this connection is wrong: it starts anew, and loses nothing by that.
+    if (!Complete(frontend, *submit)) return Send(message.from, wire::HelloRequired{});
     TakeSubmit(message.from, frontend, std::move(*submit));
   } else if (const auto* abort = std::get_if<wire::Abort>(&any)) {
     scheduler_.Abort({frontend.client, abort->request_id}, abort->kept);
@@ -69,6 +71,22 @@ void FrontendDesk::Greet(const Identity& from, const wire::Hello& hello,
   identities_[last_client_] = from;
   Log("frontend " + hello.name + " joined");
   Send(from, welcome);
+}
+
+bool FrontendDesk::Complete(Frontend& frontend, wire::Submit& submit) const {
+  if (submit.keep == 0) return submit.kept_tokens == 0;
+  if (submit.keep < 1 || submit.keep > kKeptPrompts) return false;
+  frontend.kept.resize(kKeptPrompts);
+  std::vector<Token>& kept = frontend.kept[static_cast<size_t>(submit.keep - 1)];
+  if (submit.kept_tokens < 0 || submit.kept_tokens > std::ssize(kept)) return false;
+  if (submit.kept_tokens + std::ssize(submit.prompt) > scheduler_.limits().max_model_len) {
+    return false;
+  }
+  kept.resize(static_cast<size_t>(submit.kept_tokens));
+  kept.insert(kept.end(), submit.prompt.begin(), submit.prompt.end());
+  submit.prompt.reserve(kept.size() + kept.size() / 8);  // its answer comes behind it
+  submit.prompt.assign(kept.begin(), kept.end());
+  return true;
 }
 
 void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "net/router.h"
 #include "net/session.h"
@@ -17,6 +18,10 @@ namespace tokenspeed::net {
 
 class FrontendDesk {
  public:
+  // Prompts of a frontend that are kept for those which go on from them, about half a megabyte
+  // each for 128k tokens.
+  static constexpr int64_t kKeptPrompts = 64;
+
   FrontendDesk(Router& router, record::RecordedScheduler& scheduler, Session& session)
       : router_(router), scheduler_(scheduler), session_(session) {}
 
@@ -39,11 +44,14 @@ class FrontendDesk {
     bool is_remote = false;
     wire::TokenDeltas deltas;
     bool wants_logprobs = false;
+    std::vector<std::vector<Token>> kept;  // prompts
   };
 
   template <class Message>
   void Send(const Identity& to, const Message& message);
   void Greet(const Identity& from, const wire::Hello& hello, const wire::Welcome& welcome);
+  // Makes a prompt whole, and keeps it, as the frontend asks; false if it names what is not there.
+  bool Complete(Frontend& frontend, wire::Submit& submit) const;
   void TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit);
 
   Router& router_;

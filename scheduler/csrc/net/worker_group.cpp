@@ -48,7 +48,8 @@ wire::Welcome WorkerGroup::MakeWelcome() const {
           .max_model_len = limits.max_model_len,
           .vocab_size = limits.vocab_size,
           .block_size = block_size_,
-          .num_blocks = num_blocks_};
+          .num_blocks = num_blocks_,
+          .kept_prompts = FrontendDesk::kKeptPrompts};
 }
 
 void WorkerGroup::Handle(const Router::Incoming& message) {

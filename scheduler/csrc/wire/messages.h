@@ -62,8 +62,9 @@ struct Welcome {
   int64_t vocab_size = 0;
   int64_t block_size = 0;
   int64_t num_blocks = 0;
+  int64_t kept_prompts = 0;
   TS_FIELDS(visit(s.version); visit(s.epoch); visit(s.ready); visit(s.max_model_len);
-            visit(s.vocab_size); visit(s.block_size); visit(s.num_blocks);)
+            visit(s.vocab_size); visit(s.block_size); visit(s.num_blocks); visit(s.kept_prompts);)
 };
 
 struct Refused {
@@ -115,9 +116,11 @@ struct Submit {
   std::string session;
   int64_t deadline_ms = 0;
   int64_t retain_ms = 0;
+  int64_t keep = 0;
+  int64_t kept_tokens = 0;
   TS_FIELDS(visit(s.request_id); visit(s.prompt); visit(s.max_tokens); visit(s.sampling);
             visit(s.stop_ids); visit(s.priority); visit(s.salt); visit(s.session);
-            visit(s.deadline_ms); visit(s.retain_ms);)
+            visit(s.deadline_ms); visit(s.retain_ms); visit(s.keep); visit(s.kept_tokens);)
 };
 
 struct Abort {
