@@ -177,7 +177,7 @@ MUTANTS = (
         "drafts count as accepted",
         (
             Edit(
-                "plan/drafting.cpp",
+                "plan/results.cpp",
                 ".tokens = std::max(1, taken), .block",
                 ".tokens = width, .block",
             ),

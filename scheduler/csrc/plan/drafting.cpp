@@ -75,48 +75,4 @@ bool Scheduler::GrowSpare(Request& request, fsm::Decoding& state) {
   return true;
 }
 
-// What a row brought: its tokens count up to the one that ends the request.
-void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
-                           int width) {
-  const int block_size = pool_->block_size();
-  const int brought = static_cast<int>(tokens.size());
-  if (auto* ending = std::get_if<fsm::Ending>(&request.state)) {
-    counters_.overrun_tokens += brought;
-    On(*ending, fsm::RowsRetired{1, width, brought, block_size});
-    return SettleEnding(request);
-  }
-  if (width > 1) {
-    request.drafts.Learn(width - 1, brought - 1);
-    counters_.accepted_tokens += brought - 1;
-  }
-  int taken = 0;
-  FinishReason reason = FinishReason::kNone;
-  bool failed = false;
-  while (taken < brought && reason == FinishReason::kNone) {
-    const auto at = static_cast<size_t>(taken);
-    if (tokens[at] < 0) {
-      reason = WhyNone(tokens[at]);
-      failed = true;
-      break;
-    }
-    reason = Deliver(request, tokens[at], logprobs == nullptr ? nullptr : logprobs + at);
-    ++taken;
-  }
-  counters_.overrun_tokens += brought - taken;
-  const fsm::RowsRetired retired{
-      .rows = 1, .width = width, .tokens = std::max(1, taken), .block_size = block_size};
-  auto* decoding = std::get_if<fsm::Decoding>(&request.state);
-  auto* preempted = std::get_if<fsm::Preempted>(&request.state);
-  if (decoding != nullptr) {
-    On(*decoding, retired);
-    if (failed) ForgetWritten(request, *decoding);
-  } else {
-    TS_CHECK(preempted != nullptr, "a row of request " << request.arrival.value << " came back");
-    On(*preempted, retired);
-  }
-  if (failed) return End(request, reason);
-  if (reason != FinishReason::kNone) return Remove(request, reason);
-  ReturnIfWhole(request);
-}
-
 }  // namespace tokenspeed::plan

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "base/ids.h"
@@ -33,6 +34,18 @@ struct Limits {
 inline Result<bool, Error> EvictsByReuse(const std::string& eviction) {
   if (eviction == "reuse" || eviction == "lru") return eviction == "reuse";
   return Error{"eviction is " + eviction + "; give reuse or lru"};
+}
+
+// Whether all tokens are `least` to `last`; if that is 2^31 ids or more, maybe not though they are.
+// The sign bits tell; the loop has no branches.
+inline bool AllBetween(std::span<const Token> tokens, Token least, Token last) {
+  const auto most = static_cast<uint32_t>(last) - static_cast<uint32_t>(least);
+  uint32_t signs = 0;
+  for (const Token token : tokens) {
+    const uint32_t above = static_cast<uint32_t>(token) - static_cast<uint32_t>(least);
+    signs |= above | (most - above);
+  }
+  return signs >> 31 == 0;
 }
 
 }  // namespace tokenspeed::plan

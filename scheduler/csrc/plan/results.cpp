@@ -42,8 +42,10 @@ Status Scheduler::ValidateResult(StepId step, std::span<const Token> tokens,
     return Error{"step " + std::to_string(step.value) + " has " + std::to_string(tokens.size()) +
                  " tokens and " + std::to_string(logprobs.size()) + " logprobs"};
   }
+  const auto last = static_cast<Token>(limits_.vocab_size - 1);
+  if (AllBetween(tokens, kNoneAllowed, last)) return Ok{};
   for (const Token token : tokens) {
-    if (token >= kNoneAllowed && token < limits_.vocab_size) continue;
+    if (token >= kNoneAllowed && token <= last) continue;
     return Error{"step " + std::to_string(step.value) + " sampled token id " +
                  std::to_string(token) + " outside the vocabulary of " +
                  std::to_string(limits_.vocab_size)};
@@ -63,30 +65,10 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   pool_->Retired(step);
   for (const auto& pool : other_pools_) pool->Retired(step);
   ++counters_.steps;
-  size_t at = 0;  // in `tokens`
-  for (size_t i = 0; i < done.slots.size(); ++i) {
-    PrefetchRow(done, i);
-    const Slot& place = slot(SlotId{done.slots[i]});
-    const float* logprob = logprobs.empty() ? nullptr : &logprobs[at];
-    if (done.widths.empty() && place.first <= step && tokens[at] >= 0) {
-      // It decodes; its state hears of the token when it is settled.
-      const FinishReason reason = Deliver(*place.request, tokens[at++], logprob);
-      if (reason != FinishReason::kNone) Remove(*place.request, reason);
-      continue;
-    }
-    Request& request = TenantOf(SlotId{done.slots[i]}, step);
-    if (!done.widths.empty()) {
-      const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
-      RunArrived(request, tokens.subspan(at, count), logprob, done.widths[i]);
-      at += count;
-      continue;
-    }
-    const Token token = tokens[at++];
-    if (std::holds_alternative<fsm::Ending>(request.state)) {
-      ThrowAway(request);
-      continue;
-    }
-    Arrived(request, token, logprob);
+  if (done.widths.empty()) {
+    TokensArrived(done, tokens, logprobs);
+  } else {
+    RunsArrived(done, tokens, logprobs, counts);
   }
   done.slots.clear();
   done.widths.clear();
@@ -94,14 +76,116 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   return Ok{};
 }
 
+[[gnu::always_inline]] inline FinishReason Scheduler::Deliver(Request& request, Token token,
+                                                              const float* logprob) {
+  if (request.known() == request.prompt_tokens) [[unlikely]]
+    Explain(request);
+  request.tokens.emplace_back(Token{token});  // push_back(token) would be a call
+  ++counters_.generated_tokens;
+  TokenEvent& event = AddEvent(request);
+  event.token = token;
+  if (logprob != nullptr && request.sampling.logprobs) {
+    event.logprob = *logprob;
+    event.has_logprob = true;
+  }
+  if (request.stop_ids.MayHold(token) && request.stop_ids.Holds(token)) {
+    event.reason = FinishReason::kStop;
+  } else if (request.known() >= request.limit) {
+    event.reason = FinishReason::kLength;
+  }
+  return event.reason;
+}
+
+// A token a row. The hottest loop: it stands alone, with Deliver in it, so that the compiler keeps
+// what it needs in registers.
+[[gnu::noinline]] void Scheduler::TokensArrived(const InFlightStep& done,
+                                                std::span<const Token> tokens,
+                                                std::span<const float> logprobs) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    PrefetchRow(done, i);
+    const SlotId id{done.slots[i]};
+    const float* logprob = logprobs.empty() ? nullptr : &logprobs[i];
+    if (const Slot& place = slot(id); place.first <= done.step && tokens[i] >= 0) {
+      // It decodes; its state hears of the token when it is settled.
+      const FinishReason reason = Deliver(*place.request, tokens[i], logprob);
+      if (reason != FinishReason::kNone) Remove(*place.request, reason);
+      continue;
+    }
+    Request& request = TenantOf(id, done.step);
+    if (std::holds_alternative<fsm::Ending>(request.state)) {
+      ThrowAway(request);
+    } else {
+      Arrived(request, tokens[i], logprob);
+    }
+  }
+}
+
+// What a row brought: its tokens count up to the one that ends the request.
+void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
+                           int width) {
+  const int block_size = pool_->block_size();
+  const int brought = static_cast<int>(tokens.size());
+  if (auto* ending = std::get_if<fsm::Ending>(&request.state)) {
+    counters_.overrun_tokens += brought;
+    On(*ending, fsm::RowsRetired{1, width, brought, block_size});
+    return SettleEnding(request);
+  }
+  if (width > 1) {
+    request.drafts.Learn(width - 1, brought - 1);
+    counters_.accepted_tokens += brought - 1;
+  }
+  int taken = 0;
+  FinishReason reason = FinishReason::kNone;
+  bool failed = false;
+  while (taken < brought && reason == FinishReason::kNone) {
+    const auto at = static_cast<size_t>(taken);
+    if (tokens[at] < 0) {
+      reason = WhyNone(tokens[at]);
+      failed = true;
+      break;
+    }
+    reason = Deliver(request, tokens[at], logprobs == nullptr ? nullptr : logprobs + at);
+    ++taken;
+  }
+  counters_.overrun_tokens += brought - taken;
+  const fsm::RowsRetired retired{
+      .rows = 1, .width = width, .tokens = std::max(1, taken), .block_size = block_size};
+  auto* decoding = std::get_if<fsm::Decoding>(&request.state);
+  auto* preempted = std::get_if<fsm::Preempted>(&request.state);
+  if (decoding != nullptr) {
+    On(*decoding, retired);
+    if (failed) ForgetWritten(request, *decoding);
+  } else {
+    TS_CHECK(preempted != nullptr, "a row of request " << request.arrival.value << " came back");
+    On(*preempted, retired);
+  }
+  if (failed) return End(request, reason);
+  if (reason != FinishReason::kNone) return Remove(request, reason);
+  ReturnIfWhole(request);
+}
+
+// Rows with drafts bring as many as `counts` says, or one each.
+void Scheduler::RunsArrived(const InFlightStep& done, std::span<const Token> tokens,
+                            std::span<const float> logprobs, std::span<const int32_t> counts) {
+  size_t at = 0;  // in `tokens`
+  for (size_t i = 0; i < done.slots.size(); ++i) {
+    const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
+    RunArrived(TenantOf(SlotId{done.slots[i]}, done.step), tokens.subspan(at, count),
+               logprobs.empty() ? nullptr : &logprobs[at], done.widths[i]);
+    at += count;
+  }
+}
+
 // Asks for the memory of rows to come: first the request's, then the end of its tokens.
-void Scheduler::PrefetchRow(const InFlightStep& done, size_t row) const {
+inline void Scheduler::PrefetchRow(const InFlightStep& done, size_t row) const {
   constexpr size_t kAhead = 8;
-  const auto tenant = [&](size_t i) { return slots_[static_cast<size_t>(done.slots[i])].request; };
-  if (row + 2 * kAhead < done.slots.size()) __builtin_prefetch(tenant(row + 2 * kAhead));
-  if (row + kAhead >= done.slots.size()) return;
+  const size_t last = done.slots.size() - 1;
+  const auto tenant = [&](size_t i) {
+    return slots_[static_cast<size_t>(done.slots[std::min(i, last)])].request;
+  };
+  __builtin_prefetch(tenant(row + 2 * kAhead));
   const Request* request = tenant(row + kAhead);
-  if (request != nullptr) __builtin_prefetch(request->tokens.data() + request->tokens.size(), 1);
+  if (request != nullptr) __builtin_prefetch(std::to_address(request->tokens.end()), 1);
 }
 
 void Scheduler::Explain(const Request& request) {
@@ -184,24 +268,6 @@ void Scheduler::Arrived(Request& request, Token token, const float* logprob) {
   const FinishReason reason = Deliver(request, token, logprob);
   if (reason != FinishReason::kNone) return Remove(request, reason);
   if (preempted != nullptr) ReturnIfWhole(request);
-}
-
-FinishReason Scheduler::Deliver(Request& request, Token token, const float* logprob) {
-  if (request.known() == request.prompt_tokens) Explain(request);
-  request.tokens.push_back(token);
-  ++counters_.generated_tokens;
-  TokenEvent& event = AddEvent(request);
-  event.token = token;
-  if (logprob != nullptr && request.sampling.logprobs) {
-    event.logprob = *logprob;
-    event.has_logprob = true;
-  }
-  if (request.stop_ids.MayHold(token) && request.stop_ids.Holds(token)) {
-    event.reason = FinishReason::kStop;
-  } else if (request.known() >= request.limit) {
-    event.reason = FinishReason::kLength;
-  }
-  return event.reason;
 }
 
 void Scheduler::ForgetWritten(Request& request, fsm::Decoding& state) {

@@ -118,14 +118,7 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s, size_t known) const
   }
   const auto unknown = std::span(s.prompt).subspan(known);
   for (const std::span<const Token> tokens : {unknown, std::span(s.stop_ids)}) {
-    // The sign bit tells of an id below 0 or over the last; this loop has no branches.
-    const auto last_id = static_cast<uint32_t>(limits_.vocab_size - 1);
-    uint32_t signs = 0;
-    for (const Token token : tokens) {
-      const auto id = static_cast<uint32_t>(token);
-      signs |= id | (last_id - id);
-    }
-    if (signs >> 31 == 0) continue;
+    if (AllBetween(tokens, 0, static_cast<Token>(limits_.vocab_size - 1))) continue;
     const auto bad = std::ranges::find_if(tokens, outside);
     return refuse(RefusalCode::kTokenId, "token id " + std::to_string(*bad) +
                                              " is outside the vocabulary of " +

@@ -157,8 +157,6 @@ class Scheduler {
   int MostTokens(const Request& request, const fsm::Decoding& state) const;
   int Covered(const fsm::Decoding& state) const;
   bool GrowSpare(Request& request, fsm::Decoding& state);
-  void RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
-                  int width);
 
   // Planning.
   void PlanChunk(Request& request, int& budget);
@@ -309,6 +307,12 @@ class Scheduler {
   void AbortIf(Matches matches);
   Status ValidateResult(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
                         std::span<const int32_t> counts) const;
+  void TokensArrived(const InFlightStep& done, std::span<const Token> tokens,
+                     std::span<const float> logprobs);
+  void RunsArrived(const InFlightStep& done, std::span<const Token> tokens,
+                   std::span<const float> logprobs, std::span<const int32_t> counts);
+  void RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
+                  int width);
   void PrefetchRow(const InFlightStep& done, size_t row) const;
   void Arrived(Request& request, Token token, const float* logprob);
   // A token of a request that has not ended, and its event; the reason if it is the last.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "wire/codec.h"
 
+#include <bit>
 #include <limits>
 #include <msgpack.hpp>
 
@@ -71,53 +72,56 @@ class Reader {
 
   static bool Take(const Field& field, int64_t& value) {
     if (field.kind == Kind::kNegative) {
-      value = field.negative;
+      value = static_cast<int64_t>(field.value);
       return true;
     }
     if (field.kind != Kind::kUnsigned ||
-        field.number > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+        field.value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
       return false;
     }
-    value = static_cast<int64_t>(field.number);
+    value = static_cast<int64_t>(field.value);
     return true;
   }
   static bool Take(const Field& field, uint64_t& value) {
-    value = field.number;
+    value = field.value;
     return field.kind == Kind::kUnsigned;
   }
   static bool Take(const Field& field, bool& value) {
-    value = field.flag;
+    value = field.value != 0;
     return field.kind == Kind::kBool;
   }
   static bool Take(const Field& field, double& value) {
-    if (field.kind == Kind::kUnsigned) value = static_cast<double>(field.number);
-    if (field.kind == Kind::kNegative) value = static_cast<double>(field.negative);
-    if (field.kind == Kind::kFloat) value = field.real;
+    if (field.kind == Kind::kUnsigned) value = static_cast<double>(field.value);
+    if (field.kind == Kind::kNegative)
+      value = static_cast<double>(static_cast<int64_t>(field.value));
+    if (field.kind == Kind::kFloat) value = std::bit_cast<double>(field.value);
     return field.kind == Kind::kUnsigned || field.kind == Kind::kNegative ||
            field.kind == Kind::kFloat;
   }
   static bool Take(const Field& field, std::string& value) {
-    if (field.kind != Kind::kString || field.bytes.size() > kMaxStringBytes) return false;
-    value.assign(reinterpret_cast<const char*>(field.bytes.data()), field.bytes.size());
+    if (field.kind != Kind::kString || field.size > kMaxStringBytes) return false;
+    value.assign(reinterpret_cast<const char*>(field.data), field.size);
     return true;
   }
   static bool Take(const Field& field, Blob& value) {
-    if (field.kind != Kind::kBinary || field.bytes.size() > kMaxBlobBytes) return false;
-    value.bytes.assign(reinterpret_cast<const char*>(field.bytes.data()), field.bytes.size());
+    if (field.kind != Kind::kBinary || field.size > kMaxBlobBytes) return false;
+    value.bytes.assign(reinterpret_cast<const char*>(field.data), field.size);
     return true;
   }
   template <class T>
   static bool Take(const Field& field, Column<T>& value) {
-    if (field.kind != Kind::kBinary || field.bytes.size() % sizeof(T) != 0) return false;
-    const size_t count = field.bytes.size() / sizeof(T);
+    if (field.kind != Kind::kBinary || field.size % sizeof(T) != 0) return false;
+    const size_t count = field.size / sizeof(T);
     value.reserve(count + count / 8);  // a long prompt's answer comes behind it without a move
     value.resize(count);
-    if (!value.empty()) std::memcpy(value.data(), field.bytes.data(), field.bytes.size());
+    if (!value.empty()) std::memcpy(value.data(), field.data, field.size);
     return true;
   }
   bool Take(const Field& field, Sampling& value) {
-    if (field.kind != Kind::kArray || field.first + field.count > fields_.inner_count) return false;
-    Reader inner(fields_, fields_.inner.data() + field.first, field.count, Sampling::kRequired);
+    const auto there = static_cast<uint64_t>(fields_.inner_count);
+    if (field.kind != Kind::kArray || field.value + field.size > there) return false;
+    Reader inner(fields_, fields_.inner.data() + field.value, static_cast<int>(field.size),
+                 Sampling::kRequired);
     Sampling::ForEachField(value, [&](auto& part) { inner(part); });
     return inner.error().empty();
   }

@@ -31,7 +31,7 @@ Result<std::variant<Messages...>> DecodeOneOf(Bytes frame) {
   using Any = std::variant<Messages...>;
   Fields fields;
   if (Status parsed = ParseFields(frame, fields); !parsed.ok()) return Error(parsed.error());
-  const uint64_t tag = fields.outer[0].number;
+  const uint64_t tag = fields.outer[0].value;
   Result<Any> result = Error{"tag " + std::to_string(tag) + " does not belong on this socket"};
   const auto attempt = [&]<class Message>(Message*) {
     if (tag != static_cast<uint64_t>(Message::kTag)) return;

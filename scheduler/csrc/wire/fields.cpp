@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "wire/fields.h"
 
+#include <bit>
 #include <msgpack.hpp>
 #include <string>
 
@@ -14,32 +15,26 @@ class FieldVisitor : public msgpack::null_visitor {
  public:
   FieldVisitor(size_t frame_bytes, Fields& fields) : frame_bytes_(frame_bytes), fields_(fields) {}
 
-  bool visit_nil() { return Take({}); }
-  bool visit_boolean(bool value) { return Take({.kind = Field::Kind::kBool, .flag = value}); }
-  bool visit_positive_integer(uint64_t value) {
-    return Take({.kind = Field::Kind::kUnsigned, .number = value});
-  }
+  bool visit_nil() { return Take(Kind::kOther); }
+  bool visit_boolean(bool value) { return Take(Kind::kBool, value); }
+  bool visit_positive_integer(uint64_t value) { return Take(Kind::kUnsigned, value); }
   bool visit_negative_integer(int64_t value) {
-    return Take({.kind = Field::Kind::kNegative, .negative = value});
+    return Take(Kind::kNegative, static_cast<uint64_t>(value));
   }
-  bool visit_float32(float value) { return Take({.kind = Field::Kind::kFloat, .real = value}); }
-  bool visit_float64(double value) { return Take({.kind = Field::Kind::kFloat, .real = value}); }
-  bool visit_str(const char* data, uint32_t size) {
-    return Take({.kind = Field::Kind::kString, .bytes = std::as_bytes(std::span(data, size))});
-  }
-  bool visit_bin(const char* data, uint32_t size) {
-    return Take({.kind = Field::Kind::kBinary, .bytes = std::as_bytes(std::span(data, size))});
-  }
-  bool visit_ext(const char*, uint32_t) { return Take({}); }
+  bool visit_float32(float value) { return visit_float64(value); }
+  bool visit_float64(double value) { return Take(Kind::kFloat, std::bit_cast<uint64_t>(value)); }
+  bool visit_str(const char* data, uint32_t size) { return Take(Kind::kString, 0, data, size); }
+  bool visit_bin(const char* data, uint32_t size) { return Take(Kind::kBinary, 0, data, size); }
+  bool visit_ext(const char*, uint32_t) { return Take(Kind::kOther); }
 
   bool start_array(uint32_t count) {
     if (depth_ == 0) {
       is_array_ = true;
     } else {
-      const int first = fields_.inner_count;
       // An element takes a byte at least, so a larger count is a lie.
-      const int kept = count <= frame_bytes_ ? static_cast<int>(count) : 0;
-      if (!Take({.kind = Field::Kind::kArray, .first = first, .count = kept})) return false;
+      const size_t kept = count <= frame_bytes_ ? count : 0;
+      const auto first = static_cast<uint64_t>(fields_.inner_count);
+      if (!Take(Kind::kArray, first, nullptr, kept)) return false;
     }
     return count <= frame_bytes_ && ++depth_ <= kMaxNesting;
   }
@@ -48,7 +43,7 @@ class FieldVisitor : public msgpack::null_visitor {
     return true;
   }
   bool start_map(uint32_t count) {
-    if (depth_ == 0 || !Take({})) return false;
+    if (depth_ == 0 || !Take(Kind::kOther)) return false;
     ++maps_;
     return count <= frame_bytes_ && ++depth_ <= kMaxNesting;
   }
@@ -63,7 +58,10 @@ class FieldVisitor : public msgpack::null_visitor {
   bool is_array() const { return is_array_; }
 
  private:
-  bool Take(const Field& field) {
+  using Kind = Field::Kind;
+
+  bool Take(Kind kind, uint64_t value = 0, const char* data = nullptr, size_t size = 0) {
+    const Field field{kind, value, reinterpret_cast<const std::byte*>(data), size};
     if (depth_ == 0) return false;  // a bare value is no message
     if (maps_ > 0) return true;
     if (depth_ == 1 && fields_.outer_count < kMaxFields) {

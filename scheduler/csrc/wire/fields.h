@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <type_traits>
 
 #include "base/result.h"
 #include "base/siphash.h"
@@ -25,16 +26,14 @@ struct Field {
     kBinary,
     kArray
   };
-  Kind kind = Kind::kOther;
-  bool flag = false;
-  uint64_t number = 0;   // kUnsigned
-  int64_t negative = 0;  // kNegative
-  double real = 0.0;     // kFloat
-  Bytes bytes{};         // kString, kBinary
-  int first = 0;         // kArray: its elements among Fields::inner
-  int count = 0;
+  Kind kind;
+  uint64_t value;         // a number, a flag, the bits of a real; kArray: first of Fields::inner
+  const std::byte* data;  // kString, kBinary
+  size_t size;            // bytes; kArray: elements
 };
+static_assert(std::is_trivially_default_constructible_v<Field>);
 
+// Not filled with zeros: a frame has few of the fields that there is room for.
 struct Fields {
   std::array<Field, kMaxFields> outer;
   std::array<Field, kMaxFields> inner;
