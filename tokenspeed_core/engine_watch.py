@@ -70,7 +70,7 @@ class EngineWatch:
         self._missed_since = time.monotonic()
         self._is_ready = False
         self._is_reported = False  # the present freeze of the workers
-        self._last_heard = time.monotonic()
+        self._last_heard = self._last_look = time.monotonic()
 
     def follow(self, is_over: Callable[[], bool]) -> None:
         """Watch until `is_over`.
@@ -98,7 +98,7 @@ class EngineWatch:
                     self._check_silence()
                     continue
                 message = decoder.decode(socket.recv())
-                self._last_heard = time.monotonic()
+                self._last_heard = self._last_look = time.monotonic()
                 if isinstance(message, HelloRequired):
                     with contextlib.suppress(zmq.Again):
                         socket.send(self._hello, zmq.NOBLOCK)
@@ -117,7 +117,11 @@ class EngineWatch:
             context.term()
 
     def _check_silence(self) -> None:
-        silence = time.monotonic() - self._last_heard
+        now = time.monotonic()
+        unwatched, self._last_look = now - self._last_look, now
+        if unwatched > self._limits.silence_s / 2:
+            self._last_heard = now  # it was we who stood still: what it said is still to be read
+        silence = now - self._last_heard
         if self._is_ready and silence > self._limits.silence_s:
             self._last_heard = time.monotonic()
             self._is_reported = True  # what it says of its steps before it is killed is old

@@ -12,20 +12,17 @@ Value = TypeVar("Value")
 
 @attrs.frozen(eq=False)
 class Known(Generic[Value]):
-    """Some bytes, and what is known of them."""
+    """The first `size` of some bytes, and what is known of them."""
 
-    prefix: bytes
+    data: bytes
+    size: int
     value: Value
-    _tail: bytes = attrs.field(init=False)
-    _tail_at: int = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_tail", self.prefix[-_PROBE:])
-        object.__setattr__(self, "_tail_at", len(self.prefix) - len(self._tail))
 
     def begins(self, data: bytes) -> bool:
         """Whether `data` begins with these bytes."""
-        return data.startswith(self._tail, self._tail_at) and data.startswith(self.prefix)
+        prefix, end = memoryview(self.data)[: self.size], max(0, self.size - _PROBE)
+        # Accepts any buffer, whatever its stub says; a slice of bytes would be a copy.
+        return data.startswith(prefix[end:], end) and data.startswith(prefix)
 
 
 class KnownPrefixes(Generic[Value]):
@@ -41,17 +38,17 @@ class KnownPrefixes(Generic[Value]):
     def longest(self, data: bytes) -> Known[Value] | None:
         """Return the longest of those that `data` begins with; it costs a look at that."""
         found = [known for known in self._known if known.begins(data)]
-        return max(found, key=lambda known: len(known.prefix), default=None)
+        return max(found, key=lambda known: known.size, default=None)
 
-    def add(self, prefix: bytes, value: Value) -> None:
-        """Remember what is known of `prefix`."""
-        self._known[Known(prefix, value)] = None
-        self.num_bytes += len(prefix)
+    def add(self, data: bytes, size: int, value: Value) -> None:
+        """Remember what is known of the first `size` bytes."""
+        self._known[Known(data, size, value)] = None
+        self.num_bytes += len(data)
 
     def drop(self, known: Known[Value]) -> None:
         """Forget one of those here."""
         del self._known[known]
-        self.num_bytes -= len(known.prefix)
+        self.num_bytes -= len(known.data)
 
     @property
     def oldest(self) -> Known[Value]:

@@ -93,7 +93,9 @@ class PrefixTexts:
         if path:
             with self._lock:
                 self._keep(begun.salt, path)
-        ids = array("i", b"".join([each.ids for each in path]))
+        ids = array("i")
+        for each in path:
+            ids += each.ids
         ids.extend(tail)
         return ids
 

@@ -42,7 +42,7 @@ class SentPrompts:
         if not (MIN_BYTES <= len(prompt) <= self._max_bytes and (self._free or self._prompts)):
             return send(message)
         known = self._prompts.longest(prompt)
-        told = 0 if known is None else len(known.prefix)
+        told = 0 if known is None else known.size
         if known is None and not self._free:
             known = self._prompts.oldest  # its number is another's from now on
         number = known.value if known is not None else self._free[-1]
@@ -55,5 +55,5 @@ class SentPrompts:
             self._prompts.drop(known)
         else:
             self._free.pop()
-        self._prompts.add(prompt[:-_UNSURE_BYTES], number)
+        self._prompts.add(prompt, len(prompt) - _UNSURE_BYTES, number)
         return True

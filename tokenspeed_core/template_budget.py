@@ -19,6 +19,7 @@ _LOOK_EVERY = 16
 _MAX_POWER_BITS = 4096
 # Read at each turn of a loop; they can neither be changed nor lead out by a public attribute.
 _READ_ONLY = frozenset({str, LoopContext, Namespace})
+_OF_LOOPS = frozenset({"first", "last", "index", "index0", "previtem", "nextitem", "length"})
 _WIDE = re.compile(r"\*|\d{6,}")
 
 
@@ -58,6 +59,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         if TICK in source:
             raise jinja2.TemplateError(f"{TICK} is a name of ours")
         tree = self.parse(source)
+        tree.body.insert(0, _tick(1))  # so that loops need not look its name up
         for loop in tree.find_all(nodes.For):
             loop.body.insert(0, _tick(loop.lineno))
         for macro in tree.find_all(nodes.Macro):
@@ -69,9 +71,12 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         return self.template_class.from_code(self, code, self.make_globals(None), None)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return what `obj.attribute` means; for a field of a message the sandbox takes longer."""
-        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+        """Return what `obj.attribute` means; the sandbox takes longer for what is read most."""
+        kind = type(obj)
+        if kind is dict and attribute in obj and not hasattr(dict, attribute):
             return obj[attribute]
+        if kind is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -96,7 +101,10 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
     def _added(self, *parts: Any) -> Any:
         """Return what `a + b + c` does; texts are copied once, not once for each sign."""
         if set(map(type, parts)) == {str}:  # a Markup would escape what it is added to
-            return self._checked("".join(parts))
+            text = "".join(parts)
+            if len(text) > self._max_chars:
+                self._check(len(text))
+            return text
         total, *others = parts
         for part in others:
             if isinstance(total, str | list | tuple):

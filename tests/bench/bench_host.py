@@ -3,9 +3,10 @@
 
     python tests/bench/bench_host.py [--json] [--size TOKENS] [--repeats N] [--vllm-python PATH]
 
-A conversation's turns of 128k tokens from the last byte of the HTTP body to the step plan at the
-worker, the first one cold, and tokens a second over SSE and over the SDK.  With an interpreter that
-has vLLM, its API server runs beside ours, alternating, before an engine that computes nothing.
+Turns from the last byte of the HTTP body to the step plan at the worker: a first one of 128k
+tokens, the eight behind it of 700 new tokens each, and as many behind 200k; tokens a second over
+SSE and over the SDK.  With an interpreter that has vLLM, its API server runs beside ours,
+alternating, before an engine that computes nothing.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from tokenspeed_core.scheduler import SchedulerProcess
 from tokenspeed_core.sdk import Client
 from tokenspeed_core.tokenizer import Tokenizer
 
+NUM_WARM = 8  # turns of a conversation behind its first
+LONGER = 1.6  # how much, for those that are measured apart
 NULL = Path(__file__).with_name("null_worker.py")
 WORDS = (
     "the",
@@ -70,7 +73,14 @@ def engine(max_model_len: int) -> Iterator[tuple[RunDirectory, str, Path]]:
         vocab_size=49152,
     )
     scheduler = SchedulerProcess(config, run.path)
-    command = [sys.executable, str(NULL), run.worker_endpoint, run.token.hex(), "40000", str(marks)]
+    command = [
+        sys.executable,
+        str(NULL),
+        run.worker_endpoint,
+        run.token.hex(),
+        "100000",
+        str(marks),
+    ]
     worker = subprocess.Popen(command)
     port = free_port()
     settings = EngineConfig(model="smollm2", served_model_name="m", port=port, log_level="warning")
@@ -138,23 +148,25 @@ def text(tokens: int, seed: int) -> str:
 
 
 class Conversation:
-    """Turns of about 700 tokens behind about `size`, at one server."""
+    """Turns of about 700 tokens behind about `size`, at one server; no two share a beginning."""
 
-    def __init__(self, address: str, marks: Path, size: int) -> None:
+    def __init__(self, address: str, marks: Path, size: int, number: int = 0) -> None:
         self._address = address
         self._marks = marks
-        # 1.54 tokens a word
-        self._messages = [{"role": "system", "content": text(1300, 0)}]
+        self._name = f"bench {size} {number}"
+        # 1.46 tokens a word
+        self._messages = [{"role": "system", "content": self._name + text(1372, 0)}]
         for at in range(size // 1000 - 2):
             role = "assistant" if at % 2 else "user"
-            self._messages.append({"role": role, "content": text(650, at)})
+            self._messages.append({"role": role, "content": text(686, at)})
         if self._messages[-1]["role"] != "user":
             self._messages.append({"role": "user", "content": text(20, 1)})
         self.tokens = 0  # of the last prompt
 
     async def turn(self) -> float:
         """Return the ms from the last byte of a turn's body to its plan."""
-        body = {"model": "m", "messages": self._messages, "max_tokens": 1, "session_id": "bench"}
+        body = {"model": "m", "messages": self._messages, "max_tokens": 1}
+        body["session_id"] = self._name
         before = self._marks.stat().st_size
         connection = Connection(self._address)  # servers close idle ones
         await connection.open()
@@ -263,27 +275,36 @@ async def rows(
     size: int, repeats: int, streams: int, tokens: int, peer: str = ""
 ) -> list[dict[str, object]]:
     with contextlib.ExitStack() as stack:
-        run, ours, marks = stack.enter_context(engine(max_model_len=2 * size))
+        longest = 2 * size + 8192
+        run, ours, marks = stack.enter_context(engine(longest))
         servers = [(ours, marks)]
         if peer:
-            servers.append(stack.enter_context(vllm_server(peer, 2 * size)))
+            servers.append(stack.enter_context(vllm_server(peer, longest)))
         async with Client(run) as client:
             await client.ready(60)
-        talks = [Conversation(address, marks, size) for address, marks in servers]
         for address, _ in servers:
             await opened(address)
-        cold = [[await talk.turn()] for talk in talks]
-        warm: list[list[float]] = [[] for _ in servers]
+        sizes = (size, int(LONGER * size))
+        lengths = [(0, 0), (0, 0)]
+        cold: list[list[float]] = [[] for _ in servers]
+        warm: list[list[list[float]]] = [[[] for _ in servers] for _ in sizes]
         over_sse: list[list[float]] = [[] for _ in servers]
         over_sdk = []
-        for _ in range(repeats):
-            for at, (address, _) in enumerate(servers):
-                warm[at] += [await talks[at].turn() for _ in range(4)]
+        for number in range(repeats):
+            for at, (address, its_marks) in enumerate(servers):
+                for long, behind in enumerate(sizes):
+                    talk = Conversation(address, its_marks, behind, number)
+                    first = await talk.turn()
+                    cold[at] += [] if long else [first]
+                    begun = talk.tokens
+                    warm[long][at] += [await talk.turn() for _ in range(NUM_WARM)]
+                    lengths[long] = (begun, talk.tokens)
                 over_sse[at].append(await sse(address, streams, tokens))
             over_sdk.append(await sdk(run, streams, tokens))
+    turns = [f"warm turn, {begun} to {end} tokens" for begun, end in lengths]
     return [
-        row(f"cold turn of {size} tokens", "to_plan", "ms", *cold),
-        row(f"warm turn, {talks[0].tokens} tokens at last", "to_plan", "ms", *warm),
+        row(f"cold turn of {lengths[0][0]} tokens", "to_plan", "ms", *cold),
+        *(row(case, "to_plan", "ms", *each) for case, each in zip(turns, warm, strict=True)),
         row(f"{streams} streams over SSE", "rate", "tok/s", *over_sse),
         row(f"{streams} streams over the SDK", "rate", "tok/s", over_sdk),
     ]
@@ -307,7 +328,7 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print rows as JSON lines")
-    parser.add_argument("--size", type=int, default=128_000, help="tokens of the conversation")
+    parser.add_argument("--size", type=int, default=128_000, help="tokens of a conversation")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")

@@ -127,7 +127,7 @@ def test_without_calls_their_marks_are_content() -> None:
     for name, dialect in DIALECTS.items():
         if name in ("harmony", "llama3"):
             continue
-        answer = read(dialect.without_calls(), SAMPLES[name])
+        answer = read(dialect.without_calls, SAMPLES[name])
         assert answer.reasoning == "Hm."
         assert answer.calls == ()
         assert answer.content == SAMPLES[name].split("</think>")[1].lstrip()
@@ -176,7 +176,7 @@ def test_any_split_of_any_text_gives_the_same_and_loses_nothing(
     case: tuple[str, str, list[str]], thinks: bool, with_calls: bool
 ) -> None:
     name, text, pieces = case
-    dialect = ALL[name] if with_calls else ALL[name].without_calls()
+    dialect = ALL[name] if with_calls else ALL[name].without_calls
     thinks = thinks and name != "harmony"
     whole = read(dialect, [text], thinks)
     assert read(dialect, pieces, thinks) == whole

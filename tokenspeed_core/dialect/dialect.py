@@ -2,6 +2,7 @@
 """A dialect as data: states of the text, and the marks between them."""
 
 import enum
+import functools
 import re
 from collections.abc import Mapping
 
@@ -84,8 +85,9 @@ class Dialect:
         exits = {mark for state in self.states.values() for mark in state.exits}
         return frozenset({*exits, *self.hidden})
 
+    @functools.cached_property
     def without_calls(self) -> "Dialect":
-        """Return the dialect of an answer that may call nothing: its calls are content."""
+        """The dialect of an answer that may call nothing: its calls are content."""
         if self.header is not None:
             return self  # every answer has headers
         kept = {

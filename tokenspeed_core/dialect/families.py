@@ -32,7 +32,7 @@ def _dialect(name: str, openers: Mapping[str, str], /, **states: State) -> Diale
     )
 
 
-PLAIN = _dialect("plain", {}).without_calls()
+PLAIN = _dialect("plain", {}).without_calls
 
 HERMES = attrs.evolve(
     _dialect(

@@ -60,7 +60,7 @@ class Conversation:
         if tools.shown:
             tools.check_known(dialect)
         else:
-            dialect = dialect.without_calls()
+            dialect = dialect.without_calls
         prompt = await codec.chat(messages, how)
         reader = partial(DialectReader, dialect, tools.schemas, thinks=prompt.thinks)
         content, field = asked or (None, tools.field or "thinking_budget")

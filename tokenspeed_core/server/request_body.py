@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import attrs
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
@@ -150,11 +149,21 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             SamplingError: a value is out of range.
         """
+        return self.told_params(None, 0, None)
+
+    def told_params(self, max_tokens: int | None, top: int, prompt: int | None) -> SamplingParams:
+        """Return the sampling with another limit, if given, and what log-probabilities are told.
+
+        Raises:
+            SamplingError: a value is out of range.
+        """
+        if max_tokens is not None and self.max_tokens is not None:
+            SamplingParams(max_tokens=self.max_tokens)  # is looked at all the same
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=0 if self.top_k == -1 else self.top_k,
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens if max_tokens is None else max_tokens,
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -167,17 +176,9 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
             logit_bias=self.logit_bias,
             bad_words=self.bad_words,
             logprobs=self.wants_logprobs,
+            top_logprobs=top,
+            prompt_logprobs=prompt,
         )
-
-    def told_params(self, max_tokens: int | None, top: int, prompt: int | None) -> SamplingParams:
-        """Return the sampling with another limit, if given, and what log-probabilities are told.
-
-        Raises:
-            SamplingError: a value is out of range.
-        """
-        params = GenerationFields.sampling_params(self)
-        limit = params.max_tokens if max_tokens is None else max_tokens
-        return attrs.evolve(params, max_tokens=limit, top_logprobs=top, prompt_logprobs=prompt)
 
 
 class ChatFields(GenerationFields, frozen=True, kw_only=True):

@@ -58,12 +58,11 @@ class SeenBodies:
             messages = bytes(memoryview(msgspec.json.decode(body, type=_Outer).messages))
             # Should the same bytes stand elsewhere before, no mark will come to its place.
             start = body.find(messages)
-            opening = body[: start + 1]
-            self._keep(opening, body[: start + len(messages)], given, owner)
+            self._keep(body[: start + 1], body, start + len(messages), given, owner)
         return given
 
     def _continued(self, known: Known[_Said], body: bytes) -> Any:
-        said, told = known.value, len(known.prefix)
+        said, told = known.value, known.size
         short = said.opening[:-1] + _MARKED + body[told:]
         try:
             given = msgspec.json.decode(short)
@@ -73,17 +72,21 @@ class SeenBodies:
         if messages[: len(_MARKED)] != _MARKED or given.get("cache_salt") != said.salt:
             return None
         given["messages"] = [*said.messages, *given["messages"][1:]]
-        end = told + len(messages) - len(_MARKED)
         self._known.drop(known)
-        self._keep(said.opening, body[:end], given, said.owner)
+        end = told + len(messages) - len(_MARKED)
+        self._keep(said.opening, body, end, given, said.owner)
         return given
 
-    def _keep(self, opening: bytes, array: bytes, given: dict[str, Any], owner: str) -> None:
-        """Remember a body that holds `given`, up to the bracket that ends its messages."""
-        prefix = array[:-1].rstrip()
-        if not prefix.endswith(b"}"):
+    def _keep(
+        self, opening: bytes, body: bytes, end: int, given: dict[str, Any], owner: str
+    ) -> None:
+        """Remember what a body says up to the bracket before `end`, which ends its messages."""
+        size = end - 1
+        while size > 0 and body[size - 1] in b" \t\r\n":
+            size -= 1
+        if body[size - 1 : size] != b"}":
             return  # what follows could belong to the last value
         said = _Said(opening, given["messages"], owner, given.get("cache_salt"))
-        self._known.add(prefix, said)
+        self._known.add(body, size, said)
         while self._known.num_bytes > MAX_BYTES:
             self._known.drop(self._known.oldest)
