@@ -19,6 +19,7 @@ from .tokenizer import Tokenizer
 
 MIN_CHARS = 4096  # shorter texts are tokenised whole
 MAX_BYTES = 256 * 1024 * 1024
+_SHORT_CHARS, _MAX_SHORT = 32, 4096  # pieces that come again and again, and how many are kept
 _PIECE_BYTES = 600  # of a piece beside its text and ids
 # what text may begin with, behind a mark, and end with, before it
 _HEADS = ("x", " x", "\n", "\n\n x", "  ", "1", "é", "世", "-", "'s")
@@ -66,6 +67,7 @@ class PrefixTexts:
         self._roots: dict[str, _Piece] = {}  # by salt
         # Those without children, the least recently used first: the others are used with them.
         self._tips: OrderedDict[_Piece, None] = OrderedDict()
+        self._short: dict[tuple[str, str], list[int]] = {}  # ids of short pieces by their salt
         self.num_bytes = 0
 
     def encode(self, text: str, salt: str = "") -> "array[int]":
@@ -87,8 +89,7 @@ class PrefixTexts:
         if not path and (len(rest) < MIN_CHARS or not self.markers):
             return array("i", self._tokenizer.encode(rest, add_special=False))
         *new, behind = self._cut(rest)
-        # side by side on all cores
-        *found, tail = self._tokenizer.encode_all([*new, behind])
+        *found, tail = self._encode([*new, behind], begun.salt)
         path += [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
         if path:
             with self._lock:
@@ -118,6 +119,18 @@ class PrefixTexts:
         ends = [match.end() for match in self._pattern.finditer(text)]
         places = zip([0, *ends], [*ends, len(text)], strict=True)
         return [text[start:end] for start, end in places]
+
+    def _encode(self, texts: list[str], salt: str) -> list[list[int]]:
+        """Return the ids of each text: of what stands between messages they are looked up."""
+        short = [text for text in texts if len(text) <= _SHORT_CHARS]
+        known = {text: ids for text in short if (ids := self._short.get((salt, text))) is not None}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        # side by side on all cores
+        known |= zip(new, self._tokenizer.encode_all(new), strict=True)
+        if len(self._short) + len(short) > _MAX_SHORT:
+            self._short.clear()
+        self._short |= {(salt, text): known[text] for text in short[:_MAX_SHORT]}
+        return [known[text] for text in texts]
 
     def _keep(self, salt: str, path: Sequence[_Piece]) -> None:
         """Add what is missing of a path, some of which may be gone since it was found."""
