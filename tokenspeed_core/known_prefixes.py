@@ -17,12 +17,8 @@ class Known(Generic[Value]):
     data: bytes
     size: int
     value: Value
-
-    def begins(self, data: bytes) -> bool:
-        """Whether `data` begins with these bytes."""
-        prefix, end = memoryview(self.data)[: self.size], max(0, self.size - _PROBE)
-        # Accepts any buffer, whatever its stub says; a slice of bytes would be a copy.
-        return data.startswith(prefix[end:], end) and data.startswith(prefix)
+    end: bytes  # of the first `size` ...
+    end_at: int  # ... and where it begins
 
 
 class KnownPrefixes(Generic[Value]):
@@ -37,12 +33,16 @@ class KnownPrefixes(Generic[Value]):
 
     def longest(self, data: bytes) -> Known[Value] | None:
         """Return the longest of those that `data` begins with; it costs a look at that."""
-        found = [known for known in self._known if known.begins(data)]
-        return max(found, key=lambda known: known.size, default=None)
+        likely = [known for known in self._known if data.startswith(known.end, known.end_at)]
+        for known in sorted(likely, key=lambda known: -known.size):
+            if data.startswith(memoryview(known.data)[: known.size]):  # slices of bytes are copies
+                return known
+        return None
 
     def add(self, data: bytes, size: int, value: Value) -> None:
         """Remember what is known of the first `size` bytes."""
-        self._known[Known(data, size, value)] = None
+        end_at = max(0, size - _PROBE)
+        self._known[Known(data, size, value, data[end_at:size], end_at)] = None
         self.num_bytes += len(data)
 
     def drop(self, known: Known[Value]) -> None:

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import secrets
 import socket
 import statistics
@@ -144,7 +145,7 @@ def _head(path: str, body: bytes) -> bytes:
 
 
 def text(tokens: int, seed: int) -> str:
-    return " ".join(WORDS[(seed * 7 + at * at) % len(WORDS)] for at in range(tokens))
+    return " ".join(random.Random(seed).choices(WORDS, k=tokens))
 
 
 class Conversation:

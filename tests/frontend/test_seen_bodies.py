@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tokenspeed_core.server import seen_bodies
-from tokenspeed_core.server.seen_bodies import MAX_BYTES, MIN_BYTES, SeenBodies
+from tokenspeed_core.server.seen_bodies import MAX_BODIES, MAX_BYTES, MIN_BYTES, SeenBodies
 
 LONG = "x" * MIN_BYTES
 
@@ -80,6 +80,10 @@ def test_what_is_remembered_is_bounded() -> None:
         bodies.decode(json.dumps({"messages": said}).encode())
     assert MAX_BYTES // 2 < bodies._known.num_bytes <= MAX_BYTES
     assert len(bodies._known) < 40
+    for turn in range(200):
+        said = [{"role": "user", "content": str(turn) + LONG}]
+        bodies.decode(json.dumps({"messages": said}).encode())
+    assert len(bodies._known) == MAX_BODIES
 
 
 TRICKS = [

@@ -16,6 +16,7 @@ from ..known_prefixes import Known, KnownPrefixes
 
 MIN_BYTES = 16 * 1024  # shorter bodies are parsed whole
 MAX_BYTES = 32 * 1024 * 1024
+MAX_BODIES = 128  # each is looked at
 
 _MARK = secrets.token_hex(16)  # no client knows it
 _MARKED = b"[" + msgspec.json.encode(_MARK)
@@ -88,5 +89,5 @@ class SeenBodies:
             return  # what follows could belong to the last value
         said = _Said(opening, given["messages"], owner, given.get("cache_salt"))
         self._known.add(body, size, said)
-        while self._known.num_bytes > MAX_BYTES:
+        while self._known.num_bytes > MAX_BYTES or len(self._known) > MAX_BODIES:
             self._known.drop(self._known.oldest)
