@@ -15,6 +15,9 @@ from ..ipc.messages import SchedulerConfig
 
 EXECUTABLE = "tokenspeed-scheduler"
 CONFIG_FILE = "scheduler.msgpack"
+# Defaults of its environment: its memory in huge pages, where the kernel gives them to who asks.
+# A step touches a page of each request that runs.
+VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its final zero
 
 
@@ -104,7 +107,9 @@ class SchedulerProcess:
         descriptor = os.open(self.config_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(encode(config))
-        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=stderr)
+        self._process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stderr=stderr, env={**VARIABLES, **os.environ}
+        )
 
     @property
     def pid(self) -> int:

@@ -32,7 +32,7 @@ from .launcher_output import LauncherOutput
 from .model_source import ModelNotFoundError
 from .pooling import PoolingError
 from .run_lock import RunLock, remove_abandoned
-from .scheduler.process import CONFIG_FILE, SchedulerNotFoundError, command
+from .scheduler.process import CONFIG_FILE, VARIABLES, SchedulerNotFoundError, command
 from .served_model import PortInUseError, ServedModel
 from .supervisor import Part, Printed, Reported, Supervisor
 from .worker_event import Ready, WorkerEvent
@@ -159,7 +159,7 @@ class Engine:
             for rank in range(config.num_ranks)
         )
         parts = [
-            Part(_SCHEDULER, (ChildSpec("scheduler", command(scheduler_file)),)),
+            Part(_SCHEDULER, (ChildSpec("scheduler", command(scheduler_file), VARIABLES),)),
             Part(_WORKERS, workers, forget_ranks, stopped_s=self._limits.stopped_s),
         ]
         if config.grpc_port:

@@ -12,6 +12,7 @@ an interpreter of its own: `--peer-python` has `tokenspeed-scheduler`, `--vllm-p
 """
 
 import argparse
+import os
 import re
 import shutil
 import statistics
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from tokenspeed_core.scheduler.process import VARIABLES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -62,7 +65,9 @@ def build() -> Path:
 
 def measure(driver: Path, case: str) -> dict[str, list[float]]:
     """One value a pass of each metric, in microseconds."""
-    done = subprocess.run([driver, *CASES[case].split()], capture_output=True, check=True)
+    environment = {**VARIABLES, **os.environ}  # as the executable has it
+    command = [driver, *CASES[case].split()]
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
     return msgspec.json.decode(done.stdout, type=dict[str, list[float]])
 
 

@@ -26,8 +26,15 @@ class WorkerTables {
   int Keep(StepPlan& plan, SlotId slot, int group, int size, IsSame is_same) {
     std::vector<int32_t>& ids = Ids(slot, group);
     const int most = std::min(size, static_cast<int>(ids.size()));
+    const auto alike = [&](int from, int count) {
+      bool all = true;  // no branches in this loop
+      for (int i = from; i < from + count; ++i) all &= is_same(i, ids[static_cast<size_t>(i)]);
+      return all;
+    };
+    constexpr int kAtOnce = 16;
     int same = 0;
-    while (same < most && is_same(same, ids[static_cast<size_t>(same)])) ++same;
+    while (same + kAtOnce <= most && alike(same, kAtOnce)) same += kAtOnce;
+    while (same < most && alike(same, 1)) ++same;
     ids.resize(static_cast<size_t>(same));
     if (same == 0) return 0;
     plan.kept_slots.push_back(slot.value);
