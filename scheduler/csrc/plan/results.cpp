@@ -10,6 +10,21 @@ namespace tokenspeed::plan {
 
 using fsm::FinishReason;
 
+namespace {
+
+// Asks for the memory of rows to come: first the request's, then the end of its tokens.
+inline void PrefetchRow(std::span<const Slot> slots, std::span<const int32_t> rows, size_t row) {
+  constexpr size_t kAhead = 8;
+  const auto tenant = [&](size_t i) {
+    return slots[static_cast<size_t>(rows[std::min(i, rows.size() - 1)])].request;
+  };
+  __builtin_prefetch(tenant(row + 2 * kAhead));
+  const Request* request = tenant(row + kAhead);
+  if (request != nullptr) __builtin_prefetch(std::to_address(request->tokens.end()), 1);
+}
+
+}  // namespace
+
 Status Scheduler::ValidateResult(StepId step, std::span<const Token> tokens,
                                  std::span<const float> logprobs,
                                  std::span<const int32_t> counts) const {
@@ -65,10 +80,14 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
   pool_->Retired(step);
   for (const auto& pool : other_pools_) pool->Retired(step);
   ++counters_.steps;
-  if (done.widths.empty()) {
-    TokensArrived(done, tokens, logprobs);
-  } else {
-    RunsArrived(done, tokens, logprobs, counts);
+  const float* logprob = logprobs.empty() ? nullptr : logprobs.data();
+  if (done.widths.empty()) RowsArrived(done, tokens, logprob);
+  size_t at = 0;  // in `tokens`
+  for (size_t i = 0; i < done.widths.size(); ++i) {
+    const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
+    RunArrived(TenantOf(SlotId{done.slots[i]}, step), tokens.subspan(at, count),
+               logprob == nullptr ? nullptr : logprob + at, done.widths[i]);
+    at += count;
   }
   done.slots.clear();
   done.widths.clear();
@@ -98,13 +117,13 @@ Status Scheduler::Advance(StepId step, std::span<const Token> tokens,
 
 // A token a row. The hottest loop: it stands alone, with Deliver in it, so that the compiler keeps
 // what it needs in registers.
-[[gnu::noinline]] void Scheduler::TokensArrived(const InFlightStep& done,
-                                                std::span<const Token> tokens,
-                                                std::span<const float> logprobs) {
+[[gnu::noinline]] void Scheduler::RowsArrived(const InFlightStep& done,
+                                              std::span<const Token> tokens,
+                                              const float* logprobs) {
   for (size_t i = 0; i < tokens.size(); ++i) {
-    PrefetchRow(done, i);
+    PrefetchRow(slots_, done.slots, i);
     const SlotId id{done.slots[i]};
-    const float* logprob = logprobs.empty() ? nullptr : &logprobs[i];
+    const float* logprob = logprobs == nullptr ? nullptr : logprobs + i;
     if (const Slot& place = slot(id); place.first <= done.step && tokens[i] >= 0) {
       // It decodes; its state hears of the token when it is settled.
       const FinishReason reason = Deliver(*place.request, tokens[i], logprob);
@@ -162,30 +181,6 @@ void Scheduler::RunArrived(Request& request, std::span<const Token> tokens, cons
   if (failed) return End(request, reason);
   if (reason != FinishReason::kNone) return Remove(request, reason);
   ReturnIfWhole(request);
-}
-
-// Rows with drafts bring as many as `counts` says, or one each.
-void Scheduler::RunsArrived(const InFlightStep& done, std::span<const Token> tokens,
-                            std::span<const float> logprobs, std::span<const int32_t> counts) {
-  size_t at = 0;  // in `tokens`
-  for (size_t i = 0; i < done.slots.size(); ++i) {
-    const size_t count = counts.empty() ? 1 : static_cast<size_t>(counts[i]);
-    RunArrived(TenantOf(SlotId{done.slots[i]}, done.step), tokens.subspan(at, count),
-               logprobs.empty() ? nullptr : &logprobs[at], done.widths[i]);
-    at += count;
-  }
-}
-
-// Asks for the memory of rows to come: first the request's, then the end of its tokens.
-inline void Scheduler::PrefetchRow(const InFlightStep& done, size_t row) const {
-  constexpr size_t kAhead = 8;
-  const size_t last = done.slots.size() - 1;
-  const auto tenant = [&](size_t i) {
-    return slots_[static_cast<size_t>(done.slots[std::min(i, last)])].request;
-  };
-  __builtin_prefetch(tenant(row + 2 * kAhead));
-  const Request* request = tenant(row + kAhead);
-  if (request != nullptr) __builtin_prefetch(std::to_address(request->tokens.end()), 1);
 }
 
 void Scheduler::Explain(const Request& request) {

@@ -307,13 +307,9 @@ class Scheduler {
   void AbortIf(Matches matches);
   Status ValidateResult(StepId step, std::span<const Token> tokens, std::span<const float> logprobs,
                         std::span<const int32_t> counts) const;
-  void TokensArrived(const InFlightStep& done, std::span<const Token> tokens,
-                     std::span<const float> logprobs);
-  void RunsArrived(const InFlightStep& done, std::span<const Token> tokens,
-                   std::span<const float> logprobs, std::span<const int32_t> counts);
+  void RowsArrived(const InFlightStep& done, std::span<const Token> tokens, const float* logprobs);
   void RunArrived(Request& request, std::span<const Token> tokens, const float* logprobs,
                   int width);
-  void PrefetchRow(const InFlightStep& done, size_t row) const;
   void Arrived(Request& request, Token token, const float* logprob);
   // A token of a request that has not ended, and its event; the reason if it is the last.
   fsm::FinishReason Deliver(Request& request, Token token, const float* logprob);
