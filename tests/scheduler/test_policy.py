@@ -336,9 +336,8 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
-@pytest.mark.parametrize("token_ms", [0.01, 0.03])
-def test_a_long_prefill_leaves_the_cadence_of_others_alone(token_ms: float) -> None:
-    """While 100k tokens are prefilled, the 99th percentile of the others' gaps stays within 1.5."""
+def busy_device(token_ms: float, decoding: int = 32) -> Device:
+    """Return a device in whose core so many requests decode for long."""
     core = Scheduler(
         max_slots=64,
         max_step_tokens=8192 + 64,
@@ -348,10 +347,18 @@ def test_a_long_prefill_leaves_the_cadence_of_others_alone(token_ms: float) -> N
     )
     core.begin_epoch(1, 20_000, 16)
     device = Device(core, token_ms=token_ms)
-    for request in range(32):
+    for request in range(decoding):
         assert core.submit(1, request, int32_column(prompt(64, request)), 100_000) is None
     for _ in range(300):
         device.step()
+    return device
+
+
+@pytest.mark.parametrize("token_ms", [0.01, 0.03])
+def test_a_long_prefill_leaves_the_cadence_of_others_alone(token_ms: float) -> None:
+    """While 100k tokens are prefilled, the 99th percentile of the others' gaps stays within 1.5."""
+    device = busy_device(token_ms)
+    core = device.core
     idle: dict[int, list[float]] = {}
     for _ in range(300):
         for request, time in device.step():
@@ -370,6 +377,44 @@ def test_a_long_prefill_leaves_the_cadence_of_others_alone(token_ms: float) -> N
     took = device.now - before
     alone = 100_000 * (token_ms + device.pair_ms * 50_000)
     assert took < 4.5 * alone, f"the prefill took {took / 1000:.1f} s, {alone / 1000:.1f} s alone"
+
+
+def test_a_short_prompt_is_read_at_once_beside_a_long_prefill() -> None:
+    """It takes what steps left of their share; the long one, and those who decode, go on."""
+    device = busy_device(0.03)
+    core, now = device.core, int(device.now * MS)
+    # The cost of prefill is learnt from this one.
+    assert core.submit(1, 98, int32_column(prompt(5_000, 1)), 10, time_ns=now) is None
+    for _ in range(400):
+        device.step()
+    now = int(device.now * MS)
+    assert core.submit(1, 99, int32_column(prompt(100_000, 2)), 10, time_ns=now) is None
+    for _ in range(50):
+        device.step()
+    began, waited, times = device.now, 0.0, []
+    assert core.submit(1, 100, int32_column(prompt(600, 3)), 10, time_ns=int(began * MS)) is None
+    first: dict[int, float] = {}
+    while 99 not in first:
+        for request, time in device.step():
+            first.setdefault(request, time)
+            times += [time] * (request == 0)
+        waited = max(waited, *gaps(times[-2:]), 0.0)
+    # Two steps are in flight when it comes; its own lasts as long as it takes, 600 x 0.03 ms more.
+    assert first[100] - began < 3 * 1.5 * 9 + 600 * 0.03
+    assert first[99] > first[100] + 1000
+    assert waited <= 100 + 1.5 * 9, "nobody waits longer than a pause for one step"
+
+
+def test_short_prompts_that_keep_coming_do_not_stop_those_who_decode() -> None:
+    """Beyond what was saved they have the share of every prefill."""
+    device = busy_device(0.03)
+    times: list[float] = []
+    for i in range(1000):
+        now = int(device.now * MS)
+        assert device.core.submit(1, 100 + i, int32_column(prompt(500, i)), 1, time_ns=now) is None
+        times += [time for request, time in device.step() if request == 0]
+    settled = gaps(times)[300:]
+    assert sum(settled) / len(settled) <= 1.5 * 9
 
 
 def test_stretches_below_one_are_refused() -> None:

@@ -67,7 +67,8 @@ void FrontendDesk::Greet(const Identity& from, const wire::Hello& hello,
   frontends_[from] = {.client = last_client_,
                       .name = hello.name,
                       .is_remote = session_.IsRemote(hello),
-                      .deltas = {}};
+                      .deltas = {},
+                      .kept = {}};
   identities_[last_client_] = from;
   Log("frontend " + hello.name + " joined");
   Send(from, welcome);

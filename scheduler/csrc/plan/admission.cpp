@@ -18,12 +18,48 @@ constexpr int kMostGuests = 8;  // running at a time, and looked at behind a hea
 
 }  // namespace
 
-int Scheduler::PrefillBudget(int decode_rows) const {
+PrefillBudget Scheduler::BudgetBeside(int decode_rows, int room) const {
   int context = 0;
   if (!prefilling_.empty()) {
     context = std::get_if<fsm::Prefilling>(&prefilling_.front()->state)->context;
   }
-  return cadence_.PrefillBudget(decode_rows, context, limits_.decode_stretch);
+  const int tokens = cadence_.PrefillTokens(decode_rows, context, limits_.decode_stretch);
+  return {.tokens = std::min(tokens, room), .room = room, .saved = cadence_.saved()};
+}
+
+int Scheduler::LikelyHits(Request& request) const {
+  if (!request.trail.empty()) return static_cast<int>(request.trail.size());
+  if (grouped() || !pool_->findable()) return 0;
+  // Blocks of a chain are evicted from its end, so the first that is absent can be searched for;
+  // it is mostly where it was.
+  const auto absent = [&](int block) {
+    return PeekBlock(request, block) == kv::BlockPool::Presence::kAbsent;
+  };
+  int low = 0;
+  int high = (request.known() - 1) / pool_->block_size();
+  const int before = std::min(request.likely_hits, high);
+  if (before < high && !absent(before)) {
+    low = before + 1;
+  } else if (before < high) {
+    high = before;
+    if (before > 0 && !absent(before - 1)) low = before;
+  }
+  while (low < high) {
+    const int middle = low + (high - low) / 2;
+    if (absent(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return request.likely_hits = low;
+}
+
+bool Scheduler::IsShort(Request& request, const PrefillBudget& budget) {
+  if (budget.saved == 0) return false;
+  StartChain(request);
+  const int cached = LikelyHits(request) * pool_->block_size();
+  return cadence_.TimeToEnd(request.known() - cached, cached, budget).has_value();
 }
 
 Request& Scheduler::Head(TimeNs now) {
@@ -100,14 +136,15 @@ void Scheduler::StartChain(Request& request) {
   request.chain.emplace(limits_.hash_key, request.salt, pool_->block_size());
 }
 
-void Scheduler::Admit(TimeNs now, int& budget) {
-  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
+void Scheduler::Admit(TimeNs now, PrefillBudget& budget) {
+  while (budget.room > 0 && budget.tokens + budget.saved > 0 && !waiting_.empty() &&
+         !free_slots_.empty()) {
     Request& head = Head(now);
     // Victims ahead of it come back first, once their tokens are in.
     for (const Request* victim : preempted_) {
       if (victim->rank < head.rank) return;
     }
-    if (PrefillsAt(head.priority)) return;
+    if (PrefillsAt(head.priority) && !IsShort(head, budget)) return PassLongPrefill(budget);
     StartChain(head);
     if (Fits(head)) {
       Enter(head, budget);
@@ -125,7 +162,7 @@ SlotId Scheduler::TakeSlot(const Request& request) {
   return id;
 }
 
-void Scheduler::Enter(Request& request, int& budget) {
+void Scheduler::Enter(Request& request, PrefillBudget& budget) {
   const SlotId id = TakeSlot(request);
   const Status moved = fsm::Apply(request.state, fsm::Admit{id});
   TS_CHECK(moved.ok(), "admission of request " << request.arrival.value);
@@ -176,11 +213,24 @@ int Scheduler::RoomInTheEnd() const {
   return room;
 }
 
-void Scheduler::PassHead(int& budget) {
+void Scheduler::PassLongPrefill(PrefillBudget& budget) {
+  if (budget.saved == 0) return;
+  auto next = std::next(waiting_.begin());
+  for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
+    if (guests_ >= kMostGuests || free_slots_.empty()) return;
+    Request& request = *(next++)->second;
+    if (!IsShort(request, budget) || BlocksFor(request.limit - 1) > RoomInTheEnd()) continue;
+    request.guest = true;
+    ++guests_;
+    Enter(request, budget);
+  }
+}
+
+void Scheduler::PassHead(PrefillBudget& budget) {
   if (blocked_.passed || blocked_.short_by <= Retiring()) return;
   auto next = std::next(waiting_.begin());
   for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
-    if (budget <= 0 || guests_ >= kMostGuests || free_slots_.empty()) return;
+    if (budget.tokens <= 0 || guests_ >= kMostGuests || free_slots_.empty()) return;
     Request& request = *(next++)->second;
     if (PrefillsAt(request.priority)) return;
     if (BlocksFor(request.limit - 1) > RoomInTheEnd()) continue;

@@ -65,7 +65,7 @@ void Cadence::Observe(const StepWork& work, TimeNs duration) {
   known_ = true;
 }
 
-int Cadence::PrefillBudget(int decode_rows, int context, double stretch) const {
+int Cadence::PrefillTokens(int decode_rows, int context, double stretch) const {
   constexpr int kAll = std::numeric_limits<int32_t>::max();
   if (decode_rows == 0 || stretch == 0) return kAll;
   const double decode = DecodeTime(decode_rows);
@@ -82,6 +82,25 @@ int Cadence::PrefillBudget(int decode_rows, int context, double stretch) const {
   }
   const double forced = std::min(fixed_ns() / each, static_cast<double>(kMostForced));
   return std::max({kLeastPrefill, static_cast<int>(length), static_cast<int>(forced)});
+}
+
+void Cadence::Planned(const StepWork& work, double stretch) {
+  if (work.decode_rows == 0 || stretch == 0 || !known_) return;
+  const double share = kMargin * (stretch - 1) * DecodeTime(work.decode_rows);
+  double taken = 0;
+  if (work.prefill_tokens > 0) {
+    taken = fixed_ns() + token_ns() * work.prefill_tokens + pair_ns() * work.prefill_pairs;
+  }
+  const double saved = static_cast<double>(saved_) + share - taken;
+  saved_ = static_cast<TimeNs>(std::clamp(saved, 0.0, static_cast<double>(kMostSaved)));
+}
+
+std::optional<TimeNs> Cadence::TimeToEnd(int rest, int context, const PrefillBudget& budget) const {
+  if (rest <= budget.tokens) return 0;
+  if (budget.saved == 0 || rest > budget.room) return std::nullopt;
+  const TimeNs time = PrefillTime(rest - budget.tokens, context + budget.tokens);
+  if (time > budget.saved) return std::nullopt;
+  return time;
 }
 
 TimeNs Cadence::PrefillTime(int tokens, int context) const {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // How long steps take, learnt from the steps themselves, and how much prefill a step can take on
-// without making those who decode wait.
+// without making those who decode wait: its share, and for prefills that end by it what earlier
+// steps left of theirs. So a short prompt is read at once, and a long one never stops the others.
 //
 //   seconds(step) = decode(rows) + c + a * tokens + b * tokens * context
 //
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "base/ids.h"
 
@@ -24,6 +26,19 @@ struct StepWork {
   double prefill_pairs = 0;  // token-context pairs of the prefill: its attention
 };
 
+// What the prefills of a step may still take.
+struct PrefillBudget {
+  int tokens = 0;    // any of them
+  int room = 0;      // tokens of the step, whatever for: at least `tokens`
+  TimeNs saved = 0;  // more time, for those that end by it
+
+  void Take(int length, TimeNs beyond) {
+    tokens = std::max(tokens - length, 0);
+    room -= length;
+    saved -= beyond;
+  }
+};
+
 class Cadence {
  public:
   // Prefill goes on with so many tokens a step at least, whatever that does to the cadence, ...
@@ -32,6 +47,9 @@ class Cadence {
   static constexpr int kMostForced = 1024;
   // ... and begins with so many while nothing is known of its cost.
   static constexpr int kFirstPrefill = 256;
+  // What steps leave of their share is kept, but nobody who decodes waits longer for one step.
+  static constexpr TimeNs kMostSaved = 500'000'000;
+  static constexpr TimeNs kMostPause = 100'000'000;
 
   // A step took `duration`; 0 or less: nobody knows.
   void Observe(const StepWork& work, TimeNs duration);
@@ -39,7 +57,17 @@ class Cadence {
   // Prefill tokens behind `context` of their request that keep a step with `decode_rows` within
   // `stretch` times its length without them. INT32_MAX: there is nobody to protect, or nothing is
   // known yet.
-  int PrefillBudget(int decode_rows, int context, double stretch) const;
+  int PrefillTokens(int decode_rows, int context, double stretch) const;
+
+  // What a prefill that ends by it may take beyond.
+  TimeNs saved() const { return std::min(saved_, kMostPause); }
+
+  // Time beyond its tokens in which a budget reads all of a request that has `rest` tokens left
+  // behind `context`; none: it is too long.
+  std::optional<TimeNs> TimeToEnd(int rest, int context, const PrefillBudget& budget) const;
+
+  // A step is planned: keeps what it leaves of its share, or takes what it needs beyond.
+  void Planned(const StepWork& work, double stretch);
 
   // Estimated time that `tokens` behind `context` add to a prefill; 0 while nothing is known.
   TimeNs PrefillTime(int tokens, int context = 0) const;
@@ -58,6 +86,7 @@ class Cadence {
   Terms weights_{};
   std::array<Terms, kTerms> covariance_ = kUnknown;
   bool known_ = false;
+  TimeNs saved_ = 0;
 
   double token_ns() const { return std::max(weights_[0], 0.0); }
   double pair_ns() const { return std::max(weights_[1], 0.0) / kPairs; }

@@ -28,15 +28,14 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   }
   const int decodes = batch_.size() + static_cast<int>(drafting_.size());
   const int spare = limits_.max_step_tokens - decodes;
-  const int chunks = std::min(spare, PrefillBudget(decodes));
-  int budget = chunks;
+  PrefillBudget budget = BudgetBeside(decodes, spare);
   for (size_t i = 0; i < prefilling_.size();) {
     Request* request = prefilling_[i];
     PlanChunk(*request, budget);
     if (i < prefilling_.size() && prefilling_[i] == request) ++i;
   }
   Admit(now, budget);
-  if (max_drafts_ > 0) PlanDrafts(spare - (chunks - budget));
+  if (max_drafts_ > 0) PlanDrafts(budget.room);
   const bool copies = transfers_ && transfers_->ready();
   if (batch_.size() == 0 && short_rows_.empty() && long_rows_.empty() && !copies) {
     return grouped() && StartAlone() ? Plan(now) : nullptr;
@@ -65,13 +64,14 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
     if (!slot(id).announced) return Known::kNot;
     return slot(id).stale ? Known::kBehind : Known::kWhole;
   });
+  cadence_.Planned(step.work, limits_.decode_stretch);
   pool_->Planned(last_step_);
   for (const auto& pool : other_pools_) pool->Planned(last_step_);
   return &plan_;
 }
 
-void Scheduler::PlanChunk(Request& request, int& budget) {
-  if (budget <= 0) return;
+void Scheduler::PlanChunk(Request& request, PrefillBudget& budget) {
+  if (budget.room <= 0) return;
   FindPrefix(request);
   auto& state = *std::get_if<fsm::Prefilling>(&request.state);
   // A state goes on in a copy of its snapshot, which has to be there.
@@ -81,7 +81,8 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
   if (grouped()) Touch(request, state.groups, before);
   // Nothing is sampled over blocks that have not landed: the last token waits for them.
   const int end = request.known() - (request.loads.empty() ? 0 : 1);
-  int length = std::min(end - before, budget);
+  const std::optional<TimeNs> beyond = cadence_.TimeToEnd(end - before, before, budget);
+  int length = beyond ? end - before : budget.tokens;
   if (limits_.max_prefill_tokens > 0) length = std::min(length, limits_.max_prefill_tokens);
   // A chunk that is not the last ends with a block where it can, so that others find the block.
   if (before + length < request.known()) {
@@ -94,7 +95,7 @@ void Scheduler::PlanChunk(Request& request, int& budget) {
     length = Reach(state.table, state.groups) - before;
   }
   if (length <= 0) return;
-  budget -= length;
+  budget.Take(length, length == end - before ? *beyond : 0);
   const SlotId id = state.slot;
   slot(id).chunked = StepId{last_step_.value + 1};
   if (before < request.lost) {

@@ -115,6 +115,7 @@ struct alignas(64) Request {
   int32_t promotable = 0;  // tokens that all groups but states could resume: a snapshot helps there
   bool alone = false;      // takes nothing that others wrote: its blocks would lie too scattered
   int32_t lost = 0;        // tokens it had computed when it was preempted
+  int32_t likely_hits = 0;  // blocks, when last looked at in the queue
   int32_t priority = 0;
   Rank rank;  // changes only off the queue and off the slots
   Arrival arrival;

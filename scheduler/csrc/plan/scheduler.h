@@ -159,39 +159,35 @@ class Scheduler {
   bool GrowSpare(Request& request, fsm::Decoding& state);
 
   // Planning.
-  void PlanChunk(Request& request, int& budget);
+  void PlanChunk(Request& request, PrefillBudget& budget);
   void FindPrefix(Request& request);
   // Gives the request one more block, if need be a victim's. False: no block now.
   bool Grow(Request& request);
   void Displace(Request& request);
-  // Takes the request off its slot; it runs again later from what is known of it.
-  void Withdraw(Request& request);
-  // Tokens that the cadence of those who decode leaves for prefill.
-  int PrefillBudget(int decode_rows) const;
+  void Withdraw(Request& request);  // off its slot; it runs again from what is known of it
+  // What the cadence of those who decode leaves for prefill, of so many tokens.
+  PrefillBudget BudgetBeside(int decode_rows, int room) const;
 
   // Admission and preemption.
-  void Admit(TimeNs now, int& budget);
-  // A prefill of this level or a higher one is unfinished.
-  bool PrefillsAt(int32_t priority) const;
-  // Before the first look for the request's blocks in the pool.
-  void StartChain(Request& request);
+  void Admit(TimeNs now, PrefillBudget& budget);
+  bool PrefillsAt(int32_t priority) const;  // one of this level or a higher one is unfinished
+  void StartChain(Request& request);        // before the first look for its blocks in the pool
   // The slot where the workers know its blocks, else the one that is free for the longest time.
   // REQUIRES: one is free.
   SlotId TakeSlot(const Request& request);
   // The first of the queue; a deadline that cannot be met any more no longer counts.
   Request& Head(TimeNs now);
   bool Fits(Request& head);
-  // Blocks, or parents where there are several groups, that the request holds.
-  int BlocksHeld(const Request& request) const;
-  // Those that nobody who runs will need soon.
-  int Room() const;
-  void Enter(Request& request, int& budget);  // from the queue a slot
+  int BlocksHeld(const Request& request) const;  // or parents, where there are several groups
+  int Room() const;                              // that nobody who runs will need soon
+  void Enter(Request& request, PrefillBudget& budget);  // from the queue a slot
   // The head does not fit: displaces guests if their blocks are what it lacks.
   bool ReclaimFromGuests();
-  // ... or lets some pass it.
-  void PassHead(int& budget);
-  // Blocks that are left when everybody who runs has given its longest answer.
-  int RoomInTheEnd() const;
+  void PassHead(PrefillBudget& budget);         // ... or lets some pass it
+  void PassLongPrefill(PrefillBudget& budget);  // ... some that are short, while it waits
+  bool IsShort(Request& request, const PrefillBudget& budget);
+  int LikelyHits(Request& request) const;  // leading blocks that the pool has, by some looks
+  int RoomInTheEnd() const;                // when all who run have given their longest answers
   // Whoever costs least to compute again, behind `request` in rank; null: nobody can go.
   Request* VictimFor(const Request& request);
   int Recomputation(const Request& request) const;

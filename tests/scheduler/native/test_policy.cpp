@@ -77,15 +77,15 @@ void LoadsAreTimedOneBehindTheOther() {
 
 void NobodyToProtectIsNoBound() {
   const Cadence fresh;
-  EXPECT(fresh.PrefillBudget(0, 0, 1.5) == kAll);
-  EXPECT(fresh.PrefillBudget(8, 0, 1.5) == kAll);  // nothing is known
+  EXPECT(fresh.PrefillTokens(0, 0, 1.5) == kAll);
+  EXPECT(fresh.PrefillTokens(8, 0, 1.5) == kAll);  // nothing is known
   EXPECT(fresh.PrefillTime(1000) == 0);
   Cadence cadence;
   cadence.Observe({8, 0, 0}, kMillisecond);
-  EXPECT(cadence.PrefillBudget(8, 0, 1.5) == Cadence::kFirstPrefill);
-  EXPECT(cadence.PrefillBudget(8, 0, 0) == kAll);  // protection is off
+  EXPECT(cadence.PrefillTokens(8, 0, 1.5) == Cadence::kFirstPrefill);
+  EXPECT(cadence.PrefillTokens(8, 0, 0) == kAll);  // protection is off
   cadence.Observe({8, 512, 0}, 0);                 // nobody knows how long it took
-  EXPECT(cadence.PrefillBudget(8, 0, 1.5) == Cadence::kFirstPrefill);
+  EXPECT(cadence.PrefillTokens(8, 0, 1.5) == Cadence::kFirstPrefill);
 }
 
 void TheBudgetKeepsTheStretchOfADeviceItHasLearnt() {
@@ -97,7 +97,7 @@ void TheBudgetKeepsTheStretchOfADeviceItHasLearnt() {
   }
   for (const int context : {0, 1000, 20'000, 100'000}) {
     for (const double stretch : {1.5, 4.0, 16.0}) {
-      const int budget = cadence.PrefillBudget(8, context, stretch);
+      const int budget = cadence.PrefillTokens(8, context, stretch);
       const double took = static_cast<double>(Took(Chunk(8, budget, context)));
       EXPECT(budget == Cadence::kLeastPrefill || took <= stretch * kMillisecond);
       // It uses what it is given, too.
@@ -120,9 +120,9 @@ void WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill() {
     const StepWork work = Chunk(8, 64 + 16 * (i % 29), 0);
     cadence.Observe(work, took(work));
   }
-  const int budget = cadence.PrefillBudget(8, 0, 1.5);
+  const int budget = cadence.PrefillTokens(8, 0, 1.5);
   EXPECT(budget > 300 && budget < 500);
-  EXPECT(cadence.PrefillBudget(8, 0, 16) > 800);
+  EXPECT(cadence.PrefillTokens(8, 0, 16) > 800);
 }
 
 void OneSlowStepIsNotTheCadence() {
@@ -132,9 +132,36 @@ void OneSlowStepIsNotTheCadence() {
     const StepWork work = Chunk(8, 100, 0);
     cadence.Observe(work, Took(work));
   }
-  const int before = cadence.PrefillBudget(8, 0, 8);
+  const int before = cadence.PrefillTokens(8, 0, 8);
   cadence.Observe({8, 0, 0}, 100 * kSecond);
-  EXPECT(cadence.PrefillBudget(8, 0, 8) < 2 * before);
+  EXPECT(cadence.PrefillTokens(8, 0, 8) < 2 * before);
+}
+
+void WhatStepsLeaveOfTheirShareIsKeptForThoseThatEndByIt() {
+  Cadence cadence;
+  EXPECT(cadence.saved() == 0);
+  for (int i = 0; i < 20; ++i) cadence.Observe({8, 0, 0}, kMillisecond);
+  cadence.Planned({8, 0, 0}, 4);
+  EXPECT(cadence.saved() == 0);  // what a prefill costs is not known
+  for (int i = 0; i < 200; ++i) {
+    const StepWork work = Chunk(8, 16 + 7 * (i % 13), 0);
+    cadence.Observe(work, Took(work));
+  }
+  cadence.Planned({0, 0, 0}, 4);  // nobody to protect
+  cadence.Planned({8, 0, 0}, 0);  // protection is off
+  EXPECT(cadence.saved() == 0);
+  for (int i = 0; i < 10; ++i) cadence.Planned({8, 0, 0}, 4);
+  const TimeNs saved = cadence.saved();
+  EXPECT(saved > 26 * kMillisecond && saved <= 30 * kMillisecond);
+  // A share that is used leaves nothing; more is taken from what was kept, and never below none.
+  cadence.Planned(Chunk(8, cadence.PrefillTokens(8, 0, 4), 0), 4);
+  EXPECT(std::abs(cadence.saved() - saved) < kMillisecond / 10);
+  cadence.Planned(Chunk(8, 1200, 0), 4);
+  EXPECT(cadence.saved() < saved / 2);
+  cadence.Planned(Chunk(8, 8192, 0), 4);
+  EXPECT(cadence.saved() == 0);
+  for (int i = 0; i < 10'000; ++i) cadence.Planned({8, 0, 0}, 4);
+  EXPECT(cadence.saved() == Cadence::kMostPause);
 }
 
 void EstimatesStayFiniteWhateverTheTimes() {
@@ -149,10 +176,12 @@ void EstimatesStayFiniteWhateverTheTimes() {
     const StepWork work = Chunk(static_cast<int>(random(64)), tokens,
                                 random(2) == 0 ? 0 : static_cast<int>(random(200'000)));
     cadence.Observe(work, static_cast<TimeNs>(random(1ull << (10 + i % 30))));
-    const int budget = cadence.PrefillBudget(1 + static_cast<int>(random(64)),
+    const int budget = cadence.PrefillTokens(1 + static_cast<int>(random(64)),
                                              static_cast<int>(random(200'000)), 1.5);
     EXPECT(budget >= Cadence::kLeastPrefill);
     EXPECT(cadence.PrefillTime(100'000) >= 0);
+    cadence.Planned(Chunk(8, tokens, 0), 1.5);
+    EXPECT(cadence.saved() >= 0 && cadence.saved() <= Cadence::kMostPause);
   }
 }
 
@@ -169,6 +198,7 @@ int main() {
   TheBudgetKeepsTheStretchOfADeviceItHasLearnt();
   WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill();
   OneSlowStepIsNotTheCadence();
+  WhatStepsLeaveOfTheirShareIsKeptForThoseThatEndByIt();
   EstimatesStayFiniteWhateverTheTimes();
   return 0;
 }
