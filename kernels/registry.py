@@ -84,7 +84,7 @@ def select(
         and kernel.features.issuperset(needs)
         and kernel.supports(device_type, dtype)
     ]
-    if not TABLE.tunes or not rivals or op in _wanted:
+    if not (TABLE.tunes or TABLE.times) or not rivals or op in _wanted:
         return preferred.run
     return Contest((preferred, *rivals), TABLE)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Which of several kernels of one meaning is the fastest: timed once, kept, and asked at each call.
 
-Kernels that `contest` are timed against the preferred one where an engine was told to tune; without
-that nothing here is reached.  What was measured holds for one op, sizes, dtype, device and versions
-of the libraries, so a file of it may be carried to another machine.
+Kernels that `contest` are timed against the preferred one where an engine was told to tune; others
+go by what was measured before.  That holds for one op, sizes, dtype, device and versions of the
+libraries, so a file of it may be carried to another machine: one comes with the package.
 """
 
 import json
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Agree = Callable[[Sequence[float]], Sequence[float]]
 _REPEATS = 5
+_MARGIN = 0.95
+SHIPPED = Path(__file__).with_name("measured.json")
 
 
 class TuningFileError(ValueError):
@@ -37,10 +39,18 @@ class Table:
     agree: Agree | None = None
 
     def winner(self, key: str, kernels: Sequence["Kernel"]) -> "Kernel | None":
-        """Return the fastest of `kernels` for a key; None if it was not timed."""
+        """Return the fastest of `kernels` for a key; None if it was not timed.
+
+        The first of them is preferred: it loses to who is faster by more than a launch that is
+        timed alone can tell.
+        """
         known = self.times.get(key, {})
         timed = [kernel for kernel in kernels if kernel.backend in known]
-        return min(timed, key=lambda kernel: known[kernel.backend]) if timed else None
+
+        def time(kernel: "Kernel") -> float:
+            return known[kernel.backend] * (_MARGIN if kernel is kernels[0] else 1)
+
+        return min(timed, key=time) if timed else None
 
     def load(self, path: Path) -> None:
         """Add what a file holds; a file that is not there holds nothing.

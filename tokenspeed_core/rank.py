@@ -12,7 +12,7 @@ from .checkpoint import open_checkpoint
 from .collectives import Collectives
 from .config import ConfigError, EngineConfig
 from .kernels import registry
-from .kernels.tuning import TABLE
+from .kernels.tuning import SHIPPED, TABLE
 from .model_source import cache_directory
 from .model_spec import ModelSpec
 from .rank_groups import RankGroups
@@ -162,6 +162,7 @@ def _choose_kernels(engine: EngineConfig, spec: ModelSpec, device: torch.device)
         _log.info("kernels of %s", ", ".join(found))
     asked = [each.strip() for each in engine.kernels.split(",") if each.strip()]
     registry.tune("tuned" in asked)
+    TABLE.load(SHIPPED)
     if TABLE.tunes and engine.num_ranks == 1:  # ranks might find different files
         TABLE.load(tuning_file())
     wanted = dict(each.split("=", 1) for each in asked if "=" in each)

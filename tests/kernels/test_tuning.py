@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenspeed_core.kernels import registry
 from tokenspeed_core.kernels.registry import NoKernelError, PlugInError, register, select
-from tokenspeed_core.kernels.tuning import TABLE, Contest, Table, TuningFileError, key_of
+from tokenspeed_core.kernels.tuning import SHIPPED, TABLE, Contest, Table, TuningFileError, key_of
 
 CPU, FLOAT = "cpu", torch.float32
 
@@ -63,6 +63,28 @@ def test_the_kernel_that_all_ranks_found_faster_runs(ran: list[str]) -> None:
     run(torch.zeros(5, 4))  # of one that nobody timed
     run(torch.zeros(3, 5))
     assert ran == ["rival", "ours", "ours"]
+
+
+def test_the_preferred_kernel_loses_only_to_who_is_clearly_faster(ran: list[str]) -> None:
+    kernels = registry.candidates("plus_one")
+    for rival, won in ((96.0, "ours"), (94.0, "rival")):
+        winner = Table({"key": {"ours": 100.0, "rival": rival}}).winner("key", kernels)
+        assert winner is not None
+        assert winner.backend == won
+    assert not ran
+
+
+def test_what_comes_with_the_package_decides_without_timing(ran: list[str]) -> None:
+    assert not registry.TABLE.tunes
+    TABLE.times[key_of("plus_one", (torch.zeros(3, 4),))] = {"ours": 9.0, "rival": 3.0}
+    run = select("plus_one", CPU, FLOAT)
+    run(torch.zeros(3, 4))
+    run(torch.zeros(300, 4))  # of no such size
+    assert ran == ["rival", "ours"]
+    shipped = Table()
+    shipped.load(SHIPPED)
+    assert any(key.startswith("norm_linear n<=1 ") for key in shipped.times)
+    assert all({"triton", "library"} == set(times) for times in shipped.times.values())
 
 
 def test_measurements_are_kept_in_a_file(ran: list[str], tmp_path: Path) -> None:

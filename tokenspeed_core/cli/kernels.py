@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 HELP = "list, explain, check or time the kernels of this machine"
 DESCRIPTION = (
     "list: every kernel of every op; explain: which one an op runs here, why not the others, and "
-    "what --kernels tuned measured; "
+    "what was measured, on released machines or by --kernels tuned; "
     "check: each kernel against the torch reference in float64 on random data, exit 1 if one "
     "differs; bench: the time of each beside the least time that its bytes take."
 )
@@ -43,10 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import ops  # noqa: F401  (registers every backend)
     from ..kernels.case import TOLERANCE, cases, microseconds
     from ..kernels.registry import NoKernelError, load_plug_ins, operations
-    from ..kernels.tuning import TABLE
+    from ..kernels.tuning import SHIPPED, TABLE
     from ..rank import tuning_file
 
     load_plug_ins()
+    TABLE.load(SHIPPED)
     TABLE.load(tuning_file())
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
