@@ -16,6 +16,17 @@ def _supports(device_type: str, dtype: torch.dtype) -> bool:
     return BUILT and device_type == "cuda" and dtype in _DTYPES
 
 
+def _multiplies_float8(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a GPU here has products of float8 with float8, and torch a library of them."""
+    return (
+        _supports(device_type, dtype)
+        and dtype == torch.bfloat16
+        and bool(torch.version.cuda)
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (8, 9)
+    )
+
+
 def compile_ahead(
     launches: Callable[[], None], about: str, agreed: Callable[[bool], bool] = bool
 ) -> None:
@@ -37,7 +48,6 @@ if BUILT:
         columns,
         delta_net,
         experts,
-        float8,
         latent_attention,
         library,
         linear,
@@ -98,12 +108,6 @@ if BUILT:
     register("draw_tokens", backend="triton", supports=_supports, preference=10)(
         sampling.draw_tokens
     )
-    # Legal where asked for by name: it rounds activations too, so its bits are others.
-    register(
-        "float8_linear",
-        backend="scaled_mm",
-        supports=lambda device_type, dtype: (
-            _supports(device_type, dtype) and dtype == torch.bfloat16
-        ),
-        preference=-1,
-    )(float8.scaled_linear)
+    register("float8_linear", backend="scaled_mm", supports=_multiplies_float8, preference=11)(
+        linear.scaled_linear
+    )

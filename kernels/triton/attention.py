@@ -143,7 +143,7 @@ def _attend(
     if decoded:
         # Of the sizes, the least: a batch of one waits for it.
         few = 16 if requests < 16 else block
-        tile, warps = _decode_tile(device, head_block, k_cache.element_size())
+        tile, depth, warps = _decode_tile(device, head_block, k_cache.element_size(), decoded)
         splits = _decode_splits(device, decoded, heads, batch.max_context)
         shape = (decoded, heads, splits, group, h)
         # What a window hides is not shared; a mixed step's host integers do not tell who shares.
@@ -179,7 +179,7 @@ def _attend(
             decoded, *strides, table.stride(0), splits, batch.most_parts, scale, eps,
             heads, group, triton.next_power_of_2(group), group_block, h, head_block, size, width,
             gains is not None, *marks, shares, few, tile, MERGED, 2 * device.processors,
-            MIN_SPLIT, min(2, device.max_stages), pdl, **device.options(warps),
+            MIN_SPLIT, depth, pdl, **device.options(warps),
         )  # fmt: skip
         if everyone:
             return out
@@ -235,13 +235,19 @@ def request_block(requests: int) -> int:
     return next(each for each in _REQUEST_BLOCKS if each > requests)
 
 
-def _decode_tile(device: Device, head_block: int, itemsize: int) -> tuple[int, int]:
-    """Return (keys a step, warps): keys and values of two steps have to fit in shared memory."""
+def _decode_tile(
+    device: Device, head_block: int, itemsize: int, requests: int
+) -> tuple[int, int, int]:
+    """Return (keys a step, stages, warps): keys and values of two have to fit in shared memory.
+
+    Tiles of bytes are small: three of them under way are faster until programs are many.
+    """
     step = 4 * head_block * itemsize
     keys = 128
     while keys > 16 and keys * step > device.shared_bytes * 3 // 4:
         keys //= 2
-    return keys, 4
+    stages = 3 if itemsize == 1 and requests < 128 else 2
+    return keys, min(stages, device.max_stages), 4
 
 
 def _decode_splits(device: Device, requests: int, heads: int, max_context: int) -> int:

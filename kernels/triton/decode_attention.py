@@ -13,15 +13,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .narrow import kept, widened
+
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def kept(x, DTYPE: tl.constexpr):
-    """Return `x` as a cache of DTYPE keeps it: float8 saturates."""
-    if DTYPE == tl.float8e4nv:  # noqa: SIM300
-        x = tl.minimum(tl.maximum(x.to(tl.float32), -448.0), 448.0)
-    return x.to(DTYPE)
 
 
 @triton.jit
@@ -194,10 +188,12 @@ def decode(
             block = tl.load(pages + at // S, mask=ok, other=0).to(tl.int64)
             place = block * block_stride + (head * S + at % S) * D
             held = ok[:, None] & (d < D)[None, :]
-            keys = tl.load(k_cache + place[:, None] + d[None, :], mask=held, other=0.0).to(DTYPE)
+            keys = tl.load(k_cache + place[:, None] + d[None, :], mask=held, other=0.0)
+            keys = widened(keys, DTYPE, PDL)
             x = tl.dot(query, keys.T, input_precision="ieee") * c
             x = tl.where(ok[None, :], x, float("-inf"))
-            values = tl.load(v_cache + place[:, None] + d[None, :], mask=held, other=0.0).to(DTYPE)
+            values = tl.load(v_cache + place[:, None] + d[None, :], mask=held, other=0.0)
+            values = widened(values, DTYPE, PDL)
             top = tl.maximum(m, tl.max(x, 1))
             p = tl.exp2(x - top[:, None])
             fade = tl.exp2(m - top)

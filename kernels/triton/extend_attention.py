@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import kept, merged, normed_and_turned
+from .decode_attention import merged, normed_and_turned
+from .narrow import kept, widened
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Parts that a merge loads at once.
@@ -93,16 +94,16 @@ def gather(
         place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
         row = (request * K + head).to(tl.int64) * row_stride + at[:, None] * D + d[None, :]
         keys = tl.load(k_cache + place, mask=held, other=0.0)
-        tl.store(k_row + row, keys.to(k_row.dtype.element_ty), mask=held)
+        tl.store(k_row + row, widened(keys, k_row.dtype.element_ty, PDL), mask=held)
         values = tl.load(v_cache + place, mask=held, other=0.0)
-        tl.store(v_row + row, values.to(v_row.dtype.element_ty), mask=held)
+        tl.store(v_row + row, widened(values, v_row.dtype.element_ty, PDL), mask=held)
 
 
 @triton.jit
 def fold(
     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d, block_stride,
     D: tl.constexpr, S: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    CAUSAL: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     """Fold keys `n` to `n + BN` into the softmax `m`, `mass`, `acc`, of base 2.
 
@@ -122,10 +123,8 @@ def fold(
     else:
         block = tl.load(pages + at // S).to(tl.int64)
         place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
-    if MASK:
-        keys = tl.load(k_cache + place, mask=held, other=0.0).to(DTYPE)
-    else:
-        keys = tl.load(k_cache + place).to(DTYPE)
+    keys = tl.load(k_cache + place, mask=held, other=0.0) if MASK else tl.load(k_cache + place)
+    keys = widened(keys, DTYPE, HOPPER)
     x = tl.dot(query, keys.T, input_precision="ieee")
     if MASK:
         visible = ok[None, :]
@@ -141,10 +140,8 @@ def fold(
     p = tl.exp2(x - safe[:, None])
     fade = tl.exp2(m - safe)
     mass = mass * fade + tl.sum(p, 1)
-    if MASK:
-        values = tl.load(v_cache + place, mask=held, other=0.0).to(DTYPE)
-    else:
-        values = tl.load(v_cache + place).to(DTYPE)
+    values = tl.load(v_cache + place, mask=held, other=0.0) if MASK else tl.load(v_cache + place)
+    values = widened(values, DTYPE, HOPPER)
     acc = tl.dot(p.to(DTYPE), values, acc * fade[:, None], input_precision="ieee")
     return top, mass, acc
 
@@ -241,12 +238,12 @@ def extend(
             for n in tl.range(begin, free, BN, num_stages=STAGES):
                 m, mass, acc = fold(
                     query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                    block_stride, D, S, BN, WINDOW, False, True,
+                    block_stride, D, S, BN, WINDOW, False, True, PDL,
                 )  # fmt: skip
         for n in tl.range(free, end, BN, num_stages=STAGES):
             m, mass, acc = fold(
                 query, k_cache, v_cache, pages, head, n, end, seen, m, mass, acc, d,
-                block_stride, D, S, BN, WINDOW, True, True,
+                block_stride, D, S, BN, WINDOW, True, True, PDL,
             )  # fmt: skip
         result = (acc / tl.where(mass == 0, 1.0, mass)[:, None]).to(DTYPE)
         if not SPLIT:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Products with matrices in float8: some rows read the eight bits, many a copy in sixteen.
+"""Products with matrices in float8, of more rows than `skinny.py` takes.
 
-Activations stay as they are; an element of a tile becomes one of theirs before it is multiplied.
+Either activations are rounded to float8 too, which is what tensor cores are fastest at, or they
+stay as they are: some rows then read the eight bits, and an element of a tile becomes one of theirs
+before it is multiplied; many rows read a copy in sixteen.
 """
+
+from functools import cache
 
 import torch
 import triton
@@ -13,10 +17,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..float8 import Float8Matrix
 from .device import MERGES, counters, device_of
+from .narrow import kept, widened
 from .skinny import split_sum
 
 # Above so many rows the copy costs less than the conversions of every tile.
 MAX_ROWS = 384
+# Above so many the rounding of activations costs less than conversions.
+MAX_WIDE_ROWS = 32
+_ALIGNED = 4  # rows: a column of their scales begins at 16 bytes
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -53,7 +61,7 @@ def float8_matrix(
             col_ok = k + cols < K
             value = tl.load(x + x_at + k, mask=live[:, None] & col_ok[None, :], other=0.0)
             weight = tl.load(w + at + k, mask=row_ok[:, None] & col_ok[None, :], other=0.0)
-        weight = weight.to(value.dtype)
+        weight = widened(weight, value.dtype, PDL)
         if Q == 1:
             acc = tl.dot(weight, value.T, acc, input_precision="ieee")
         else:
@@ -140,17 +148,75 @@ def dequantised(w: Float8Matrix, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def scaled_linear(x: Tensor, w: Float8Matrix) -> Tensor:
-    """Return the product of float8 with float8: rows of `x` are rounded to it too, so bits differ.
+@triton.jit
+def rounded_groups(
+    x, y, scale, stride, x_stride, K: tl.constexpr, WIDTH: tl.constexpr, BW: tl.constexpr,
+    GROUPS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`y[M,K]` in e4m3, and `scale[K // WIDTH,M]`, by which groups of WIDTH give `x[M,K]` again.
 
-    For matrices whose blocks are whole rows.
+    Of M rows; groups of `scale` lie `stride` numbers apart.
     """
-    assert w.scale.shape[1] == 1, w.block
-    own = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448.0
-    small = (x / own).to(torch.float8_e4m3fn)
-    scale = w.scale.expand(-(-w.data.shape[0] // w.block[0]), 1)
-    scale = scale.repeat_interleave(w.block[0], 0)[: w.data.shape[0]]
-    y: Tensor = torch._scaled_mm(
-        small, w.data.t(), scale_a=own, scale_b=scale.t().contiguous(), out_dtype=x.dtype
-    )
-    return y
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    e = tl.arange(0, BW)
+    at = group[:, None] * WIDTH + e[None, :]
+    ok = (at < K) & (e < WIDTH)[None, :]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    value = tl.load(x + row * x_stride + at, mask=ok, other=0.0).to(tl.float32)
+    own = tl.maximum(tl.max(tl.abs(value), 1), 1e-12) / 448.0
+    tl.store(scale + group.to(tl.int64) * stride + row, own, mask=group * WIDTH < K)
+    tl.store(y + row * K + at, kept(value / own[:, None], y.dtype.element_ty), mask=ok)
+
+
+def rounded(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return `x[n,k]` in float8, and the scales `[n,k/width]` of its groups, column by column.
+
+    Behind them stand some rows of anything, up to a multiple of 4.
+    """
+    n, k = x.shape
+    tall = triton.cdiv(n, _ALIGNED) * _ALIGNED
+    y = torch.empty(tall, k, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(k // width, tall, dtype=torch.float32, device=x.device)
+    device = device_of(x)
+    wide = triton.next_power_of_2(width)
+    groups = min(triton.next_power_of_2(k // width), max(1, 4096 // wide))
+    rounded_groups[(n, triton.cdiv(k // width, groups))](
+        x, y, scale, tall, x.stride(0), k, width, wide, groups, device.has_dependent_launch,
+        **device.options(4 if wide <= 8192 else 8),
+    )  # fmt: skip
+    return y, scale.t()
+
+
+def scaled_product(x: Tensor, w: Float8Matrix) -> Tensor:
+    """Return `y[n,o] = sum_i x[n,i] w[o,i]` of float8 with float8: `x` is rounded to it first.
+
+    Rows of `x` have a scale each, or groups of 128 inputs where blocks of `w` have (DeepSeek-V3
+    technical report, 3.3.2).  What torch has no product for keeps `x` as it is.
+    """
+    rows, k = w.data.shape
+    if x.shape[0] <= MAX_WIDE_ROWS or rows % 16 or k % 16:
+        return product(x, w)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    tall, wide = w.block
+    if w.scale.shape[1] == 1:
+        small, own = rounded(x, k)
+        scale = w.scale if tall == 1 else w.scale.repeat_interleave(tall, 0)[:rows]
+        scale = scale.t().contiguous()
+    elif (tall, wide) == (128, 128) and rows % 128 == 0 and _has_block_products(x.device):
+        small, own = rounded(x, wide)
+        scale = w.scale.t()
+    else:
+        return product(x, w)
+    y: Tensor = torch._scaled_mm(small, w.data.t(), scale_a=own, scale_b=scale, out_dtype=x.dtype)
+    return y[: x.shape[0]]
+
+
+@cache
+def _has_block_products(device: torch.device) -> bool:
+    """Whether the library multiplies by blocks of 128 x 128: cuBLAS of CUDA 12.9, on Hopper."""
+    version = tuple(int(part) for part in (torch.version.cuda or "0").split(".")[:2])
+    return version >= (12, 9) and torch.cuda.get_device_capability(device)[0] == 9

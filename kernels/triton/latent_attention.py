@@ -14,9 +14,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .attention import Rows, request_block
-from .decode_attention import kept
 from .device import Device, device_of
 from .extend_attention import LOG2E, MERGED, merge, tile_of
+from .narrow import kept, widened
 
 # Below this many keys a part of a context is not worth a program of its own.
 _MIN_SPLIT = 64
@@ -177,10 +177,11 @@ def attend_latents(
             place = (block * block_stride + (at % S) * X)[:, None]
             latents = tl.load(
                 cache + place + c[None, :], mask=ok[:, None] & (c < C)[None, :], other=0.0
-            ).to(DTYPE)
+            )
             keys = tl.load(
                 cache + place + (C + d)[None, :], mask=ok[:, None] & (d < R)[None, :], other=0.0
-            ).to(DTYPE)
+            )
+            latents, keys = widened(latents, DTYPE, PDL), widened(keys, DTYPE, PDL)
             x = tl.dot(query, latents.T, input_precision="ieee")
             x = tl.dot(turned, keys.T, x, input_precision="ieee") * k
             x = tl.where((at[None, :] <= seen[:, None]) & ok[None, :], x, float("-inf"))

@@ -34,6 +34,11 @@ def float8_linear(x: Tensor, w: Float8Matrix) -> Tensor:
     return float8.product(x, w) if _is_many(x, w) else _skinny(x, w)
 
 
+def scaled_linear(x: Tensor, w: Float8Matrix) -> Tensor:
+    """Return `float8_linear(x, w)`, above MAX_ROWS with `x` rounded to float8 as well."""
+    return float8.scaled_product(x, w) if _is_many(x, w) else _skinny(x, w)
+
+
 def norm_linear(x: Tensor, w_norm: Tensor, w: Matrix, eps: float) -> Tensor:
     """Return `rms_norm(x[n,d], w_norm[d]) . w[o,d]^T` `[n,o]`; the norm is rounded once."""
     if _is_many(x, w):

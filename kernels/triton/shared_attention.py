@@ -66,12 +66,12 @@ def attend_shared(
             for n in tl.range(begin, free, BN, num_stages=STAGES):
                 m, mass, acc = fold(
                     query, k_cache, v_cache, pages, head, n, end, i, m, mass, acc, d,
-                    block_stride, D, S, BN, 0, False, False,
+                    block_stride, D, S, BN, 0, False, False, PDL,
                 )  # fmt: skip
         for n in tl.range(free, end, BN, num_stages=STAGES):
             m, mass, acc = fold(
                 query, k_cache, v_cache, pages, head, n, end, i, m, mass, acc, d,
-                block_stride, D, S, BN, 0, True, False,
+                block_stride, D, S, BN, 0, True, False, PDL,
             )  # fmt: skip
         if PDL:
             gdc_launch_dependents()

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .narrow import widened
+
 
 @triton.jit
 def _finish(
@@ -147,7 +149,7 @@ def matrix(
             ok = row_ok[:, None] & col_ok[None, :]
             value = tl.load(x + x_at + k, mask=live[:, None] & col_ok[None, :], other=0.0)
             weight = tl.load(w + at + k, mask=ok, other=0.0)
-        weight = weight.to(value.dtype)
+        weight = widened(weight, value.dtype, PDL)
         if Q > 1:
             own = scale + tile * BN // TALL * Q + (split * PART + k) // WIDE
             acc += tl.dot(value, weight.T, input_precision="ieee") * tl.load(own)
@@ -158,7 +160,7 @@ def matrix(
                 weight = tl.load(w + N * K + at + k)
             else:
                 weight = tl.load(w + N * K + at + k, mask=ok, other=0.0)
-            weight = weight.to(value.dtype)
+            weight = widened(weight, value.dtype, PDL)
             if Q > 1:
                 own = scale + (N + tile * BN) // TALL * Q + k // WIDE
                 up += tl.dot(value, weight.T, input_precision="ieee") * tl.load(own)

@@ -114,6 +114,24 @@ if find_spec("triton") and not torch.cuda.is_available():
         exact = w.dequantised(torch.float16)
         assert torch.equal(float8.dequantised(w, torch.float16), exact)
 
+    @pytest.mark.parametrize(("k", "width"), [(260, 260), (384, 128)])
+    def test_groups_of_activations_are_rounded_to_their_greatest(k: int, width: int) -> None:
+        x = torch.randn(7, k).half()
+        x[3] = 0
+        _, scale = float8.rounded(x, width)
+        assert scale.shape == (8, k // width)  # rows to a multiple of 4
+        assert scale.t().is_contiguous()
+        greatest = x.view(7, -1, width).abs().amax(2).float()
+        assert torch.allclose(scale[:7], greatest.clamp(min=1e-12) / 448)
+        # Numbers of float8 themselves: the interpreter cuts where it should round.
+        x = kept(x.float() * 60, FLOAT8).half()
+        x = torch.where(x.abs() < 2**-6, 0, x)
+        x[:, ::width] = 448
+        factor = 2.0 ** torch.randint(-3, 3, (7, k // width)).repeat_interleave(width, 1)
+        small, scale = float8.rounded((x * factor).half(), width)
+        assert torch.equal(small[:7].half(), x)
+        assert torch.equal(scale[:7].repeat_interleave(width, 1), factor)
+
     def test_kernels_attend_over_a_cache_in_float8() -> None:
         want = attended(FLOAT8, paged_attention, torch.float32, exact=True)
         got = attended(FLOAT8, attention.paged_attention, torch.float32, exact=True)

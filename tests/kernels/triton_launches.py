@@ -238,6 +238,7 @@ def _float8() -> list[Callable[[], object]]:
             if n > linear.MAX_ROWS:
                 calls[-4:] = [partial(float8.product, x, w)]
         calls.append(partial(float8.dequantised, w, torch.bfloat16))
+        calls.append(partial(float8.rounded, x, min(block[1], 2048)))
     return calls
 
 
