@@ -185,7 +185,7 @@ def rounded(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
     groups = min(triton.next_power_of_2(k // width), max(1, 4096 // wide))
     rounded_groups[(n, triton.cdiv(k // width, groups))](
         x, y, scale, tall, x.stride(0), k, width, wide, groups, device.has_dependent_launch,
-        **device.options(4 if wide <= 8192 else 8),
+        **device.options(min(16, max(4, wide // 2048))),
     )  # fmt: skip
     return y, scale.t()
 

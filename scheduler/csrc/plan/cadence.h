@@ -47,7 +47,7 @@ class Cadence {
   static constexpr int kMostForced = 1024;
   // ... and begins with so many while nothing is known of its cost.
   static constexpr int kFirstPrefill = 256;
-  // What steps leave of their share is kept, but nobody who decodes waits longer for one step.
+  // So much of what steps leave of their share is kept; one step takes so much of it.
   static constexpr TimeNs kMostSaved = 500'000'000;
   static constexpr TimeNs kMostPause = 100'000'000;
 
