@@ -155,7 +155,7 @@ class EngineConfig:
     threads: int = option(0, "parallelism", "CPU threads of a rank; 0: cores / tp", low=0)
 
     max_running: int = option(64, "scheduling", "requests that run at once", low=1)
-    max_waiting: int = option(4096, "scheduling", "requests that may queue; more get 429", low=0)
+    max_waiting: int = option(4096, "scheduling", "requests that may queue; more get 429", low=1)
     max_step_tokens: int = option(
         0,
         "scheduling",
@@ -249,6 +249,11 @@ class EngineConfig:
             raise ConfigError(
                 f"host_kv = {self.host_kv} keeps blocks that are found by their prefix; set "
                 f"prefix_caching, or host_kv = 0"
+            )
+        if self.max_model_len == 1:
+            raise ConfigError(
+                "max_model_len = 1 has no room for a prompt and its answer; give at least 2, or 0 "
+                "for the model's"
             )
         if self.layout and self.tp > 1:
             raise ConfigError(

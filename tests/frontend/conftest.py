@@ -22,6 +22,7 @@ from tokenspeed_core.server.endpoint import Service
 from tokenspeed_core.server.http_server import HttpServer as Server
 
 PATIENCE_S = 120.0
+SMOLLM2 = EngineConfig(model="smollm2")
 
 
 @contextlib.contextmanager
@@ -82,9 +83,10 @@ async def served(
     codec: TextCodec,
     access: Access | None = None,
     limit: ConnectionLimit | None = None,
+    config: EngineConfig = SMOLLM2,
 ) -> AsyncIterator[tuple[str, Service]]:
     """Serve HTTP in front of the scheduler of a run directory."""
-    async with AsyncLLM("smollm2", run_dir=run_dir, codec=codec, resume_s=0) as llm:
+    async with AsyncLLM(config, run_dir=run_dir, codec=codec, resume_s=0) as llm:
         service = new_service(llm)
         listener = bind("127.0.0.1", 0)
         server = Server.of(create_app(service, access), limit=limit)

@@ -149,12 +149,12 @@ async def test_a_browser_asks_for_the_key_of_the_status_page(
 
 
 async def test_sessions_and_salts_belong_to_a_key(
-    scheduler: ScriptedScheduler, codec: TextCodec
+    scheduler: ScriptedScheduler, codec: TextCodec, tmp_path: Path
 ) -> None:
-    ring = Keyring.of(("alice", "alice-key-1"), ("bob", "bob-key-00"))
+    keys = str(write(tmp_path / "keys", KEYS))
     body = {**CHAT, "session_id": "talk", "cache_salt": "s"}
     for cache_per_key in (False, True):
-        access = Access(lambda: ring, cache_per_key=cache_per_key)
+        access = Access.of(EngineConfig(api_keys=keys, cache_per_key=cache_per_key))
         async with (
             listening(scheduler, codec, access) as http,
             httpx.AsyncClient(base_url=http.url) as client,

@@ -146,6 +146,31 @@ async def test_what_does_not_drain_is_aborted(
         await eventually(lambda: scheduler.aborts)
 
 
+async def test_what_is_logged_and_how_many_connect_are_settings(
+    scheduler: ScriptedScheduler, tmp_path: Path
+) -> None:
+    async def told(log_level: str, max_connections: int) -> tuple[int, str]:
+        settings = {"log_level": log_level, "max_connections": max_connections}
+        folder = tmp_path / log_level
+        folder.mkdir()
+        async with (
+            api_process(scheduler, folder, settings=settings) as api,
+            httpx.AsyncClient(base_url=api.url, timeout=30) as first,
+        ):
+            async with asyncio.timeout(30):  # until those of probes before are closed
+                while (await first.get("/v1/models")).status_code != 200:
+                    await asyncio.sleep(0.01)
+            status = await api.get("/v1/models")  # over another connection
+            api.process.send_signal(signal.SIGTERM)
+            assert await api.ended() == 0
+            return status, api.process.stderr.read().decode()
+
+    (room, info), (full, quiet) = await asyncio.gather(told("info", 4096), told("error", 1))
+    assert (room, full) == (200, 503)
+    assert "INFO api: draining" in info
+    assert "INFO" not in quiet
+
+
 async def test_a_killed_api_process_takes_nothing_down(
     scheduler: ScriptedScheduler, http: HttpServer, tmp_path: Path
 ) -> None:

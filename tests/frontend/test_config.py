@@ -125,6 +125,13 @@ def test_a_config_cannot_change() -> None:
         EngineConfig().port = 1
 
 
+def test_what_the_scheduler_would_refuse_is_refused_before_it_starts() -> None:
+    with pytest.raises(ConfigError, match="max_waiting must be at least 1"):
+        EngineConfig(model="m", max_waiting=0)
+    with pytest.raises(ConfigError, match="max_model_len = 1 has no room"):
+        EngineConfig(model="m", max_model_len=1)
+
+
 def test_a_step_must_have_room_for_every_running_request() -> None:
     with pytest.raises(ConfigError, match="max_step_tokens = 8 is less than max_running = 9"):
         EngineConfig(model="m", max_running=9, max_step_tokens=8)

@@ -3,20 +3,16 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokenspeed_core
 from tokenspeed_core.async_llm import TextCodec
 from tokenspeed_core.chat_template import ChatTemplateError
-from tokenspeed_core.config import FIELDS
 from tokenspeed_core.sampling_params import SamplingError, SamplingParams
 from tokenspeed_core.server.failure import ApiError
 from tokenspeed_core.server.message_body import MessageFields
@@ -269,18 +265,3 @@ def test_every_field_of_messages_and_responses_has_an_effect_or_is_refused(kind:
         checks = partial(parsed.check, is_stored=True) if kind is ResponseFields else check
         with pytest.raises(ApiError, match=field):
             checks()
-
-
-def test_every_setting_is_read_somewhere() -> None:
-    root = Path(tokenspeed_core.__file__).parent
-    sources = [
-        path.read_text(encoding="utf-8")
-        for path in root.rglob("*.py")
-        if path.name not in ("config.py", "config_option.py")
-    ]
-    properties = (
-        (root / "config.py").read_text(encoding="utf-8").partition("__attrs_post_init__")[2]
-    )
-    text = "\n".join([*sources, properties])
-    unread = [name for name in FIELDS if not re.search(rf"[.]{name}\b", text)]
-    assert unread == []

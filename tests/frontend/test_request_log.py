@@ -9,9 +9,11 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tokenspeed_core.async_llm import TextCodec
+from tokenspeed_core.config import EngineConfig
 from tokenspeed_core.server.capped_counter import MAX_SERIES, CappedCounter
 from tokenspeed_core.server.request_log import RequestLog
 from tokenspeed_core.server.request_record import Arrival, RequestRecord
+from tokenspeed_core.server.sinks import Sinks
 
 
 def record(ids: list[int], text: str) -> RequestRecord:
@@ -23,20 +25,33 @@ def record(ids: list[int], text: str) -> RequestRecord:
 
 def test_texts_are_there_if_they_are_asked_for(codec: TextCodec, tmp_path: Path) -> None:
     ids = codec.tokenizer.encode("A secret prompt", add_special=False)
-    for table in (None, codec.table):
-        file = tmp_path / f"{table is None}.jsonl"
-        log = RequestLog(file, table)
-        log(record(ids, "and its answer"))
-        log.close()
+    for log_texts in (False, True):
+        file = tmp_path / f"{log_texts}.jsonl"
+        sinks = Sinks.of(EngineConfig(request_log=str(file), log_texts=log_texts), codec.table)
+        assert sinks.keeps_text == log_texts
+        assert sinks.log is not None
+        sinks.log(record(ids, "and its answer"))
+        sinks.close()
         (line,) = file.read_text().splitlines()
         entry = json.loads(line)
         assert entry["e2e_ms"] == 1000
-        if table is None:
+        if not log_texts:
             assert "prompt" not in entry
             assert "secret" not in line
             assert "answer" not in line
         else:
             assert (entry["prompt"], entry["text"]) == ("A secret prompt", "and its answer")
+
+
+def test_nothing_is_told_that_is_not_asked_for(codec: TextCodec, tmp_path: Path) -> None:
+    quiet = Sinks.of(EngineConfig(), codec.table)
+    assert (quiet.log, quiet.tracing) == (None, None)
+    file, nobody = tmp_path / "log", "http://127.0.0.1:9/v1/traces"
+    asked = Sinks.of(EngineConfig(request_log=str(file), otlp_endpoint=nobody), codec.table)
+    assert asked.log is not None
+    assert asked.tracing is not None
+    asked.close()
+    assert file.exists()
 
 
 def test_a_full_disk_costs_lines_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def compiler(folder: Path) -> AsyncIterator[Compiler]:
-    compiler = Compiler(folder, "auto", 1.0, 1 << 30)
+    compiler = Compiler(folder, backend="auto", deadline_s=1.0, memory=1 << 30)
     yield compiler
     await compiler.close()
 
@@ -72,7 +72,7 @@ async def test_what_is_costly_is_refused_and_others_go_on(
 
 
 async def test_memory_is_capped(folder: Path, codec: TextCodec) -> None:
-    compiler = Compiler(folder, "xgrammar", 60.0, 1 << 26)
+    compiler = Compiler(folder, backend="xgrammar", deadline_s=60.0, memory=1 << 26)
     try:
         with pytest.raises(GrammarError, match=r"MiB|crashed"):
             await name_of(compiler, codec, HUGE)
@@ -109,7 +109,7 @@ async def test_a_schema_goes_to_who_enforces_it(
     both = {"allOf": [{"type": "integer"}, {"minimum": 5}]}
     assert "/llguidance-" in await name_of(compiler, codec, form.json_schema(both))
     assert "/xgrammar-" in await name_of(compiler, codec, form.json_object())
-    only = Compiler(folder, "xgrammar", 5.0, 1 << 30)
+    only = Compiler(folder, backend="xgrammar", deadline_s=5.0, memory=1 << 30)
     with pytest.raises(GrammarError, match=r"allOf.*--grammar-backend"):
         await name_of(only, codec, form.json_schema(both))
 

@@ -129,6 +129,17 @@ def test_a_late_load_is_given_up_and_its_blocks_stay_held_until_it_ends() -> Non
     replica.check_idle()
 
 
+@pytest.mark.parametrize(("transfer_ms", "failed"), [(10, 1), (12, 0), (0, 0)])
+def test_a_load_has_the_time_that_it_is_given(transfer_ms: int, failed: int) -> None:
+    replica = evicted(transfer_ms=transfer_ms)
+    replica.submit(prompt(40, seed=1))
+    assert replica.plan()
+    replica.time_ns = 11_000_000
+    while replica.plan() or replica.retire():
+        replica.core.check()
+    assert replica.core.stats()["failed_transfers"] == failed
+
+
 def test_late_duplicate_and_foreign_tickets_do_nothing() -> None:
     replica = evicted()
     replica.submit(prompt(40, seed=1))

@@ -2,6 +2,7 @@
 """The core with a simulated worker: what comes out, and at what cost."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -282,6 +283,55 @@ def test_queue_bound_duplicates_and_draining() -> None:
     assert drained is not None
     assert drained[0] == RefusalCode.DRAINING
     replica.run()
+
+
+def running(replica: Replica) -> int:
+    for number in range(6):
+        replica.submit([number])
+    assert replica.plan()
+    return replica.core.stats()["running"]
+
+
+def step_tokens(replica: Replica) -> int:
+    replica.submit(prompt(30))
+    frame = replica.core.plan()
+    assert frame is not None
+    return sum(read_column("i", plans.decode(frame).row_tokens))
+
+
+def longest(replica: Replica) -> int:
+    request = replica.submit(prompt(10), max_tokens=10**12)
+    replica.run()
+    return 10 + len(replica.outputs[request])
+
+
+def queued(replica: Replica) -> int:
+    column = int32_column([1])
+    return next(n for n in range(100) if replica.core.submit(1, n, column, 1) is not None)
+
+
+def found(replica: Replica) -> int:
+    for _ in range(2):
+        request = replica.submit(prompt(33))
+        replica.run()
+    return replica.cached[request]
+
+
+@pytest.mark.parametrize(
+    ("setting", "effect", "expected"),
+    [
+        ("max_slots", running, {1: 1, 4: 4}),
+        ("max_step_tokens", step_tokens, {8: 8, 16: 16}),
+        ("max_model_len", longest, {20: 20, 30: 30}),
+        ("max_waiting", queued, {1: 1, 7: 7}),
+        ("prefix_caching", found, {True: 32, False: 0}),
+    ],
+)
+def test_each_setting_has_its_effect(
+    setting: str, effect: Callable[[Replica], int], expected: dict[int, int]
+) -> None:
+    found = {value: effect(Replica(**{setting: value})) for value in expected}
+    assert found == expected
 
 
 def test_the_longest_request_of_the_model_ends_with_length() -> None:
