@@ -130,19 +130,23 @@ async def test_what_does_not_drain_is_aborted(
     scheduler: ScriptedScheduler, http: HttpServer, tmp_path: Path, signals: int
 ) -> None:
     drain_s = 0.3 if signals == 1 else 1000.0
+    asked = {**STREAM, "max_tokens": 8000}  # which take seconds
     async with (
         api_process(scheduler, tmp_path, drain_s) as api,
         httpx.AsyncClient(base_url=api.url, timeout=30) as client,
         undisturbed(http),
-        client.stream("POST", "/v1/completions", json=STREAM) as stream,
+        client.stream("POST", "/v1/completions", json=asked) as stream,
     ):
-        await anext(stream.aiter_lines())
+        lines = stream.aiter_lines()  # forgotten it would be closed, and the client would leave
+        await anext(lines)
         for number in range(signals):
             api.process.send_signal(signal.SIGTERM)
             if number == 0:
                 while await api.get("/ready") != 503:
                     await asyncio.sleep(0.01)
         assert await api.ended() == 0
+        told = api.process.stderr.read().decode()
+        assert ("1 requests did not finish within 0.3 s" in told) == (signals == 1)
         await eventually(lambda: scheduler.aborts)
 
 
