@@ -336,7 +336,7 @@ def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
-def busy_device(token_ms: float, decoding: int = 32) -> Device:
+def busy_device(token_ms: float, decoding: int = 32, **limits: int) -> Device:
     """Return a device in whose core so many requests decode for long."""
     core = Scheduler(
         max_slots=64,
@@ -344,8 +344,9 @@ def busy_device(token_ms: float, decoding: int = 32) -> Device:
         max_model_len=150_000,
         vocab_size=VOCAB,
         hash_key=bytes(16),
+        **limits,
     )
-    core.begin_epoch(1, 20_000, 16)
+    core.begin_epoch(1, 250_000, 16)  # for the longest answers of all
     device = Device(core, token_ms=token_ms)
     for request in range(decoding):
         assert core.submit(1, request, int32_column(prompt(64, request)), 100_000) is None
@@ -403,6 +404,21 @@ def test_a_short_prompt_is_read_at_once_beside_a_long_prefill() -> None:
     assert first[100] - began < 3 * 1.5 * 9 + 600 * 0.03
     assert first[99] > first[100] + 1000
     assert waited <= 100 + 1.5 * 9, "nobody waits longer than a pause for one step"
+
+
+@pytest.mark.parametrize("ageing_ms", [100, 10_000])
+def test_who_has_waited_for_an_ageing_time_is_passed_no_more(ageing_ms: int) -> None:
+    device = busy_device(0.03, ageing_ns=ageing_ms * MS)
+    order: list[int] = []
+    for request, length in ((97, 5_000), (98, 60_000), (99, 20_000), (100, 600)):
+        now, ids = int(device.now * MS), int32_column(prompt(length, request))
+        assert device.core.submit(1, request, ids, 10, time_ns=now) is None
+        for _ in range(400 if request == 97 else 50):
+            order += [each for each, _ in device.step() if each >= 98]
+    assert 98 not in order, "it is prefilled still, and 99 waits for it"
+    while 98 not in order:
+        order += [each for each, _ in device.step() if each >= 98]
+    assert (100 in order) == (ageing_ms == 10_000)
 
 
 def test_short_prompts_that_keep_coming_do_not_stop_those_who_decode() -> None:

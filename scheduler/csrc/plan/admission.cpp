@@ -214,7 +214,9 @@ int Scheduler::RoomInTheEnd() const {
 }
 
 void Scheduler::PassLongPrefill(PrefillBudget& budget) {
-  if (budget.saved == 0) return;
+  // Who has waited for an ageing time is passed no more.
+  const TimeNs waited = now_ - waiting_.begin()->second->submitted;
+  if (budget.saved == 0 || waited >= limits_.ageing) return;
   auto next = std::next(waiting_.begin());
   for (int i = 0; i < kMostGuests && next != waiting_.end(); ++i) {
     if (guests_ >= kMostGuests || free_slots_.empty()) return;
