@@ -4,24 +4,21 @@
 import triton
 import triton.language as tl
 
-# Two bytes of four to the upper halves of two numbers; their exponents, three bits further down,
-# are 120 too small, and a product makes subnormal numbers normal too.
-_WIDEN = tl.constexpr("""{
-    .reg .b32 word, sign, scale;
-    mov.b32 scale, 0x7b807b80;
-    prmt.b32 word, 0, $2, 0x5040;
+# Of four bytes two (`pick`) go to the upper halves of two numbers; their exponents, three bits
+# further down, are 120 too small, and a product makes subnormal numbers normal too.
+_PAIR = """
+    prmt.b32 word, 0, $2, {pick};
     and.b32 sign, word, 0x80008000;
     and.b32 word, word, 0x7f007f00;
     shr.b32 word, word, 4;
     or.b32 word, word, sign;
-    mul.rn.bf16x2 $0, word, scale;
-    prmt.b32 word, 0, $2, 0x7060;
-    and.b32 sign, word, 0x80008000;
-    and.b32 word, word, 0x7f007f00;
-    shr.b32 word, word, 4;
-    or.b32 word, word, sign;
-    mul.rn.bf16x2 $1, word, scale;
-}""")
+    mul.rn.bf16x2 {out}, word, scale;"""
+_WIDEN = tl.constexpr(
+    "{\n    .reg .b32 word, sign, scale;\n    mov.b32 scale, 0x7b807b80;"
+    + _PAIR.format(pick="0x5040", out="$0")
+    + _PAIR.format(pick="0x7060", out="$1")
+    + "\n}"
+)
 
 
 @triton.jit
