@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Lets the tests of this folder import the modules beside them, and run another build."""
+"""Lets tests of this folder import what is beside them, run another build, and start workers."""
 
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
     executable = config.getoption("--scheduler", default=None)
     if executable is not None:
         process.find_executable = lambda: executable.resolve()
+
+
+@pytest.fixture
+def workers() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Worker processes that end with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for worker in started:
+        worker.kill()
+        worker.wait()

@@ -3,8 +3,6 @@
 
 import asyncio
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,6 @@ from tokenspeed_core.sdk import Client, RejectedError
 from tokenspeed_core.sent_prompts import MIN_BYTES, SentPrompts
 
 MAX_LEN = 16_000
-
-
-@pytest.fixture
-def workers() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for worker in started:
-        worker.kill()
-        worker.wait()
 
 
 def test_a_prompt_goes_on_from_the_one_that_is_kept(tmp_path: Path, workers: list[Any]) -> None:

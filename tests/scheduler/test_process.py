@@ -36,16 +36,6 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield running
 
 
-@pytest.fixture
-def workers() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Worker processes that end with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for worker in started:
-        worker.kill()
-        worker.wait()
-
-
 def ready(frontend: Frontend, epoch: int = 1) -> None:
     frontend.until(
         lambda: (
