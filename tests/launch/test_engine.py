@@ -75,12 +75,17 @@ def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> No
         time.sleep(0.02)
 
 
-def replaced(engine: Engine, before: dict[str, int]) -> set[str]:
-    """The processes that are others than before, once there are any and all of them run.
+def replaced(engine: Engine, before: dict[str, int], victims: set[str]) -> set[str]:
+    """The processes that are others than before, once all victims are and everything runs.
 
     A stream may end first: a part that is woken to tell its stacks works until it is killed.
     """
-    until(lambda: engine.pids() != before and engine.pids().keys() == before.keys())
+
+    def is_whole() -> bool:
+        now = engine.pids()
+        return now.keys() == before.keys() and all(now[name] != before[name] for name in victims)
+
+    until(is_whole)
     after = engine.pids()
     return {name for name in before if before[name] != after[name]}
 
@@ -151,7 +156,7 @@ def test_streams_outlive_killed_and_stopped_workers_and_schedulers(
                 strike = functools.partial(os.kill, before[victim], number)
                 assert await drawn(client, strike) == quiet
                 group = {name for name in before if name.split()[0] == victim.split()[0]}
-                assert await asyncio.to_thread(replaced, engine, before) == group
+                assert await asyncio.to_thread(replaced, engine, before, group) == group
 
     with Engine.start(config(model, parent, tp=tp), on_event=on_event) as engine:
         engine.wait_ready(PATIENCE_S)
@@ -320,7 +325,7 @@ def test_a_frozen_part_tells_its_stacks_and_is_replaced(
             before = engine.pids()
             freeze = functools.partial(os.kill, before[victim], signal.SIGSTOP)
             assert await drawn(client, freeze) == expected
-            assert await asyncio.to_thread(replaced, engine, before) == {victim}
+            assert await asyncio.to_thread(replaced, engine, before, {victim}) == {victim}
 
     limits = WatchLimits(silence_s=2.0, step_s=2.0, stopped_s=math.inf)
     with Engine.start(config(model, parent), limits=limits) as engine:
@@ -343,8 +348,8 @@ def test_workers_that_froze_while_the_scheduler_died_are_replaced(
                 os.kill(before["scheduler"], signal.SIGKILL)
 
             assert await drawn(client, strike) == expected
-            after = await asyncio.to_thread(replaced, engine, before)
-            assert after == {"scheduler", "worker 0"}
+            both = {"scheduler", "worker 0"}
+            assert await asyncio.to_thread(replaced, engine, before, both) == both
 
     limits = WatchLimits(step_s=2.0, stopped_s=math.inf)
     with Engine.start(config(model, parent), limits=limits) as engine:
@@ -358,9 +363,9 @@ def test_a_frozen_api_process_is_replaced(thin_smollm2: Path, parent: Path) -> N
         engine.wait_ready(PATIENCE_S)
         before = engine.pids()
         os.kill(before["api"], signal.SIGSTOP)
-        assert replaced(engine, before) == {"api"}
+        assert replaced(engine, before, {"api"}) == {"api"}
         until(lambda: answers(f"{engine.url}/ready"))
-        assert replaced(engine, before) == {"api"}
+        assert replaced(engine, before, {"api"}) == {"api"}
 
 
 def answers(url: str) -> bool:
