@@ -104,7 +104,7 @@ ctest-sanitize:
 ctest-fuzz:
 	$(BIN)/ctest --test-dir $(FUZZ) --verbose -j 2 --timeout 100000 -R 'check_ledger|fuzz_scheduler'
 
-mutants: $(STAMP) ## twenty-eight seeded mistakes in the core: the fuzzer or a unit test must find each
+mutants: $(STAMP) ## twenty-nine seeded mistakes in the core: the fuzzer or a unit test must find each
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) build-fuzz FUZZ=build/mutants UNITY= FUZZ_TARGETS='fuzz_scheduler check_ledger test_kv test_host_pool'
 	$(BIN)/python tests/scheduler/core_mutants.py build/mutants
 

@@ -3,7 +3,7 @@
 //
 //   bench_planner decode --running=N [--context=N] [--blocks=N] [--waiting=N] [--full] [--together]
 //                        [--steps=N] [--passes=N]
-//   bench_planner admission [--context=N] [--session] [--passes=N]
+//   bench_planner admission [--context=N] [--session [--whole]] [--passes=N]
 //
 // Prints one JSON object of metric: [a value a pass], in microseconds. A step is measured_plan and
 // measured_advance, which stand alone so that callgrind can count them and nothing else.
@@ -225,14 +225,21 @@ Metrics Admission(const Options& options) {
   std::vector<Token> history = Prompt(context, 1);
   bench.Submit(Prompt(context, 2), 1);  // somebody was there before
   bench.RunDry();
-  TS_CHECK(bench.core().Submit(bench.Ask(history, 16, "session")).ok(), "a request is refused");
+  plan::Submission first = bench.Ask(history, 16, "session");
+  first.origin.id = 1;
+  TS_CHECK(bench.core().Submit(std::move(first)).ok(), "a request is refused");
   bench.RunDry();
   history.resize(history.size() + 16);  // its answer of zeros
+  // What a frontend says that keeps its last prompt.
+  plan::PromptOrigin origin{.id = 2, .extends = 1, .shared = context};
   for (int pass = 0; pass < passes; ++pass) {
     std::vector<Token> turn = session ? history : Prompt(context, 3 + static_cast<uint64_t>(pass));
     for (const Token token : Prompt(64, 100 + static_cast<uint64_t>(pass))) turn.push_back(token);
     history = turn;
-    const double time = bench.Admit(bench.Ask(std::move(turn), 16, session ? "session" : ""));
+    plan::Submission asked = bench.Ask(std::move(turn), 16, session ? "session" : "");
+    if (session && !options.contains("whole")) asked.origin = origin;
+    origin = {origin.id + 1, origin.id, static_cast<int32_t>(history.size())};
+    const double time = bench.Admit(std::move(asked));
     const int64_t cached = bench.core().counters().cached_tokens;
     bench.RunDry();
     history.resize(history.size() + 16);

@@ -45,6 +45,7 @@ CASES: dict[str, str] = {
     "running=16 context=50k, 64 waiting": "decode --running=16 --context=50000 --waiting=64",
     "admission of 128k, new": "admission",
     "admission of 128k, next turn": "admission --session",
+    "admission of 128k, next turn, sent whole": "admission --session --whole",
 }
 PEERS = {
     "tokenspeed-scheduler": ("tokenspeed_scheduler", "bench_planner_peer.py"),

@@ -76,6 +76,16 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a prompt is believed to begin as its session's last one, whichever it names",
+        (
+            Edit(
+                "plan/miss.cpp",
+                "extends != 0 && entry.prompt_id == extends;",
+                "extends != 0;",
+            ),
+        ),
+    ),
+    Mutant(
         "a released block is free at once, not when its step retires",
         (
             Edit(

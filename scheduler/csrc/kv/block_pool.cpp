@@ -138,27 +138,33 @@ void BlockPool::Unindex(BlockId id) {
 }
 
 std::optional<OpenBlock> BlockPool::Allocate() {
-  BlockId id = first(kFreeList);
-  std::optional<BlockId> victim;
-  if (id == sentinel(kFreeList) && eviction_) {
-    victim = eviction_->Victim();
-    id = first(kFreeList);  // a table that gave up its tail for it may have had what nobody finds
-  }
-  if (id == sentinel(kFreeList)) {
-    id = victim.value_or(first(kCachedList));
-    if (id == sentinel(kCachedList)) return std::nullopt;
-    const ChainKey key = node(id).key;
-    evicted_.Insert(key.hash);
+  if (first(kFreeList) == sentinel(kFreeList)) EvictSome();
+  const BlockId id = first(kFreeList);
+  if (id == sentinel(kFreeList)) return std::nullopt;
+  Unlink(id);
+  return Open(id);
+}
+
+void BlockPool::EvictSome() {
+  const int most = std::clamp(num_blocks_ / kSmallPart, 1, kEvictedAtOnce);
+  for (int evicted = 0; evicted < most; ++evicted) {
+    const auto victim = eviction_ ? eviction_->Victim() : std::nullopt;
+    if (evicted == 0) {
+      // A table that gave up its tail for it may have had what nobody finds.
+      if (first(kFreeList) != sentinel(kFreeList)) return;
+    } else if (!victim) {
+      return;  // what is left has continuations that somebody holds
+    }
+    const BlockId id = victim.value_or(first(kCachedList));
+    if (id == sentinel(kCachedList)) return;
     // What stands before it is likely to be next, and on its way from memory: ask for the one
     // before that.
     std::optional<BlockId> next = eviction_ ? eviction_->parent(id) : std::nullopt;
     const Hash128 hash = next ? node(*next).key.parent : Hash128{};
     if (next) next = eviction_->parent(*next);
-    Unindex(id);
+    Evict(id);
     if (next) PrefetchVictim(*next, hash);
   }
-  Unlink(id);
-  return Open(id);
 }
 
 void BlockPool::PrefetchSealing(const Hash128& hash, BlockId id, BlockId before) const {
@@ -201,7 +207,11 @@ void BlockPool::Evict(BlockId id) {
   Unindex(id);
   Unlink(id);
   Move(id, Place::kFree);
-  parents_->Evicted(ParentOf(id));
+  if (parents_ != nullptr) {
+    parents_->Evicted(ParentOf(id));
+  } else {
+    PushBack(kFreeList, id);
+  }
 }
 
 void BlockPool::EvictParent(int parent) {

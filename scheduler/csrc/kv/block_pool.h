@@ -80,7 +80,7 @@ class BlockPool {
   // Grows whenever available() grows.
   uint64_t releases() const { return releases_; }
 
-  // Takes a free block, else evicts a cached one; nothing if there is neither.
+  // Takes a free block, else evicts cached ones; nothing if there are neither.
   // REQUIRES: the pool has its memory for itself.
   std::optional<OpenBlock> Allocate();
   // Takes all blocks of a parent in order, calling take(OpenBlock) for each; false: there is none.
@@ -187,6 +187,10 @@ class BlockPool {
 
   enum class Place : uint8_t { kFree, kOpen, kShared, kRetiring, kCached, kResting };
   static constexpr int kPlaces = 6;
+  // So many go together in a pool where they are such a part at most: what they were is then on its
+  // way from memory side by side, and few steps wait for it.
+  static constexpr int kEvictedAtOnce = 16;
+  static constexpr int kSmallPart = 2048;
   struct alignas(64) Node {  // one cache line
     BlockId next;
     BlockId previous;
@@ -232,6 +236,8 @@ class BlockPool {
   void Index(BlockId id, std::optional<BlockId> before);
   void Unindex(BlockId id);
   OpenBlock Open(BlockId id);
+  // The free list is empty: puts there what goes next, if anything is cached.
+  void EvictSome();
   // Asks for the memory that the eviction of the block will touch.
   void PrefetchVictim(BlockId id, const Hash128& hash) const;
   int ParentOf(BlockId id) const { return id.value / share_; }

@@ -57,11 +57,11 @@ void EvictionQueue::Indexed(BlockId id, std::optional<BlockId> parent) {
 void EvictionQueue::Unindexed(BlockId id) {
   Node& n = node(id);
   if (!n.indexed) return;
-  // The block before it is a leaf now. It joins the list first: mostly they are one owner's, whose
-  // list never runs empty so, and whose place in the heap stays.
+  // The block before it may be a leaf now. It joins the list first: mostly they are one owner's,
+  // whose list never runs empty so, and whose place in the heap stays.
   const BlockId parent = std::exchange(n.parent, kNone);
   const bool known = parent != kNone && node(parent).life == n.parent_life;
-  if (known && --node(parent).children == 0) Settle(parent);
+  if (known && --node(parent).children == 0 && !Succeed(id, parent)) Settle(parent);
   if (n.cached) Taken(id);
   n.indexed = false;
   n.children = 0;  // they cannot be found through it, and know by its life
@@ -84,6 +84,19 @@ void EvictionQueue::Taken(BlockId id) {
   if (n.list >= 0) Delist(id);
   --leaves_[static_cast<size_t>(SlotOf(n))].cached;  // Cached made room for it
   n.cached = false;
+}
+
+// The parent takes the place of its owner's only leaf. False: it is another's, or not a leaf.
+bool EvictionQueue::Succeed(BlockId id, BlockId parent) {
+  Node& n = node(id);
+  Node& before = node(parent);
+  if (n.list < 0 || !before.cached || ListOf(before) != n.list) return false;
+  Leaves& list = leaves_[static_cast<size_t>(n.list)];
+  if (list.first != list.last) return false;
+  list.first = list.last = parent;
+  before.next = before.previous = kNone;
+  before.list = std::exchange(n.list, -1);
+  return true;
 }
 
 // A cached block without children is a leaf.

@@ -105,6 +105,7 @@ class EvictionQueue {
   int ListOf(const Node& n) const;
   void Enlist(BlockId id);
   void Delist(BlockId id);
+  bool Succeed(BlockId id, BlockId parent);
   void Settle(BlockId id);
   void Shed(int slot);
   // Nothing of the owner can go: it is no candidate.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "kv/eviction_queue.h"
@@ -11,6 +12,7 @@ namespace tokenspeed::kv {
 namespace {
 
 constexpr double kSecond = 1e9;
+constexpr TimeNs kDuePeriod = 100'000'000;
 constexpr uint8_t kNoGap = kSignLevels - 1;
 constexpr float kGapWeight = 0.4f;       // of the newest gap in the usual one
 constexpr double kHitMemory = 0.999;     // a request's weight in the comparison, per later request
@@ -170,8 +172,9 @@ void Retention::Schedule(int slot) {
   const Owner& owner = owners_[static_cast<size_t>(slot)];
   TimeNs due = 0;
   if (owner.present == 0 && owner.rank.stamp > 0 && owner.bin + 1 < kIdleBins) {
-    // Rounded up, so that the bin has begun when the time is there.
-    due = owner.since + static_cast<TimeNs>(IdleBinStart(owner.bin + 1) * kSecond) + 1;
+    // Rounded up, so that the bin has begun when the time is there, and few steps have this to do.
+    due = owner.since + static_cast<TimeNs>(IdleBinStart(owner.bin + 1) * kSecond);
+    due += kDuePeriod - due % kDuePeriod;
   }
   if (owner.retained_until > 0 && (due == 0 || owner.retained_until < due)) {
     due = owner.retained_until;
@@ -186,14 +189,14 @@ void Retention::Schedule(int slot) {
 void Retention::Rerank(int slot) {
   Owner& owner = owners_[static_cast<size_t>(slot)];
   Rank& rank = owner.rank;
-  rank.tier = owner.present > 0          ? Rank::kPresent
-              : owner.retained_until > 0 ? Rank::kRetained
-              : owner.demoted            ? Rank::kOver
-                                         : Rank::kIdle;
+  const Rank::Tier before = std::exchange(rank.tier, owner.present > 0          ? Rank::kPresent
+                                                     : owner.retained_until > 0 ? Rank::kRetained
+                                                     : owner.demoted            ? Rank::kOver
+                                                                                : Rank::kIdle);
   const float worth = owner.present > 0 ? 0.0f : owner.worth[owner.bin];
   rank.worth = by_worth_ ? worth : 0.0f;
   worth_ghost_.Rerank(slot, {rank.tier, worth, rank.stamp});
-  use_ghost_.Rerank(slot, {rank.tier, 0.0f, rank.stamp});
+  if (rank.tier != before) use_ghost_.Rerank(slot, {rank.tier, 0.0f, rank.stamp});
   for (EvictionQueue* queue : queues_) queue->Rerank(slot, rank);
 }
 

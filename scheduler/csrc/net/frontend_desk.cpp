@@ -36,8 +36,9 @@ void FrontendDesk::Handle(const Router::Incoming& message, const wire::Welcome& 
   Frontend& frontend = known->second;
   if (auto* submit = std::get_if<wire::Submit>(&any)) {
     // What it believes of this connection is wrong: it starts anew, and loses nothing by that.
-    if (!Complete(frontend, *submit)) return Send(message.from, wire::HelloRequired{});
-    TakeSubmit(message.from, frontend, std::move(*submit));
+    const auto origin = Complete(frontend, *submit);
+    if (!origin) return Send(message.from, wire::HelloRequired{});
+    TakeSubmit(message.from, frontend, std::move(*submit), *origin);
   } else if (const auto* abort = std::get_if<wire::Abort>(&any)) {
     scheduler_.Abort({frontend.client, abort->request_id}, abort->kept);
   } else if (const auto* hint = std::get_if<wire::SessionHint>(&any)) {
@@ -74,27 +75,32 @@ void FrontendDesk::Greet(const Identity& from, const wire::Hello& hello,
   Send(from, welcome);
 }
 
-bool FrontendDesk::Complete(Frontend& frontend, wire::Submit& submit) const {
-  if (submit.keep == 0) return submit.kept_tokens == 0;
-  if (submit.keep < 1 || submit.keep > kKeptPrompts) return false;
+std::optional<plan::PromptOrigin> FrontendDesk::Complete(Frontend& frontend, wire::Submit& submit) {
+  if (submit.keep == 0 && submit.kept_tokens == 0) return plan::PromptOrigin{};
+  if (submit.keep < 1 || submit.keep > kKeptPrompts) return std::nullopt;
   frontend.kept.resize(kKeptPrompts);
-  std::vector<Token>& kept = frontend.kept[static_cast<size_t>(submit.keep - 1)];
-  if (submit.kept_tokens < 0 || submit.kept_tokens > std::ssize(kept)) return false;
+  KeptPrompt& kept = frontend.kept[static_cast<size_t>(submit.keep - 1)];
+  if (submit.kept_tokens < 0 || submit.kept_tokens > std::ssize(kept.tokens)) return std::nullopt;
   if (submit.kept_tokens + std::ssize(submit.prompt) > scheduler_.limits().max_model_len) {
-    return false;
+    return std::nullopt;
   }
-  kept.resize(static_cast<size_t>(submit.kept_tokens));
-  kept.insert(kept.end(), submit.prompt.begin(), submit.prompt.end());
-  submit.prompt.reserve(kept.size() + kept.size() / 8);  // its answer comes behind it
-  submit.prompt.assign(kept.begin(), kept.end());
-  return true;
+  kept.tokens.resize(static_cast<size_t>(submit.kept_tokens));
+  kept.tokens.insert(kept.tokens.end(), submit.prompt.begin(), submit.prompt.end());
+  // Its answer comes behind it.
+  submit.prompt.reserve(kept.tokens.size() + kept.tokens.size() / 8);
+  submit.prompt.assign(kept.tokens.begin(), kept.tokens.end());
+  const uint64_t extends = std::exchange(kept.id, ++last_prompt_);
+  return plan::PromptOrigin{
+      .id = kept.id, .extends = extends, .shared = static_cast<int32_t>(submit.kept_tokens)};
 }
 
-void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit) {
+void FrontendDesk::TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit,
+                              const plan::PromptOrigin& origin) {
   plan::Submission submission{
       .name = {frontend.client, submit.request_id},
       .time = Now(),
       .prompt = std::move(submit.prompt),
+      .origin = origin,
       .max_tokens = submit.max_tokens,
       .sampling = {.temperature = static_cast<float>(submit.sampling.temperature),
                    .top_k = submit.sampling.top_k,

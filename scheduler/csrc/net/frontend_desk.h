@@ -38,26 +38,33 @@ class FrontendDesk {
   void DropLost();
 
  private:
+  struct KeptPrompt {
+    uint64_t id = 0;
+    std::vector<Token> tokens;
+  };
   struct Frontend {
     ClientId client;
     std::string name;
     bool is_remote = false;
     wire::TokenDeltas deltas;
     bool wants_logprobs = false;
-    std::vector<std::vector<Token>> kept;  // prompts
+    std::vector<KeptPrompt> kept;
   };
 
   template <class Message>
   void Send(const Identity& to, const Message& message);
   void Greet(const Identity& from, const wire::Hello& hello, const wire::Welcome& welcome);
-  // Makes a prompt whole, and keeps it, as the frontend asks; false if it names what is not there.
-  bool Complete(Frontend& frontend, wire::Submit& submit) const;
-  void TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit);
+  // Makes a prompt whole, and keeps it, as the frontend asks; nothing if it names what is not
+  // there.
+  std::optional<plan::PromptOrigin> Complete(Frontend& frontend, wire::Submit& submit);
+  void TakeSubmit(const Identity& from, Frontend& frontend, wire::Submit submit,
+                  const plan::PromptOrigin& origin);
 
   Router& router_;
   record::RecordedScheduler& scheduler_;
   Session& session_;
   ClientId last_client_;
+  uint64_t last_prompt_ = 0;  // id of one that is kept
   std::map<Identity, Frontend> frontends_;
   std::map<ClientId, Identity> identities_;
   std::optional<wire::Profile> profile_;

@@ -15,10 +15,11 @@ constexpr size_t kShift = 8;     // by which the text behind may have moved
 constexpr size_t kSame = 32;     // equal tokens that tell that it goes on the same
 constexpr int kAgain = 2;
 
-size_t CommonPrefix(std::span<const Token> a, std::span<const Token> b) {
+// Both are known to begin with the same `same` tokens.
+size_t CommonPrefix(std::span<const Token> a, std::span<const Token> b, size_t same = 0) {
   constexpr size_t kAtOnce = 4096;
   const size_t most = std::min(a.size(), b.size());
-  size_t same = 0;
+  same = std::min(same, most);
   while (same + kAtOnce <= most &&
          std::memcmp(a.data() + same, b.data() + same, kAtOnce * sizeof(Token)) == 0) {
     same += kAtOnce;
@@ -49,10 +50,13 @@ std::string PromptHistory::NameOf(ClientId client, std::string_view session) {
 }
 
 PromptOverlap PromptHistory::Compare(ClientId client, std::string_view session,
-                                     std::string_view salt, std::span<const Token> prompt) const {
+                                     std::string_view salt, std::span<const Token> prompt,
+                                     uint64_t extends, size_t shared) const {
   const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
   if (found == index_.end()) return {};
-  return {CommonPrefix(prompt, found->second->tokens), found->second->version};
+  const Entry& entry = *found->second;
+  const bool is_known = extends != 0 && entry.prompt_id == extends;
+  return {CommonPrefix(prompt, entry.tokens, is_known ? shared : 0), entry.version};
 }
 
 size_t PromptHistory::CommonOf(const Entry& entry, std::span<const Token> prompt,
@@ -107,7 +111,8 @@ MissReport PromptHistory::Explain(ClientId client, std::string_view session, std
 }
 
 void PromptHistory::Remember(ClientId client, std::string_view session, std::string_view salt,
-                             std::vector<Token> tokens, std::optional<Trail> trail) {
+                             std::vector<Token> tokens, std::optional<Trail> trail,
+                             uint64_t prompt_id) {
   Key key{NameOf(client, session), std::string(salt)};
   const auto found = index_.find(key);
   if (found == index_.end()) {
@@ -120,6 +125,7 @@ void PromptHistory::Remember(ClientId client, std::string_view session, std::str
   tokens_ -= entry.tokens.size();
   entry.tokens = std::move(tokens);
   entry.version = ++versions_;
+  entry.prompt_id = prompt_id;
   entry.trail = std::move(trail);
   tokens_ += entry.tokens.size();
   while (tokens_ > most_tokens_ || entries_.size() > kMostEntries) {

@@ -60,16 +60,20 @@ class PromptHistory {
 
   explicit PromptHistory(size_t most_tokens = kMostTokens) : most_tokens_(most_tokens) {}
 
+  // The first `shared` tokens are not compared with those of the prompt with the id `extends`.
   PromptOverlap Compare(ClientId client, std::string_view session, std::string_view salt,
-                        std::span<const Token> prompt) const;
+                        std::span<const Token> prompt, uint64_t extends = 0,
+                        size_t shared = 0) const;
   // Splits the tokens of `prompt` behind the first `cached`; `evicted` of them were seen to be.
   // `session` may be empty: then `client` stands for it.
   MissReport Explain(ClientId client, std::string_view session, std::string_view salt,
                      std::span<const Token> prompt, int cached, int evicted,
                      const PromptOverlap& common = {});
-  // The session's history is `tokens` from now on, and `trail`, if any, is theirs.
+  // The session's history is `tokens` from now on, which begin with the prompt of this id, if it
+  // has one; `trail`, if any, is theirs.
   void Remember(ClientId client, std::string_view session, std::string_view salt,
-                std::vector<Token> tokens, std::optional<Trail> trail = std::nullopt);
+                std::vector<Token> tokens, std::optional<Trail> trail = std::nullopt,
+                uint64_t prompt_id = 0);
   // The history's trail as far as it is the prompt's too; it is the caller's from now on.
   std::optional<Trail> TakeTrail(ClientId client, std::string_view session, std::string_view salt,
                                  std::span<const Token> prompt, int block_size,
@@ -95,8 +99,9 @@ class PromptHistory {
     Key key;
     std::vector<Token> tokens;
     std::optional<Trail> trail;
-    uint64_t version = 0;  // tells these tokens from all that ever stand here
-    int nonces = 0;        // requests that differed early and went on the same
+    uint64_t version = 0;    // tells these tokens from all that ever stand here
+    uint64_t prompt_id = 0;  // 0: none
+    int nonces = 0;          // requests that differed early and went on the same
   };
   using Place = std::list<Entry>::iterator;
 

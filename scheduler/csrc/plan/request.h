@@ -50,11 +50,20 @@ struct Sampling {
   std::string shaping{};  // what the workers do to its logits; only they read it
 };
 
+// What a frontend knows of a prompt: it begins with tokens of an earlier one, which nobody needs to
+// compare again. An id names one prompt for ever.
+struct PromptOrigin {
+  uint64_t id = 0;       // of this prompt; 0: no later one will name it
+  uint64_t extends = 0;  // an earlier prompt's id; 0: none
+  int32_t shared = 0;    // tokens that both begin with
+};
+
 // The event that brings a request in.
 struct Submission {
   RequestName name;
   TimeNs time = 0;
   std::vector<Token> prompt;
+  PromptOrigin origin{};
   int64_t max_tokens = 0;
   Sampling sampling;
   std::vector<Token> stop_ids;
@@ -131,6 +140,7 @@ struct alignas(64) Request {
   std::vector<kv::BlockMark> trail;  // of leading blocks that were its own, or its session's
   SlotId last_slot{-1};              // where they were
   uint64_t rest = 0;                 // by which the pool knows its session's table at rest
+  uint64_t prompt_id = 0;            // of its PromptOrigin
   PromptOverlap common;              // of its prompt and its session's history
 
   // Asks the processor for what a row touches that ends its block: first the request, later what

@@ -152,7 +152,8 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s, size_t known) const
 }
 
 StatusOr<Rejection> Scheduler::Submit(Submission s) {
-  const auto common = history_.Compare(s.name.client, s.session, s.salt, s.prompt);
+  const auto common = history_.Compare(s.name.client, s.session, s.salt, s.prompt, s.origin.extends,
+                                       static_cast<size_t>(s.origin.shared));
   StatusOr<Rejection> valid = Validate(s, common.tokens);
   const auto prompt = static_cast<int32_t>(std::min<size_t>(s.prompt.size(), INT32_MAX));
   const int64_t longest = std::clamp<int64_t>(s.max_tokens, 0, INT32_MAX) + prompt;
@@ -173,6 +174,7 @@ StatusOr<Rejection> Scheduler::Submit(Submission s) {
   request->limit = limit;
   request->sampling = s.sampling;
   request->common = common;
+  request->prompt_id = s.origin.id;
   request->stop_ids = StopIds(std::move(s.stop_ids));
   request->salt = std::move(s.salt);
   request->retain = s.retain;
@@ -371,7 +373,7 @@ void Scheduler::Remove(Request& request, FinishReason reason) {
       trail = {std::move(*request.chain), std::move(request.trail), request.last_slot, rest};
     }
     history_.Remember(request.name.client, request.session_name, request.salt,
-                      std::move(request.tokens), std::move(trail));
+                      std::move(request.tokens), std::move(trail), request.prompt_id);
   }
   auto gone = requests_.extract(request.name);
   auto* ending = std::get_if<fsm::Ending>(&request.state);

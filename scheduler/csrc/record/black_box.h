@@ -50,7 +50,7 @@ struct BoxHeader {
   // The encoded limits follow.
 };
 
-inline constexpr char kBoxMagic[] = "TSRECOR2";  // without its final zero
+inline constexpr char kBoxMagic[] = "TSRECOR3";  // without its final zero
 inline constexpr uint32_t kBoxFormat = 1;
 inline constexpr size_t kBoxHeaderBytes = 4096;
 inline constexpr int64_t kMinBoxBytes = 64 * 1024;

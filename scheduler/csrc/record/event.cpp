@@ -17,10 +17,12 @@ template <class Event, class Visit>
 void ForEachField(Event& event, Visit visit) {
   using T = std::remove_const_t<Event>;
   if constexpr (std::is_same_v<T, Submit>) {
-    auto& [name, time, prompt, max_tokens, sampling, stop_ids, priority, salt, session, retain,
-           deadline] = event.submission;
+    auto& [name, time, prompt, origin, max_tokens, sampling, stop_ids, priority, salt, session,
+           retain, deadline] = event.submission;
+    auto& [id, extends, shared] = origin;
     auto& [temperature, top_k, top_p, seed, logprobs, shaping] = sampling;
     visit(name.client.value), visit(name.id), visit(time), visit(prompt), visit(max_tokens);
+    visit(id), visit(extends), visit(shared);
     visit(temperature), visit(top_k), visit(top_p), visit(seed), visit(logprobs);
     visit(shaping);
     visit(stop_ids), visit(priority), visit(salt);

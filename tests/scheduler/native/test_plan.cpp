@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// What tests/scheduler/*.py does not reach: the quorums of steps and of transfers, and limits.
+// What tests/scheduler/*.py does not reach: the quorums of steps and of transfers, limits, and what
+// is believed of prompts.
 #include <csignal>
 
 #include "expect.h"
 #include "plan/limits.h"
+#include "plan/miss.h"
 #include "plan/step_quorum.h"
 #include "plan/ticket_quorum.h"
 
@@ -71,6 +73,23 @@ void LimitsNameWhatIsWrong() {
   EXPECT(limits.Validate().error().message.find("depth is 0") == 0);
 }
 
+// What is said to be the same is not looked at: only so can it be told that it was believed.
+void AKnownPrefixIsOfTheNamedPromptOnly() {
+  PromptHistory history;
+  const ClientId client{1};
+  history.Remember(client, "session", "", {1, 2, 3, 4, 5}, std::nullopt, 7);
+  const std::vector<Token> prompt = {9, 9, 3, 4, 5, 6};
+  const auto common = [&](std::string_view salt, uint64_t extends, size_t shared) {
+    return history.Compare(client, "session", salt, prompt, extends, shared).tokens;
+  };
+  EXPECT(common("", 7, 2) == 5);
+  EXPECT(common("", 7, 100) == 5);  // no more than there are
+  EXPECT(common("", 7, 1) == 1);
+  EXPECT(common("", 8, 2) == 0 && common("", 0, 2) == 0 && common("other", 7, 2) == 0);
+  history.Remember(client, "session", "", {1, 2, 3}, std::nullopt);  // a prompt without an id
+  EXPECT(common("", 7, 2) == 0 && common("", 0, 2) == 0);
+}
+
 }  // namespace
 }  // namespace tokenspeed::plan
 
@@ -78,5 +97,6 @@ int main() {
   tokenspeed::plan::TheQuorumTakesEachReportOnce();
   tokenspeed::plan::ATicketIsDoneWhenEveryRankHasIt();
   tokenspeed::plan::LimitsNameWhatIsWrong();
+  tokenspeed::plan::AKnownPrefixIsOfTheNamedPromptOnly();
   return 0;
 }

@@ -2,6 +2,7 @@
 // What is kept, for whom and how long: the return model, owners, the eviction queue, sessions.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,8 +29,8 @@ struct Chain {
 
 ChainKey Key(int hash, int parent) {
   ChainKey key;
-  key.hash.bytes[0] = static_cast<std::byte>(hash);
-  key.parent.bytes[0] = static_cast<std::byte>(parent);
+  std::memcpy(key.hash.bytes.data(), &hash, sizeof(hash));
+  std::memcpy(key.parent.bytes.data(), &parent, sizeof(parent));
   return key;
 }
 
@@ -143,6 +144,24 @@ void TailsGoFirstAndSharedHeadsLast() {
     OpenBlock keep = *pool.Allocate();  // so that the next eviction is one
     (void)keep;
   }
+}
+
+void ALargePoolEvictsSomeAtOnce() {
+  Retention retention;
+  BlockPool pool(3 * 2048, kWidth, true, &retention);
+  const OwnerId older = retention.Open();
+  const OwnerId newer = retention.Open();
+  const int half = (pool.num_blocks() - 1) / 2;
+  Visit(pool, retention, older, 1 * kSecond, 1, half);
+  Visit(pool, retention, newer, 2 * kSecond, half + 1, pool.num_blocks() - 1 - half);
+  EXPECT(pool.counts().free == 0);
+  EvictOne(pool);
+  EXPECT(pool.counts().free == 3);
+  EXPECT(Holds(pool, half - 3, half - 4));
+  for (int gone = half - 2; gone <= half; ++gone) EXPECT(!Holds(pool, gone, gone - 1));
+  EXPECT(Holds(pool, pool.num_blocks() - 1, pool.num_blocks() - 2));
+  EvictOne(pool);  // those that are free first
+  EXPECT(pool.counts().free == 6 && !Holds(pool, half - 3, half - 4));
 }
 
 void ABranchThatWasGivenUpGoesFirst() {
@@ -331,6 +350,7 @@ int main() {
   kv::WorthIsTheBestRateOverAllHorizons();
   kv::AToolCallIsExpectedSoonerThanAPerson();
   kv::TailsGoFirstAndSharedHeadsLast();
+  kv::ALargePoolEvictsSomeAtOnce();
   kv::ABranchThatWasGivenUpGoesFirst();
   kv::HintsMoveAnOwnerAndNeverPin();
   kv::RetentionEnds();

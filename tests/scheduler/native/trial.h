@@ -113,6 +113,10 @@ class Trial {
     StepId step;
     BlockSet touched;
   };
+  struct Named {  // a prompt that later ones may name
+    uint64_t id = 0;
+    std::vector<Token> tokens;
+  };
   struct Asked {
     uint64_t hash = 0;
     int left = 0;
@@ -258,6 +262,19 @@ class Trial {
     return prompt;
   }
 
+  // What a frontend that kept some prompts would say of this one.
+  plan::PromptOrigin Origin(std::span<const Token> prompt, uint32_t dice) {
+    if (dice % 4 == 0) return {};
+    Named& earlier = named_[dice / 4 % named_.size()];
+    const auto parting = std::ranges::mismatch(prompt, earlier.tokens);
+    const auto same = static_cast<uint32_t>(parting.in1 - prompt.begin());
+    plan::PromptOrigin origin{.id = ++last_named_, .extends = earlier.id};
+    origin.shared = static_cast<int32_t>(dice % 8 == 1 ? dice / 32 % (same + 1) : same);
+    Named& place = dice / 16 % 2 == 0 ? earlier : named_[dice / 64 % named_.size()];
+    place = {origin.id, {prompt.begin(), prompt.end()}};
+    return origin;
+  }
+
   void Submit(uint32_t a, uint32_t b, uint32_t c) {
     plan::Submission submission;
     submission.name = {ClientId{1 + a % 3}, submitted_++};
@@ -267,6 +284,7 @@ class Trial {
     submission.priority = b % 3 == 0 ? static_cast<int64_t>(b / 3 % 5) - 2 : 0;
     if (c % 4 == 0) submission.deadline = now_ + 1 + static_cast<TimeNs>(a % 64) * 10'000;
     submission.prompt = Prompt(b, c);
+    submission.origin = Origin(submission.prompt, a / 8);
     const size_t length = submission.prompt.size();
     const auto vocab = static_cast<uint32_t>(limits_.vocab_size);
     submission.max_tokens = 1 + a / 8 % 24;
@@ -502,6 +520,8 @@ class Trial {
   bool mixed_ = false;
   int numeric_ = 0;  // poisoned rows that have not ended a request
   uint64_t submitted_ = 0;
+  std::array<Named, 4> named_;
+  uint64_t last_named_ = 0;
   bool drained_ = false;
 };
 
