@@ -151,8 +151,11 @@ def plain_message(message: Message, index: int) -> dict[str, Any]:
     Raises:
         ChatTemplateError: no role, content that is not text, or a malformed tool call.
     """
+    role, content = message.get("role"), message.get("content")
+    is_plain = isinstance(content, str) and role in _ROLES and "tool_calls" not in message
+    if is_plain and isinstance(message, dict):
+        return message  # as most are; templates change nothing that they are given
     where = f"messages[{index}]"
-    role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ChatTemplateError(f"{where}.role is missing; give system, user or assistant")
     if role not in _ROLES:
@@ -169,7 +172,6 @@ def plain_message(message: Message, index: int) -> dict[str, Any]:
         ]
     else:
         plain.pop("tool_calls", None)
-    content = message.get("content")
     if content is None and role == "assistant" and (calls or message.get("reasoning_content")):
         plain["content"] = None if calls else ""
     else:

@@ -20,6 +20,7 @@ from .tokenizer import Tokenizer
 MIN_CHARS = 4096  # shorter texts are tokenised whole
 MAX_BYTES = 256 * 1024 * 1024
 _SHORT_CHARS, _MAX_SHORT = 32, 4096  # pieces that come again and again, and how many are kept
+_TOGETHER_CHARS = 8192  # of new text that is tokenised in one call
 _PIECE_BYTES = 600  # of a piece beside its text and ids
 # what text may begin with, behind a mark, and end with, before it
 _HEADS = ("x", " x", "\n", "\n\n x", "  ", "1", "é", "世", "-", "'s")
@@ -33,6 +34,7 @@ class _Piece:
     parent: "_Piece | None" = None
     children: "dict[str, _Piece]" = attrs.field(factory=dict)
     latest: "_Piece | None" = None  # of the children
+    is_gone: bool = False  # from the tree
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +63,7 @@ class PrefixTexts:
         self._tokenizer = tokenizer
         ids = {text: id for id, text in tokenizer.special_texts().items()}
         self.markers = [each for each in markers if each in ids and _ends_text(tokenizer, each)]
+        self._marks = frozenset(ids[each] for each in self.markers)
         self._pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -90,13 +93,12 @@ class PrefixTexts:
             return array("i", self._tokenizer.encode(rest, add_special=False))
         *new, behind = self._cut(rest)
         *found, tail = self._encode([*new, behind], begun.salt)
-        path += [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
-        if path:
+        fresh = [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
+        if path or fresh:
             with self._lock:
-                self._keep(begun.salt, path)
+                self._keep(begun.salt, path, fresh)
         ids = array("i")
-        for each in path:
-            ids += each.ids
+        ids.frombytes(b"".join([*(each.ids for each in path), *(each.ids for each in fresh)]))
         ids.extend(tail)
         return ids
 
@@ -108,7 +110,10 @@ class PrefixTexts:
                 piece = piece.latest
             else:
                 mark = self._pattern.search(text, at)
-                piece = piece.children.get(text[at : mark.end()]) if mark else None
+                child = piece.children.get(text[at : mark.end()]) if mark else None
+                if child is not None:
+                    piece.latest = child
+                piece = child
             if piece is not None:
                 path.append(piece)
                 at += len(piece.key)
@@ -122,6 +127,10 @@ class PrefixTexts:
 
     def _encode(self, texts: list[str], salt: str) -> list[list[int]]:
         """Return the ids of each text: of what stands between messages they are looked up."""
+        if sum(map(len, texts)) <= _TOGETHER_CHARS:
+            found = self._split(self._tokenizer.encode("".join(texts), add_special=False))
+            if len(found) == len(texts):  # else a token of the vocabulary overlaps a mark
+                return found
         short = [text for text in texts if len(text) <= _SHORT_CHARS]
         known = {text: ids for text in short if (ids := self._short.get((salt, text))) is not None}
         new = [text for text in dict.fromkeys(texts) if text not in known]
@@ -132,12 +141,18 @@ class PrefixTexts:
         self._short |= {(salt, text): known[text] for text in short[:_MAX_SHORT]}
         return [known[text] for text in texts]
 
-    def _keep(self, salt: str, path: Sequence[_Piece]) -> None:
-        """Add what is missing of a path, some of which may be gone since it was found."""
-        piece = self._roots.get(salt)
-        if piece is None:
-            piece = self._roots[salt] = self._counted(_Piece(salt, array("i")))
-        for each in path:
+    def _split(self, ids: list[int]) -> list[list[int]]:
+        """Return the ids of each piece, as `_cut` does for texts."""
+        ends = [at for at, id in enumerate(ids, 1) if id in self._marks]
+        places = zip([0, *ends], [*ends, len(ids)], strict=True)
+        return [ids[start:end] for start, end in places]
+
+    def _keep(self, salt: str, known: Sequence[_Piece], fresh: Sequence[_Piece]) -> None:
+        """Add what is new of a path, and what of it is gone since it was found."""
+        piece = known[-1] if known else None
+        if piece is None or piece.is_gone:  # its children went before it did
+            piece, fresh = self._root(salt), [*known, *fresh]
+        for each in fresh:
             child = piece.children.get(each.key)
             if child is None:
                 self._tips.pop(piece, None)
@@ -150,6 +165,12 @@ class PrefixTexts:
         while self.num_bytes > self._max_bytes:
             self._drop_first()
 
+    def _root(self, salt: str) -> _Piece:
+        piece = self._roots.get(salt)
+        if piece is None:
+            piece = self._roots[salt] = self._counted(_Piece(salt, array("i")))
+        return piece
+
     def _counted(self, piece: _Piece) -> _Piece:
         self.num_bytes += piece.num_bytes
         return piece
@@ -157,6 +178,7 @@ class PrefixTexts:
     def _drop_first(self) -> None:
         piece, _ = self._tips.popitem(last=False)
         self.num_bytes -= piece.num_bytes
+        piece.is_gone = True
         parent = piece.parent
         if parent is None:
             del self._roots[piece.key]
@@ -172,8 +194,10 @@ class PrefixTexts:
 def _ends_text(tokenizer: Tokenizer, marker: str) -> bool:
     """Whether the ids of text before and behind the marker do not depend on each other."""
     added = tokenizer.added_texts()
-    if any(marker in other for other in added if other != marker):
-        return False
+    others = [other for other in added if other != marker]
+    beginnings = tuple(marker[:size] for size in range(1, len(marker) + 1))
+    if any(marker in other or other.endswith(beginnings) for other in others):
+        return False  # where they meet, the other may be found
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special=False)

@@ -32,6 +32,7 @@ _INLINE_CHARS = 8192
 # that takes longer than this is begun again there, as are all that are as long, from then on.
 _INLINE_S = 0.005
 _INLINE_RENDERED = 1 << 20
+_END_CHARS = 1024  # a mark and the white space behind it
 
 Prompt = str | Sequence[int]
 
@@ -147,7 +148,8 @@ class TextCodec:
             text = await asyncio.to_thread(render, RENDER_S)
         self._check_length(text)
         thinking = self.dialect.thinking
-        thinks = bool(thinking) and text.rstrip().endswith(thinking)
+        end = text[-_END_CHARS:]  # a copy of the whole would cost more than the look
+        thinks = bool(thinking) and end.rstrip().endswith(thinking)
         return ChatPrompt(await self._conversation_ids(text, how.salt if how else ""), thinks)
 
     async def _conversation_ids(self, text: str, salt: str) -> "array[int]":

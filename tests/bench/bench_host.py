@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import secrets
 import socket
@@ -29,6 +30,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from tokenspeed_core.api_processes import VARIABLES
 from tokenspeed_core.config import EngineConfig, write_config
 from tokenspeed_core.ipc.messages import WIRE_VERSION, SchedulerConfig
 from tokenspeed_core.ipc.run_directory import RunDirectory
@@ -87,7 +89,8 @@ def engine(max_model_len: int) -> Iterator[tuple[RunDirectory, str, Path]]:
     settings = EngineConfig(model="smollm2", served_model_name="m", port=port, log_level="warning")
     write_config(settings, run.path / "engine.json")
     command = [sys.executable, "-m", "tokenspeed_core.server", "--run-dir", str(run.path)]
-    api = subprocess.Popen([*command, "--config", str(run.path / "engine.json")])
+    command += ["--config", str(run.path / "engine.json")]
+    api = subprocess.Popen(command, env={**VARIABLES, **os.environ})
     try:
         yield run, f"127.0.0.1:{port}", marks
     finally:

@@ -45,6 +45,23 @@ def stripping() -> Tokenizer:
 
 
 @cache
+def overlapping() -> Tokenizer:
+    """A special token that ends as a marker begins, and is found before it."""
+    return changed(lambda t: t.add_special_tokens([AddedToken("b<|im_", normalized=False)]))
+
+
+@cache
+def lowercasing() -> Tokenizer:
+    """Markers that are found in other spellings, too."""
+
+    def change(backend: tokenizers.Tokenizer) -> None:
+        backend.normalizer = normalizers.Lowercase()
+        backend.add_special_tokens([AddedToken(f"<|{each}|>", normalized=True) for each in "ab"])
+
+    return changed(change)
+
+
+@cache
 def first_only() -> Tokenizer:
     """A vocabulary that treats the head of the input in its own way."""
     pieces = ["<unk>", "▁", "▁x", "x", "a", "b", "1", "\n", "▁a"]
@@ -69,9 +86,13 @@ def prepending() -> Tokenizer:
     return Tokenizer(backend, None, frozenset(), None)
 
 
-VOCABULARIES = [smollm2, longer_special, stripping, first_only, prepending]
+VOCABULARIES = [
+    *(smollm2, longer_special, stripping, overlapping, lowercasing),
+    *(first_only, prepending),
+]
 PIECES = [*MARKS, "<|im_", "end|>", "|>", "<", "x", " x", "  ", "\n", "\n\n", "a b", "1 2", "é"]
 PIECES += ["e\u0301", "世界", "🎉", "\ud7ff", "'s", "user", "assistant\n", "-->", "<|endoftext|>"]
+PIECES += ["<|a|>", "<|A|>"]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
@@ -84,7 +105,7 @@ def test_every_turn_has_the_ids_of_the_whole(
     tokenizer = vocabulary()
     before, prefix_texts.MIN_CHARS = prefix_texts.MIN_CHARS, 0
     try:
-        prefixes = PrefixTexts(tokenizer, MARKS, max_bytes=20_000)
+        prefixes = PrefixTexts(tokenizer, [*MARKS, "<|a|>"], max_bytes=20_000)
         text = first
         for keep, new in [(1.0, ""), *turns]:
             text = text[: round(keep * len(text))] + new  # goes on, or turns off at any character
@@ -143,6 +164,8 @@ def test_only_markers_that_end_a_piece_of_text_are_used() -> None:
         "smollm2": MARKS,
         "longer_special": ["<|im_start|>"],
         "stripping": ["<|im_start|>"],
+        "overlapping": [],
+        "lowercasing": MARKS,
         "first_only": [],
         "prepending": MARKS,
     }
