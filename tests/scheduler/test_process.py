@@ -36,6 +36,16 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield running
 
 
+LONG = 2900  # tokens: a test that had no core for a while finds the request still there
+LONG_BLOCKS = LONG // BLOCK_SIZE + 100
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Iterator[Run]:
+    with Run(tmp_path, max_model_len=LONG + 100) as running:
+        yield running
+
+
 def ready(frontend: Frontend, epoch: int = 1) -> None:
     frontend.until(
         lambda: (
@@ -122,19 +132,20 @@ def test_two_ranks_and_two_frontends(tmp_path: Path, workers: list[Any]) -> None
 
 
 def test_a_killed_worker_ends_its_requests_and_the_next_epoch_works(
-    run: Run, workers: list[Any]
+    long_run: Run, workers: list[Any]
 ) -> None:
+    run = long_run
     frontend = Frontend(run)
-    workers.append(start_worker(run))
+    workers.append(start_worker(run, num_blocks=LONG_BLOCKS))
     ready(frontend)
-    frontend.submit(1, [1, 2, 3], 390)
+    frontend.submit(1, [1, 2, 3], LONG)
     frontend.until(lambda: bool(frontend.tokens.get(1)))
     workers[0].send_signal(signal.SIGKILL)
     frontend.until(lambda: 1 in frontend.reasons)
     assert frontend.reasons[1] == FinishReason.WORKER_LOST
     assert frontend.tokens[1] == expected_tokens([1, 2, 3], len(frontend.tokens[1]), VOCAB)
     frontend.submit(2, [4, 5], 5)  # waits for workers
-    workers.append(start_worker(run))
+    workers.append(start_worker(run, num_blocks=LONG_BLOCKS))
     frontend.until(lambda: 2 in frontend.reasons)
     assert frontend.tokens[2] == expected_tokens([4, 5], 5, VOCAB)
     ready(frontend, epoch=2)
@@ -166,10 +177,10 @@ def test_a_lost_frontend_gives_its_blocks_back(run: Run, workers: list[Any]) -> 
     assert watcher.tokens[1] == expected_tokens([1], 3, VOCAB)
 
 
-def test_abort_and_duplicates(run: Run, workers: list[Any]) -> None:
-    frontend = Frontend(run)
-    workers.append(start_worker(run))
-    frontend.submit(1, [1, 2], 390)
+def test_abort_and_duplicates(long_run: Run, workers: list[Any]) -> None:
+    frontend = Frontend(long_run)
+    workers.append(start_worker(long_run, num_blocks=LONG_BLOCKS))
+    frontend.submit(1, [1, 2], LONG)
     frontend.submit(1, [3, 4], 10)
     frontend.until(lambda: 1 in frontend.rejections and bool(frontend.tokens.get(1)))
     assert frontend.rejections[1] == RefusalCode.DUPLICATE
@@ -325,12 +336,12 @@ def test_a_failing_worker_is_heard(run: Run) -> None:
     worker.close()
 
 
-def test_a_second_hello_starts_a_frontend_anew(run: Run, workers: list[Any]) -> None:
-    frontend = Frontend(run)
-    workers.append(start_worker(run))
-    frontend.submit(1, [1], 390)
+def test_a_second_hello_starts_a_frontend_anew(long_run: Run, workers: list[Any]) -> None:
+    frontend = Frontend(long_run)
+    workers.append(start_worker(long_run, num_blocks=LONG_BLOCKS))
+    frontend.submit(1, [1], LONG)
     frontend.until(lambda: bool(frontend.tokens.get(1)))
-    frontend.send(run.hello())
+    frontend.send(long_run.hello())
     idle(frontend)
     frontend.tokens.clear()
     frontend.submit(1, [2], 3)
@@ -354,11 +365,12 @@ def test_terminate_finishes_what_was_accepted(run: Run, workers: list[Any]) -> N
     assert workers[0].wait(10) == 0
 
 
-def test_a_second_terminate_ends_at_once(run: Run, workers: list[Any]) -> None:
+def test_a_second_terminate_ends_at_once(long_run: Run, workers: list[Any]) -> None:
+    run = long_run
     frontend = Frontend(run)
-    workers.append(start_worker(run))
+    workers.append(start_worker(run, num_blocks=LONG_BLOCKS))
     ready(frontend)
-    frontend.submit(1, [1], 390)
+    frontend.submit(1, [1], LONG)
     frontend.until(lambda: bool(frontend.tokens.get(1)))
     os.kill(workers[0].pid, signal.SIGSTOP)  # so that it cannot finish
     terminate(run, frontend)
