@@ -76,7 +76,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a prompt is believed to begin as its session's last one, whichever it names",
+        "a prompt is believed to extend whichever prompt was the last",
         (
             Edit(
                 "plan/miss.cpp",
@@ -141,7 +141,7 @@ MUTANTS = (
     ),
     Mutant(
         "an evicted block stays in the index",
-        (Edit("kv/block_pool.cpp", "    Unindex(id);\n    if (next)", "    if (next)"),),
+        (Edit("kv/block_pool.cpp", "  Unindex(id);\n  Unlink(id);\n", "  Unlink(id);\n"),),
     ),
     Mutant(
         "a block is sealed before its last token is known",
