@@ -20,7 +20,6 @@ from .tokenizer import Tokenizer
 MIN_CHARS = 4096  # shorter texts are tokenised whole
 MAX_BYTES = 256 * 1024 * 1024
 _SHORT_CHARS, _MAX_SHORT = 32, 4096  # pieces that come again and again, and how many are kept
-_TOGETHER_CHARS = 8192  # of new text that is tokenised in one call
 _PIECE_BYTES = 600  # of a piece beside its text and ids
 # what text may begin with, behind a mark, and end with, before it
 _HEADS = ("x", " x", "\n", "\n\n x", "  ", "1", "é", "世", "-", "'s")
@@ -93,6 +92,9 @@ class PrefixTexts:
             return array("i", self._tokenizer.encode(rest, add_special=False))
         *new, behind = self._cut(rest)
         *found, tail = self._encode([*new, behind], begun.salt)
+        if not all(ids and ids[-1] in self._marks for ids in found):
+            # What looks like a mark is a part of another special token.
+            new, found, tail = [], [], self._tokenizer.encode(rest, add_special=False)
         fresh = [_Piece(key, array("i", ids)) for key, ids in zip(new, found, strict=True)]
         if path or fresh:
             with self._lock:
@@ -127,10 +129,6 @@ class PrefixTexts:
 
     def _encode(self, texts: list[str], salt: str) -> list[list[int]]:
         """Return the ids of each text: of what stands between messages they are looked up."""
-        if sum(map(len, texts)) <= _TOGETHER_CHARS:
-            found = self._split(self._tokenizer.encode("".join(texts), add_special=False))
-            if len(found) == len(texts):  # else a token of the vocabulary overlaps a mark
-                return found
         short = [text for text in texts if len(text) <= _SHORT_CHARS]
         known = {text: ids for text in short if (ids := self._short.get((salt, text))) is not None}
         new = [text for text in dict.fromkeys(texts) if text not in known]
@@ -140,12 +138,6 @@ class PrefixTexts:
             self._short.clear()
         self._short |= {(salt, text): known[text] for text in short[:_MAX_SHORT]}
         return [known[text] for text in texts]
-
-    def _split(self, ids: list[int]) -> list[list[int]]:
-        """Return the ids of each piece, as `_cut` does for texts."""
-        ends = [at for at, id in enumerate(ids, 1) if id in self._marks]
-        places = zip([0, *ends], [*ends, len(ids)], strict=True)
-        return [ids[start:end] for start, end in places]
 
     def _keep(self, salt: str, known: Sequence[_Piece], fresh: Sequence[_Piece]) -> None:
         """Add what is new of a path, and what of it is gone since it was found."""
@@ -194,10 +186,8 @@ class PrefixTexts:
 def _ends_text(tokenizer: Tokenizer, marker: str) -> bool:
     """Whether the ids of text before and behind the marker do not depend on each other."""
     added = tokenizer.added_texts()
-    others = [other for other in added if other != marker]
-    beginnings = tuple(marker[:size] for size in range(1, len(marker) + 1))
-    if any(marker in other or other.endswith(beginnings) for other in others):
-        return False  # where they meet, the other may be found
+    if any(marker in other for other in added if other != marker):
+        return False
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special=False)

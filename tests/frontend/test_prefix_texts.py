@@ -164,7 +164,7 @@ def test_only_markers_that_end_a_piece_of_text_are_used() -> None:
         "smollm2": MARKS,
         "longer_special": ["<|im_start|>"],
         "stripping": ["<|im_start|>"],
-        "overlapping": [],
+        "overlapping": MARKS,
         "lowercasing": MARKS,
         "first_only": [],
         "prepending": MARKS,
