@@ -87,6 +87,12 @@ class LedWorker(Peer):
                 frontend.take(to_frontend.decode(parts[0]))
         return steps
 
+    def settle(self, frontend: Frontend, request: int) -> None:
+        """Run steps until the request has ended, and counters from then on tell that all has."""
+        self.serve(frontend, lambda: request in frontend.reasons)
+        frontend.stats = None
+        self.serve(frontend, lambda: all_back(frontend))
+
 
 def all_back(frontend: Frontend) -> bool:
     stats = frontend.stats
@@ -121,7 +127,7 @@ def test_a_client_leaves_at_any_moment(run: Run, moment: str) -> None:
         worker = LedWorker(run)
     if moment != "queued":
         watcher.submit(1, PROMPT, 3)
-    worker.serve(watcher, lambda: 1 in watcher.reasons and all_back(watcher))
+    worker.settle(watcher, 1)
     assert watcher.tokens[1] == expected_tokens(PROMPT, 3, VOCAB)
     worker.close()
 
@@ -139,7 +145,7 @@ def test_aborts_that_name_nobody_or_somebody_else(run: Run) -> None:
     worker.serve(mine, lambda: 1 in mine.reasons)
     for _ in range(3):
         mine.send(wire.Abort(1, kept=0))
-    worker.serve(mine, lambda: all_back(mine))
+    worker.settle(mine, 1)
     assert mine.tokens[1] == expected_tokens(PROMPT, 6, VOCAB)
     assert mine.reasons == {1: FinishReason.LENGTH}
     assert mine.stats is not None
@@ -160,7 +166,7 @@ def test_an_id_in_use_is_refused_and_free_again_behind_its_end(run: Run) -> None
     assert mine.tokens.pop(1) == expected_tokens(PROMPT, 4, VOCAB)
     del mine.reasons[1]
     mine.submit(1, [9] * 20, 9)
-    worker.serve(mine, lambda: 1 in mine.reasons and all_back(mine))
+    worker.settle(mine, 1)
     assert mine.tokens[1] == expected_tokens([9] * 20, 9, VOCAB)
     other.until(lambda: 1 in other.reasons)
     assert other.tokens[1] == expected_tokens([5], 2, VOCAB)
@@ -194,7 +200,7 @@ def test_reports_out_of_order_and_of_a_former_epoch(run: Run) -> None:
     frontend.until(
         lambda: frontend.stats is not None and frontend.stats.dropped_frames == before + 4
     )
-    worker.serve(frontend, lambda: 2 in frontend.reasons and all_back(frontend))
+    worker.settle(frontend, 2)
     assert frontend.tokens[2] == expected_tokens(PROMPT, 5, VOCAB)
     worker.close()
 
