@@ -99,8 +99,7 @@ class PrefixTexts:
         if path or fresh:
             with self._lock:
                 self._keep(begun.salt, path, fresh)
-        ids = array("i")
-        ids.frombytes(b"".join([*(each.ids for each in path), *(each.ids for each in fresh)]))
+        ids = array("i", b"".join(each.ids for each in (*path, *fresh)))
         ids.extend(tail)
         return ids
 
@@ -113,12 +112,11 @@ class PrefixTexts:
             else:
                 mark = self._pattern.search(text, at)
                 child = piece.children.get(text[at : mark.end()]) if mark else None
-                if child is not None:
-                    piece.latest = child
-                piece = child
-            if piece is not None:
-                path.append(piece)
-                at += len(piece.key)
+                if child is None:
+                    break
+                piece.latest = piece = child
+            path.append(piece)
+            at += len(piece.key)
         return at
 
     def _cut(self, text: str) -> list[str]:
