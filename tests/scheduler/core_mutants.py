@@ -80,8 +80,8 @@ MUTANTS = (
         (
             Edit(
                 "plan/miss.cpp",
-                "extends != 0 && entry.prompt_id == extends;",
-                "extends != 0;",
+                "origin.extends != 0 && entry.prompt_id == origin.extends;",
+                "origin.extends != 0;",
             ),
         ),
     ),

@@ -51,12 +51,13 @@ std::string PromptHistory::NameOf(ClientId client, std::string_view session) {
 
 PromptOverlap PromptHistory::Compare(ClientId client, std::string_view session,
                                      std::string_view salt, std::span<const Token> prompt,
-                                     uint64_t extends, size_t shared) const {
+                                     const PromptOrigin& origin) const {
   const auto found = index_.find(Key{NameOf(client, session), std::string(salt)});
   if (found == index_.end()) return {};
   const Entry& entry = *found->second;
-  const bool is_known = extends != 0 && entry.prompt_id == extends;
-  return {CommonPrefix(prompt, entry.tokens, is_known ? shared : 0), entry.version};
+  const bool is_known = origin.extends != 0 && entry.prompt_id == origin.extends;
+  const auto shared = static_cast<size_t>(is_known ? origin.shared : 0);
+  return {CommonPrefix(prompt, entry.tokens, shared), entry.version};
 }
 
 size_t PromptHistory::CommonOf(const Entry& entry, std::span<const Token> prompt,

@@ -46,6 +46,14 @@ struct Trail {
   uint64_t rest = 0;  // by which the pool knows its table at rest; 0: none
 };
 
+// What a frontend knows of a prompt: it begins with tokens of an earlier one, which nobody needs to
+// compare again. An id names one prompt for ever.
+struct PromptOrigin {
+  uint64_t id = 0;       // of this prompt; 0: no later one will name it
+  uint64_t extends = 0;  // an earlier prompt's id; 0: none
+  int32_t shared = 0;    // tokens that both begin with
+};
+
 // How many tokens a prompt begins with that are its session's history's: compared once.
 struct PromptOverlap {
   size_t tokens = 0;
@@ -60,10 +68,9 @@ class PromptHistory {
 
   explicit PromptHistory(size_t most_tokens = kMostTokens) : most_tokens_(most_tokens) {}
 
-  // The first `shared` tokens are not compared with those of the prompt with the id `extends`.
+  // What `origin` says that the prompt shares with the history's is not compared.
   PromptOverlap Compare(ClientId client, std::string_view session, std::string_view salt,
-                        std::span<const Token> prompt, uint64_t extends = 0,
-                        size_t shared = 0) const;
+                        std::span<const Token> prompt, const PromptOrigin& origin = {}) const;
   // Splits the tokens of `prompt` behind the first `cached`; `evicted` of them were seen to be.
   // `session` may be empty: then `client` stands for it.
   MissReport Explain(ClientId client, std::string_view session, std::string_view salt,

@@ -50,14 +50,6 @@ struct Sampling {
   std::string shaping{};  // what the workers do to its logits; only they read it
 };
 
-// What a frontend knows of a prompt: it begins with tokens of an earlier one, which nobody needs to
-// compare again. An id names one prompt for ever.
-struct PromptOrigin {
-  uint64_t id = 0;       // of this prompt; 0: no later one will name it
-  uint64_t extends = 0;  // an earlier prompt's id; 0: none
-  int32_t shared = 0;    // tokens that both begin with
-};
-
 // The event that brings a request in.
 struct Submission {
   RequestName name;

@@ -152,8 +152,7 @@ StatusOr<Rejection> Scheduler::Validate(const Submission& s, size_t known) const
 }
 
 StatusOr<Rejection> Scheduler::Submit(Submission s) {
-  const auto common = history_.Compare(s.name.client, s.session, s.salt, s.prompt, s.origin.extends,
-                                       static_cast<size_t>(s.origin.shared));
+  const auto common = history_.Compare(s.name.client, s.session, s.salt, s.prompt, s.origin);
   StatusOr<Rejection> valid = Validate(s, common.tokens);
   const auto prompt = static_cast<int32_t>(std::min<size_t>(s.prompt.size(), INT32_MAX));
   const int64_t longest = std::clamp<int64_t>(s.max_tokens, 0, INT32_MAX) + prompt;

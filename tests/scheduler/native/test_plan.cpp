@@ -79,8 +79,9 @@ void AKnownPrefixIsOfTheNamedPromptOnly() {
   const ClientId client{1};
   history.Remember(client, "session", "", {1, 2, 3, 4, 5}, std::nullopt, 7);
   const std::vector<Token> prompt = {9, 9, 3, 4, 5, 6};
-  const auto common = [&](std::string_view salt, uint64_t extends, size_t shared) {
-    return history.Compare(client, "session", salt, prompt, extends, shared).tokens;
+  const auto common = [&](std::string_view salt, uint64_t extends, int32_t shared) {
+    const PromptOrigin origin{.extends = extends, .shared = shared};
+    return history.Compare(client, "session", salt, prompt, origin).tokens;
   };
   EXPECT(common("", 7, 2) == 5);
   EXPECT(common("", 7, 100) == 5);  // no more than there are
