@@ -25,6 +25,7 @@ GATHER = "gather"  # every rank gets every part and sums all
 SCATTER = "scatter"  # every rank gets its part of all, sums it and gathers the sums
 ONE_HOP = "one hop"  # the same as GATHER in one launch, over memory that peers read
 TWO_HOPS = "two hops"  # the same as SCATTER in one launch
+WORDS = "words"  # of few bytes: the same as GATHER in one launch, written into peers' memory
 
 # Sizes that are timed, as powers of two: of smaller sums the time is that of the smallest.
 _SMALLEST, _LARGEST = 12, 26
@@ -103,6 +104,8 @@ class RankSums:
             ways[SCATTER] = self._scatter
         if self.direct is not None and self.direct.takes(x):
             ways[ONE_HOP] = self._one_hop
+            if self.direct.takes_words(x):
+                ways[WORDS] = self._by_words
             if self.group.size > 2 and self.group.size & (self.group.size - 1) == 0:
                 ways[TWO_HOPS] = self._two_hops
         return ways
@@ -118,6 +121,10 @@ class RankSums:
     def _one_hop(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         assert self.direct is not None
         return self.direct.sum(x, residual, twice=False)
+
+    def _by_words(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        assert self.direct is not None
+        return self.direct.sum_by_words(x, residual)
 
     def _two_hops(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         assert self.direct is not None

@@ -32,7 +32,8 @@ _BLOCK = 4096
 class Exchange:
     """Memory of every rank at the addresses by which this rank reads it.
 
-    `addresses` int64 `[ranks]`; each is `exchange_bytes(ranks)` of zeros before the first launch.
+    `addresses` int64 `[ranks]`; each is memory of zeros before the first launch, `exchange_bytes`
+    for `all_reduce`.
     `turns` int32 `[PROGRAMS]`, this rank's own: how often each program has run.
     """
 

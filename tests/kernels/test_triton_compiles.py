@@ -17,7 +17,7 @@ KERNELS = {
     "vector", "matrix", "norm_row", "silu_mul_row", "table_row", "slot_row", "rotate_heads",
     "decode", "attend_shared", "attend_latents", "delta_rule", "convolve", "prepare", "extend",
     "merge", "choose", "row_hidden", "row_update", "ranks", "expert_hidden", "expert_down",
-    "expert_sum", "keep_latents", "sum_ranks", "sum_parts",
+    "expert_sum", "keep_latents", "sum_ranks", "sum_parts", "sum_words",
     "find_top", "count_digit", "weigh", "draw_part", "pick_part", "draw_row",
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ from tokenspeed_core.kernels.triton import (
     pointwise,
     router,
     sampling,
+    word_sum,
 )
 from tokenspeed_core.kernels.triton.device import Device
 
@@ -106,6 +107,7 @@ def recorded(monkeypatch: Any, device: Device) -> Iterator[list[Launch]]:
             router,
             draw_parts,
             draw_rows,
+            word_sum,
         ):
             patch.setattr(module, "device_of", lambda x: device)
         yield found
@@ -125,6 +127,7 @@ def every_call(variants: bool, narrow: bool) -> list[Callable[[], object]]:
     x, four = torch.empty(4, 3000, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
     exchange = all_reduce.Exchange.of(four, 1)
     calls += [partial(all_reduce.all_reduce, x, exchange, twice) for twice in (False, True)]
+    calls.append(partial(word_sum.sum_by_words, x, exchange))
     calls.append(partial(all_reduce.rank_sum, x))
     calls += _draws()
     if narrow:
