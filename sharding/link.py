@@ -55,14 +55,20 @@ def _doubling(first: int, *us: float) -> tuple[tuple[int, float], ...]:
     return tuple((first << at, each) for at, each in enumerate(us))
 
 
-# Between two H200s (tests/bench/bench_collectives.py), from 8 KiB on: sums of up to 512 KiB in one
-# launch over each other's memory, all else over NCCL.
+# Between two H200s (tests/bench/bench_collectives.py), from 8 KiB of a rank on: sums in one launch over
+# each other's memory, all else over NCCL. Of reductions and exchanges half travels.
 _NVLINK_4 = {
     "all_reduce": _doubling(
-        8 << 10, 4.4, 4.3, 4.3, 4.4, 4.6, 5.2, 6.3, 18.0, 26.9, 37.6, 58.3, 100, 178, 336, 640
+        8 << 10, 2.4, 2.4, 2.5, 2.8, 3.9, 3.9, 6.6, 8.8, 11.7, 18.6, 34.1, 65.0, 121, 241, 463
     ),
     "all_gather": _doubling(
-        8 << 10, 8.8, 9.0, 9.1, 9.3, 9.9, 11.8, 14.3, 20.0, 29.7, 40.3, 58.4, 95.8, 163, 296, 554
+        8 << 10, 8.7, 8.3, 8.7, 9.2, 9.7, 10.5, 13.2, 19.3, 28.3, 41.1, 62.9, 107, 189, 357, 679
+    ),
+    "reduce_scatter": _doubling(
+        4 << 10, 9.9, 10.5, 11.4, 11.6, 11.5, 11.5, 13.0, 15.9, 18.5, 24.9, 39.0, 69.0, 110, 202, 370
+    ),
+    "all_to_all": _doubling(
+        4 << 10, 10.3, 11.1, 11.8, 12.2, 11.8, 12.1, 13.7, 16.6, 19.3, 25.8, 41.2, 72.0, 116, 211, 388
     ),
 }
 
