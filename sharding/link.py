@@ -50,25 +50,36 @@ class Link:
         return f"{self.name} ({how})"
 
 
-def _doubling(first: int, *us: float) -> tuple[tuple[int, float], ...]:
-    """Return the points of times that were measured at twice the bytes each."""
-    return tuple((first << at, each) for at, each in enumerate(us))
+def _rising(first: int, us: str) -> tuple[tuple[int, float], ...]:
+    """Return the points of times measured at `first` bytes, half as many again, twice as many..."""
+    return tuple(
+        ((2 + at % 2) * first << at // 2 >> 1, float(each)) for at, each in enumerate(us.split())
+    )
 
 
-# Between two H200s (tests/bench/bench_collectives.py), from 8 KiB of a rank on: sums in one launch over
-# each other's memory, all else over NCCL. Of reductions and exchanges half travels.
+# Between two H200s (tests/bench/bench_collectives.py, the lesser of two runs), from 8 KiB of a
+# rank on: sums in one launch over each other's memory, all else over NCCL. Of what is reduced or
+# exchanged half travels.
 _NVLINK_4 = {
-    "all_reduce": _doubling(
-        8 << 10, 2.4, 2.4, 2.5, 2.8, 3.9, 3.9, 6.6, 8.8, 11.7, 18.6, 34.1, 65.0, 121, 241, 463
+    "all_reduce": _rising(
+        8 << 10,
+        "2.4 2.4 2.4 2.8 2.5 2.6 2.7 3 3.1 3.4 3.9 6.3 6.6 8 8.8 "
+        "10.1 11.7 15.5 18.6 28.1 34.1 49.2 64.3 95.1 121 178 236 350 463",
     ),
-    "all_gather": _doubling(
-        8 << 10, 8.7, 8.3, 8.7, 9.2, 9.7, 10.5, 13.2, 19.3, 28.3, 41.1, 62.9, 107, 189, 357, 679
+    "all_gather": _rising(
+        8 << 10,
+        "8.5 8.3 8.3 8.4 8.5 8.8 9 8.7 9.3 10.1 10.4 11.6 13.1 16.1 19.1 "
+        "26 28.1 36 41.1 51.7 62.9 84 107 151 189 269 355 514 679",
     ),
-    "reduce_scatter": _doubling(
-        4 << 10, 9.9, 10.5, 11.4, 11.6, 11.5, 11.5, 13.0, 15.9, 18.5, 24.9, 39.0, 69.0, 110, 202, 370
+    "reduce_scatter": _rising(
+        4 << 10,
+        "9.9 10.3 10.5 11 10.8 10.8 11.1 11 11.1 11.1 11.5 12.2 12.8 14.7 15.9 "
+        "17.9 18.5 21.8 24.9 32.3 39 54.2 69 90.7 110 154 198 285 370",
     ),
-    "all_to_all": _doubling(
-        4 << 10, 10.3, 11.1, 11.8, 12.2, 11.8, 12.1, 13.7, 16.6, 19.3, 25.8, 41.2, 72.0, 116, 211, 388
+    "all_to_all": _rising(
+        4 << 10,
+        "10.3 10.7 11.1 11.4 11.3 11.7 11.6 11.3 11.7 11.7 12.1 12.8 13.5 15 16.6 "
+        "18.5 19.3 22.9 25.8 34.7 41.2 56.1 72 95.1 116 161 207 298 388",
     ),
 }
 

@@ -27,7 +27,8 @@ from tokenspeed_core.rank_sums import RankSums, all_gather, microseconds
 
 # Its name from torch 2.13 on, and before.
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-SIZES = [1 << power for power in range(13, 28)]  # 8 KiB to 128 MiB
+# 8 KiB to 128 MiB, and between: libraries change their ways just above powers of two.
+SIZES = sorted(size << power for power in range(12, 27) for size in (2, 3))[:-1]
 REPEATS = 5
 
 

@@ -89,6 +89,9 @@ def test_agents_through_real_processes_beside_an_earlier_run(
     (tmp_path / "before.jsonl").write_text(text)
     assert main(["bench", "agentic", *options, "--compare", str(tmp_path / "before.jsonl")]) == 0
     assert "agentic 3 sessions, 2 turns, step" in capsys.readouterr().err
+    assert main(["bench", "throughput", *options]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (row["bench"], row["case"]) == ("throughput", "3 requests, 20 in, 4 out")
 
 
 def test_rows_stand_beside_the_anchors_of_another_engine(tmp_path: Path) -> None:
@@ -96,12 +99,15 @@ def test_rows_stand_beside_the_anchors_of_another_engine(tmp_path: Path) -> None
     lines = [
         {"engine": "vllm", "model": "qwen3_8b", "bench": "startup", "seconds": 233.7},
         {"model": "qwen3_8b", "bench": "decode", "batch": 1, "ctx": 1024, "tpot_ms": 6.0},
+        {"model": "qwen3_8b", "bench": "throughput", "reqs": 2, "inp": 3, "outp": 4, "seconds": 5},
         {"model": "qwen3_8b", "bench": "warm_turn", "cached": 5, "new": 7, "ttft_ms": 9.0},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     about = ("qwen3-8b", "NVIDIA H200", "decode", "batch 1, ctx 1024", "step")
     (line,) = table([Row.of(*about, [3.0]), Row.of(*about[:4], "gap", [1.0])], stored(file))
     assert "6.000 ->      3.000 ms   x  0.50  ##########" in line
+    at_once = Row.of(*about[:2], "throughput", "2 requests, 3 in, 4 out", "time", [2500.0])
+    assert "x  0.50" in next(table([at_once], stored(file)))
     assert next(table([], stored(file))).startswith("no row")
     file.write_text('{"bench": "decode"}')
     with pytest.raises(StoredRowsError, match=r"vllm.jsonl:1 is no row"):

@@ -36,10 +36,14 @@ class Sessions:
     @property
     def name(self) -> str:
         """The case in words, as peers' tables have it."""
+        if self.turns == 1:
+            return f"{self.count} requests, {self.new} in, {self.answer} out"
         return f"{self.count} sessions, {self.turns} turns"
 
 
-SMALL = Sessions(3, 2, 32, 20, 4)  # for tests
+# By bench, and as small for tests.
+SESSIONS = {"agentic": Sessions(), "throughput": Sessions(128, 1, 0, 1024, 128)}
+SMALL = {"agentic": Sessions(3, 2, 32, 20, 4), "throughput": Sessions(3, 1, 0, 20, 4)}
 
 
 def time_agentic(options: Options, sessions: Sessions) -> Iterator[Row]:
@@ -58,7 +62,7 @@ def time_agentic(options: Options, sessions: Sessions) -> Iterator[Row]:
     }
     for metric, values in samples.items():
         yield Row.of(
-            options.name, card, "agentic", sessions.name, metric, values,
+            options.name, card, options.bench, sessions.name, metric, values,
             compared=metric == "time",
         )  # fmt: skip
 

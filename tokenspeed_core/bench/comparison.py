@@ -82,5 +82,8 @@ def _figures(line: Mapping[str, Any]) -> Iterator[tuple[Key, float]]:
         case "agentic":
             case_ = f"{line['sessions']} sessions, {line['turns']} turns"
             yield (model, bench, case_, "time"), line["seconds"] * 1e3
-        case _:  # starts and throughput have no bench of ours
+        case "throughput":
+            case_ = f"{line['reqs']} requests, {line['inp']} in, {line['outp']} out"
+            yield (model, bench, case_, "time"), line["seconds"] * 1e3
+        case _:  # starts have no bench of ours
             return

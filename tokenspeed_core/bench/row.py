@@ -42,6 +42,8 @@ _PEER_MS = {
     ("qwen3-30b-a3b", "decode", "batch 128, ctx 1024"): 29.3,
     ("qwen3-30b-a3b", "prefill", "8192 tokens"): 168.0,
     ("qwen3-8b", "agentic", "32 sessions, 8 turns"): 19404.0,
+    ("qwen3-8b", "throughput", "128 requests, 1024 in, 128 out"): 5171.0,
+    ("qwen3-30b-a3b", "throughput", "128 requests, 1024 in, 128 out"): 7011.0,
     ("qwen3-30b-a3b", "agentic", "32 sessions, 8 turns"): 31950.0,
     ("deepseek-v2-lite", "decode", "batch 1, ctx 1024"): 3.95,
     ("deepseek-v2-lite", "decode", "batch 1, ctx 16384"): 4.38,

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..bench.row import Row
 
-HELP = "time decode, prefill, warm turns, shared prefixes, agents, or a server"
+HELP = "time decode, prefill, warm turns, shared prefixes, agents, throughput, or a server"
 DESCRIPTION = (
     "decode, prefill, warm, shared: time the runner on dummy weights and random tokens, in lock "
-    "step with plans that are made two steps ahead; agentic: sessions that grow turn by turn, "
-    "through the real processes; serve: recorded agent conversations against any server that "
-    "speaks OpenAI's completions. Prints a JSON object a line; peers' figures beside ours on "
-    "their card."
+    "step with plans that are made two steps ahead; agentic, throughput: sessions that grow turn "
+    "by turn, and 128 prompts at once, through the real processes; serve: recorded agent "
+    "conversations against any server that speaks OpenAI's completions. Prints a JSON object a "
+    "line; peers' figures beside ours on their card."
 )
-BENCHES = ("decode", "prefill", "warm", "shared", "agentic", "serve")
+BENCHES = ("decode", "prefill", "warm", "shared", "agentic", "throughput", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,13 +96,13 @@ def _timed(arguments: argparse.Namespace) -> "list[Row]":
         kv_cache=arguments.kv_cache,
         weights=arguments.weights,
     )
-    if arguments.bench != "agentic":
+    if arguments.bench not in ("agentic", "throughput"):
         from ..bench.ranks import time_ranks
 
         return time_ranks(options)
-    from ..bench.agentic import SMALL, Sessions, time_agentic
+    from ..bench.agentic import SESSIONS, SMALL, time_agentic
 
-    sessions = SMALL if options.shape == "tiny" else Sessions()
+    sessions = (SMALL if options.shape == "tiny" else SESSIONS)[options.bench]
     return _printed(list(time_agentic(options, sessions)))
 
 
