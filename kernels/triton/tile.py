@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tile sizes of skinny products: measured on an H100 where listed, a rule elsewhere."""
+"""Tile sizes of skinny products: measured where they are listed, a rule elsewhere."""
 
 import attrs
 import triton
@@ -32,6 +32,8 @@ _VECTOR = {
     (151936, 1024): Tile(8, 1024),
     (5120, 2048): Tile(4, 2048),
     (2048, 4096): Tile(4, 512),
+    (3648, 2048): Tile(4, 2048),
+    (2048, 2048): Tile(2, 2048),
 }
 _MATRIX = {
     (6144, 4096): Tile(32, 256, stages=3),
@@ -57,9 +59,7 @@ def vector_tile(rows: int, columns: int, device: Device, narrow: bool = False) -
         # Of eight bits short pieces were the best in four shapes on an H200.
         found = Tile(8, min(triton.next_power_of_2(columns), 512), stages=3)
     elif found is None:
-        # Long pieces of rows are whole bursts of memory; few outputs a program fill the device.
-        outputs = 8 if rows >= 32 * device.processors * 4 else 4
-        found = Tile(outputs, min(triton.next_power_of_2(columns), 1024))
+        found = Tile(8, _piece(columns, 256))
     return attrs.evolve(found, stages=min(found.stages, device.max_stages))
 
 
@@ -75,13 +75,23 @@ def matrix_tile(
         wide = columns >= 1024
         found = Tile(32, 256 if wide and not gated else 128, splits=1 + wide, stages=5)
     elif found is None:
-        outputs = 32 if rows >= 64 * device.processors else 16
-        tiles = -(-rows // outputs)
-        splits = 1 if gated or tiles >= device.processors else min(4, device.processors // tiles)
-        found = Tile(outputs, 128 if columns >= 128 * splits else 32, max(splits, 1))
+        # Long rows are read in longer pieces, in parts where tiles alone would not fill the device.
+        tiles = -(-rows // 32)
+        splits = 1 if gated or columns < 4096 or tiles > 2 * device.processors else 2
+        splits = 4 if splits == 2 and 4 * tiles < 3 * device.processors else splits
+        inputs, stages = (256, 3) if columns >= 4096 else (128, 5)
+        found = Tile(32, _piece(columns // splits, inputs), splits, stages)
     if gated:
         found = attrs.evolve(found, splits=1)
     # A tile of float32 is twice as large, and its product keeps more in registers.
     inputs = found.inputs if itemsize <= 2 else min(found.inputs, 64)
     stages = min(found.stages, device.max_stages)
+    while (16 + 32 * (1 + gated)) * inputs * stages * itemsize > device.shared_bytes:
+        inputs //= 2
     return attrs.evolve(found, inputs=inputs, stages=stages)
+
+
+def _piece(columns: int, most: int) -> int:
+    """Return how many inputs are read at once: where that divides all, none are masked."""
+    even = min(columns & -columns, most)
+    return even if even >= 64 else min(triton.next_power_of_2(columns), most)
