@@ -214,12 +214,21 @@ def _attend(
     if splits > 1:
         part_o = torch.empty((splits, *out.shape), dtype=q.dtype, device=q.device)
         part_lse = torch.empty(part_o.shape[:-1], dtype=torch.float32, device=q.device)
-    extend[(tiles, heads, splits)](
-        turned, keys, values, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
-        n, decoded, requests, turned.stride(0), stride, table.stride(0), splits,
-        scale, heads, group, h, head_block, held, *marks, block, height, tile, splits > 1, stages,
-        pdl, **device.options(warps),
-    )  # fmt: skip
+    grid = (tiles, heads, splits)
+    if gathers and device.has_gluon:
+        from .hopper_attention import extend_gathered
+
+        extend_gathered(
+            grid, turned, keys, values, batch.query_starts, lengths, sinks, out, part_o, part_lse,
+            decoded, splits, scale, block,
+        )  # fmt: skip
+    else:
+        extend[grid](
+            turned, keys, values, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
+            n, decoded, requests, turned.stride(0), stride, table.stride(0), splits,
+            scale, heads, group, h, head_block, held, *marks, block, height, tile, splits > 1,
+            stages, pdl, **device.options(warps),
+        )  # fmt: skip
     if splits > 1:
         first, total = decoded * heads * group, n * heads * group
         some = max(1, 512 // head_block)
@@ -277,6 +286,8 @@ def _extend_tile(
     rows = max(128, triton.next_power_of_2(group))
     if device.processors <= 4:  # the interpreter
         return max(16, triton.next_power_of_2(group)), 16, 1, 4
+    if gathered and device.has_gluon:
+        return 128, 128, 2, 12
     if gathered:
         return (64, 64, 3, 4) if gathered < 4096 else (128, 128, 3, 8)
     if itemsize > 2 or head_block > 128:

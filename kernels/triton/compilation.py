@@ -43,7 +43,10 @@ class Source:
     def compile(self, target: GPUTarget) -> Any:
         """Compile for a target, which need not be here; the result stays in Triton's cache."""
         function = getattr(import_module(self.module), self.name)
-        source = ASTSource(function, self.signature, self.constants, self.attributes)
+        kind = ASTSource
+        if function.is_gluon():
+            from triton.experimental.gluon._runtime import GluonASTSource as kind
+        source = kind(function, self.signature, self.constants, self.attributes)
         return triton.compile(source, target=target, options=self.options)
 
 

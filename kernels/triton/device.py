@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import torch
+import triton
 from torch import Tensor
 
 # Programs that one launch may merge at once; each has a counter that it leaves at zero.
@@ -20,6 +21,7 @@ class Device:
     shared_bytes: int  # of one program
     max_stages: int  # of a software pipeline
     has_dependent_launch: bool  # a kernel may start before the one ahead of it has ended
+    has_gluon: bool = False  # Hopper, and the Triton that `hopper_attention.py` is for
 
     def options(self, warps: int) -> dict[str, Any]:
         """Return launch options; kernels take the constexpr PDL beside them."""
@@ -45,6 +47,7 @@ def _device(device: torch.device) -> Device:
         shared_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         max_stages=8,
         has_dependent_launch=properties.major >= 9,
+        has_gluon=properties.major == 9 and triton.__version__.startswith("3.6."),
     )
 
 

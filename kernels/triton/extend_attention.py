@@ -76,7 +76,7 @@ def gather(
     """Lay the keys and values of requests from `skipped` on in rows `k_row`, `v_row`.
 
     Head h of the i-th of them has its row at `(i * K + h) * row_stride`, D numbers a token, of the
-    rows' dtype.
+    rows' dtype; behind its length there are zeros up to the next multiple of BN.
     """
     at = tl.program_id(0) * BN + tl.arange(0, BN)
     head = tl.program_id(1)
@@ -94,9 +94,10 @@ def gather(
         place = (block * block_stride + (head * S + at % S) * D)[:, None] + d[None, :]
         row = (request * K + head).to(tl.int64) * row_stride + at[:, None] * D + d[None, :]
         keys = tl.load(k_cache + place, mask=held, other=0.0)
-        tl.store(k_row + row, widened(keys, k_row.dtype.element_ty, PDL), mask=held)
+        whole = (d < D)[None, :]
+        tl.store(k_row + row, widened(keys, k_row.dtype.element_ty, PDL), mask=whole)
         values = tl.load(v_cache + place, mask=held, other=0.0)
-        tl.store(v_row + row, widened(values, v_row.dtype.element_ty, PDL), mask=held)
+        tl.store(v_row + row, widened(values, v_row.dtype.element_ty, PDL), mask=whole)
 
 
 @triton.jit

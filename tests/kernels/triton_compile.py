@@ -15,7 +15,7 @@ from tokenspeed_core.kernels.triton.device import Device
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device(108, 166912, 8, False)),
-    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 232448, 8, True)),
+    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 232448, 8, True, True)),
     "sm_100": (GPUTarget("cuda", 100, 32), Device(148, 232448, 8, True)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 65536, 2, False)),
     "gfx950": (GPUTarget("hip", "gfx950", 64), Device(256, 65536, 2, False)),

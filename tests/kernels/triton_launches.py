@@ -11,6 +11,8 @@ import attrs
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
 from tokenspeed_core.kernels.float8 import FLOAT8, Float8Matrix
@@ -55,7 +57,8 @@ class Launch:
         return repr((self.function.__name__, self.signature, self.constants, self.options))
 
     def compile(self, target: GPUTarget) -> CompiledKernel:
-        source = ASTSource(self.function, self.signature, self.constants, self.divisible)
+        kind = GluonASTSource if self.function.is_gluon() else ASTSource
+        source = kind(self.function, self.signature, self.constants, self.divisible)
         return compile(source, target=target, options=self.options)
 
 
@@ -70,6 +73,9 @@ def launch(function: JITFunction, args: tuple[Any, ...], options: dict[str, Any]
             kind = NAMES[value.dtype]
             if not parameter.do_not_specialize_on_alignment:
                 divisible[place,] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            element = NAMES[value.base.dtype].removeprefix("*")
+            kind = f"tensordesc<{element}{value.block_shape},{value.layout!r}>"
         elif isinstance(value, float):
             kind = "fp32"
         else:
