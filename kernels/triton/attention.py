@@ -231,9 +231,9 @@ def _attend(
         )  # fmt: skip
     if splits > 1:
         first, total = decoded * heads * group, n * heads * group
-        some = max(1, 512 // head_block)
+        some, at_once = max(1, 1024 // head_block), min(MERGED, triton.next_power_of_2(splits))
         merge[(triton.cdiv(total - first, some),)](
-            part_o, part_lse, out, first, total, splits, h, head_block, MERGED, some, pdl,
+            part_o, part_lse, out, first, total, splits, h, head_block, at_once, some, pdl,
             **device.options(4),
         )  # fmt: skip
     return out

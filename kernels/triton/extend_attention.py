@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .decode_attention import merged, normed_and_turned
+from .decode_attention import normed_and_turned
 from .narrow import kept, widened
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -272,25 +272,30 @@ def merge(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    m = tl.full([BP, BR], float("-inf"), tl.float32)
-    mass = tl.zeros([BP, BR], tl.float32)
-    acc = tl.zeros([BP, BR, BD], tl.float32)
+    m = tl.full([BR], float("-inf"), tl.float32)
+    mass = tl.zeros([BR], tl.float32)
+    acc = tl.zeros([BR, BD], tl.float32)
     for i in range(0, splits, BP):
-        p = i + tl.arange(0, BP)
-        at = p[:, None].to(tl.int64) * rows + r[None, :]
-        held = (p < splits)[:, None] & live[None, :]
-        lse = tl.load(part_lse + at, mask=held, other=float("-inf"))
-        o = tl.load(
-            part_o + at[:, :, None] * D + d[None, None, :],
-            mask=held[:, :, None] & (d < D)[None, None, :], other=0.0,
-        )  # fmt: skip
-        top = tl.maximum(m, lse)
+        # All are on their way before one is waited for.
+        lses, parts = (), ()
+        for p in tl.static_range(BP):
+            at = r + (i + p) * rows
+            held = live & (i + p < splits)
+            lses += (tl.load(part_lse + at, mask=held, other=float("-inf")),)
+            place = at[:, None] * D + d[None, :]
+            parts += (tl.load(part_o + place, mask=held[:, None] & (d < D)[None, :], other=0.0),)
+        top = m
+        for p in tl.static_range(BP):
+            top = tl.maximum(top, lses[p])
         safe = tl.where(top == float("-inf"), 0.0, top)
         fade = tl.exp2(m - safe)
-        weight = tl.exp2(lse - safe)
-        acc = acc * fade[:, :, None] + o * weight[:, :, None]
-        mass = mass * fade + weight
+        mass *= fade
+        acc *= fade[:, None]
+        for p in tl.static_range(BP):
+            weight = tl.exp2(lses[p] - safe)
+            mass += weight
+            acc += parts[p] * weight[:, None]
         m = top
-    acc = merged(m, mass, acc)
+    acc /= tl.where(mass == 0, 1.0, mass)[:, None]
     ok = live[:, None] & (d < D)[None, :]
     tl.store(out + r[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=ok)

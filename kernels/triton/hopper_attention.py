@@ -139,11 +139,11 @@ def rounded(w, DTYPE: gl.constexpr):
     """Return weights as the left side of a product, from now on two in a register."""
     if DTYPE == gl.bfloat16:  # noqa: SIM300
         w = gl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [w], gl.bfloat16, is_pure=False, pack=2
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [w], gl.bfloat16, is_pure=True, pack=2
         )
     else:
         w = gl.inline_asm_elementwise(
-            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [w], gl.float16, is_pure=False, pack=2
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [w], gl.float16, is_pure=True, pack=2
         )
     return gl.convert_layout(w, WEIGHTS)
 
