@@ -210,6 +210,43 @@ def test_attention(
     assert_near(got, want, dtype)
 
 
+@pytest.mark.skipif(not GPU, reason="an interpreter has no tensor cores")
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize(
+    ("counts", "contexts", "k", "g"),
+    [
+        ([2100], [2100], 2, 1),
+        ([700], [6001], 2, 4),
+        ([256, 1, 300], [256, 2000, 3333], 1, 5),
+        ([300, 513], [20000, 513], 1, 7),
+        ([400], [2048], 2, 8),
+        ([300, 290], [2345, 290], 1, 16),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_tokens_over_gathered_keys(
+    counts: list[int], contexts: list[int], k: int, g: int, sunk: bool, dtype: torch.dtype
+) -> None:
+    s, h, n = 16, 128, sum(counts) + 3
+    blocks = sum(-(-context // s) for context in contexts) + 2
+    batch = batch_of(counts, contexts, s, blocks, (3, 1), 0)
+    caches = [normal(blocks, k, s, h, dtype=dtype) for _ in range(2)]
+    for cache in caches:
+        for row, context in enumerate(contexts):
+            block = int(batch.block_tables[row, (context - 1) // s])
+            cache[block, :, (context - 1) % s + 1 :] = float("nan")
+    plain = [normal(n, *each, h, dtype=dtype) for each in ((k, g), (k,), (k,))]
+    sinks = normal(k, g, dtype=dtype) if sunk else None
+    held = [x.double() for x in caches]
+    wide = [x.double() for x in plain]
+    want = paged_attention.paged_attention(*wide, *held, batch, h**-0.5, 0, sinks)
+    for _ in range(3):
+        torch.full((64 << 20,), float("nan"), device=DEVICE)  # what memory was, nobody may read
+        got = attention.paged_attention(*plain, *caches, batch, h**-0.5, 0, sinks)
+        assert_near(got, want, dtype)
+        assert not got[sum(counts) :].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("n", "start", "here"), [(1, 0, 6), (5, 2, 3), (9, 3, 2), (40, 0, 6), (40, 1, 4)]
