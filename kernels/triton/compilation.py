@@ -45,7 +45,9 @@ class Source:
         function = getattr(import_module(self.module), self.name)
         kind = ASTSource
         if function.is_gluon():
-            from triton.experimental.gluon._runtime import GluonASTSource as kind
+            from triton.experimental.gluon._runtime import GluonASTSource
+
+            kind = GluonASTSource
         source = kind(function, self.signature, self.constants, self.attributes)
         return triton.compile(source, target=target, options=self.options)
 

@@ -281,9 +281,10 @@ def merge(
         for p in tl.static_range(BP):
             at = r + (i + p) * rows
             held = live & (i + p < splits)
-            lses += (tl.load(part_lse + at, mask=held, other=float("-inf")),)
+            lses += (tl.load(part_lse + at, mask=held, other=float("-inf")),)  # type: ignore
             place = at[:, None] * D + d[None, :]
-            parts += (tl.load(part_o + place, mask=held[:, None] & (d < D)[None, :], other=0.0),)
+            whole = held[:, None] & (d < D)[None, :]
+            parts += (tl.load(part_o + place, mask=whole, other=0.0),)  # type: ignore
         top = m
         for p in tl.static_range(BP):
             top = tl.maximum(top, lses[p])
