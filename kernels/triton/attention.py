@@ -20,6 +20,8 @@ from .shared_attention import attend_shared
 MIN_SPLIT = 64
 _MIN_EXTEND_SPLIT = 1024
 _MAX_EXTEND_SPLITS = 32
+# Of a request that has fewer keys than the step might, so many at least are a part.
+PART_KEYS = 512
 # Keys are gathered from so many tokens on, where there is room for them.
 GATHER_TOKENS = 2048
 _GATHER_BYTES = 640 << 20
@@ -220,14 +222,14 @@ def _attend(
 
         extend_gathered(
             grid, turned, keys, values, batch.query_starts, lengths, sinks, out, part_o, part_lse,
-            decoded, splits, scale, block,
+            decoded, splits, scale, block, PART_KEYS,
         )  # fmt: skip
     else:
         extend[grid](
             turned, keys, values, batch.query_starts, lengths, table, sink, out, part_o, part_lse,
             n, decoded, requests, turned.stride(0), stride, table.stride(0), splits,
             scale, heads, group, h, head_block, held, *marks, block, height, tile, splits > 1,
-            stages, pdl, **device.options(warps),
+            PART_KEYS, stages, pdl, **device.options(warps),
         )  # fmt: skip
     if splits > 1:
         first, total = decoded * heads * group, n * heads * group

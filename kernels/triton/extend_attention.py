@@ -178,12 +178,14 @@ def extend(
     requests, q_stride, block_stride, table_stride, splits, scale,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
     WINDOW: tl.constexpr, SINKS: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BN: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """`out[tokens,K,G,D]` of requests from `skipped` on; with SPLIT its parts and their lse.
 
-    Parts are `part_o[splits,tokens,K,G,D]`, `part_lse[splits,tokens,K,G]` (of base 2).  Rows of no
-    request come out as zeros.
+    Parts are `part_o[splits,tokens,K,G,D]`, `part_lse[splits,tokens,K,G]` (of base 2), of at least
+    LEAST keys each but one; a part of none has no `part_o`, and -inf.  Rows of no request come out
+    as zeros.
     """
     T: tl.constexpr = BM // G
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -203,22 +205,27 @@ def extend(
         d = tl.arange(0, BD)
         live = (token < count) & (i < T * G)
         row = (base + token).to(tl.int64)
-        ok = live[:, None] & (d < D)[None, :]
-        unit = (row * K + head) * G + g
-        query = tl.load(
-            q + (row * q_stride + (head * G + g) * D)[:, None] + d[None, :], mask=ok, other=0.0
-        )
-        # Scaled here, not in the loop: what the loop keeps has to fit in registers.
-        query = (query.to(tl.float32) * (scale * LOG2E)).to(DTYPE)
         prefix = length - count
         # A request's own part of the keys; a token of no request has none.
         end = tl.minimum(prefix + tl.minimum(offset + T, count), length)
         low = 0
         if WINDOW:
             low = tl.maximum(prefix + offset - WINDOW + 1, 0) // BN * BN
-        step = tl.cdiv(tl.cdiv(end - low, BN), splits) * BN
+        parts = splits
+        if SPLIT:
+            parts = tl.minimum(splits, tl.maximum((end - low) // LEAST, 1))
+        step = tl.cdiv(tl.cdiv(end - low, BN), parts) * BN
         begin = low + split * step
         end = tl.minimum(begin + step, end)
+        ok = live[:, None] & (d < D)[None, :]
+        if SPLIT:
+            ok = ok & (begin < end)
+        unit = (row * K + head) * G + g
+        query = tl.load(
+            q + (row * q_stride + (head * G + g) * D)[:, None] + d[None, :], mask=ok, other=0.0
+        )
+        # Scaled here, not in the loop: what the loop keeps has to fit in registers.
+        query = (query.to(tl.float32) * (scale * LOG2E)).to(DTYPE)
         m = tl.full([BM], float("-inf"), tl.float32)
         mass = tl.zeros([BM], tl.float32)
         acc = tl.zeros([BM, BD], tl.float32)
@@ -265,7 +272,10 @@ def merge(
     part_o, part_lse, out, first, rows, splits, D: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
     BR: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`out[rows,D]`, from row `first` on, of `splits` parts and their log-sum-exps of base 2."""
+    """`out[rows,D]`, from row `first` on, of `splits` parts and their log-sum-exps of base 2.
+
+    A part of -inf is not read.
+    """
     r = first + tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     d = tl.arange(0, BD)
     live = r < rows
@@ -278,16 +288,16 @@ def merge(
     for i in range(0, splits, BP):
         # All are on their way before one is waited for.
         lses, parts = (), ()
-        for p in tl.static_range(BP):
-            at = r + (i + p) * rows
-            held = live & (i + p < splits)
-            lses += (tl.load(part_lse + at, mask=held, other=float("-inf")),)  # type: ignore
-            place = at[:, None] * D + d[None, :]
-            whole = held[:, None] & (d < D)[None, :]
-            parts += (tl.load(part_o + place, mask=whole, other=0.0),)  # type: ignore
         top = m
         for p in tl.static_range(BP):
-            top = tl.maximum(top, lses[p])
+            held = live & (i + p < splits)
+            lse = tl.load(part_lse + r + (i + p) * rows, mask=held, other=float("-inf"))
+            top = tl.maximum(top, lse)
+            lses += (lse,)  # type: ignore
+        for p in tl.static_range(BP):
+            place = (r + (i + p) * rows)[:, None] * D + d[None, :]
+            some = (lses[p] > float("-inf"))[:, None] & (d < D)[None, :]  # type: ignore
+            parts += (tl.load(part_o + place, mask=some, other=0.0),)  # type: ignore
         safe = tl.where(top == float("-inf"), 0.0, top)
         fade = tl.exp2(m - safe)
         mass *= fade

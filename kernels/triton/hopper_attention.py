@@ -59,6 +59,7 @@ def extend_gathered(
     splits: int,
     scale: float,
     block: int,
+    least: int,
     stages: int = STAGES,
     turns: bool = True,
 ) -> None:
@@ -78,7 +79,7 @@ def extend_gathered(
     extend_rows[grid](
         q, *tiles, starts, lengths, sink, out, part_o, part_lse, tokens, skipped, lengths.shape[0],
         q.stride(0), reach, splits, scale, heads, group, sinks is not None, block, splits > 1,
-        stages, turns, **options,
+        least, stages, turns, **options,
     )  # fmt: skip
 
 
@@ -299,7 +300,7 @@ def extend_rows(
     q, keys, values, starts, lengths, sinks, out, part_o, part_lse, tokens, skipped, requests,
     q_stride, reach, splits, scale,
     K: gl.constexpr, G: gl.constexpr, SINKS: gl.constexpr, BR: gl.constexpr, SPLIT: gl.constexpr,
-    STAGES: gl.constexpr, TURNS: gl.constexpr,
+    LEAST: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
 ):  # fmt: skip
     """See `extend_gathered`, and `extend` for what is written where."""
     T: gl.constexpr = 2 * ROWS // G
@@ -311,7 +312,21 @@ def extend_rows(
         starts, lengths, tile, tokens, skipped, requests, T, BR
     )
     count = stop - base
-    if offset < count:
+    # A request's own part of the keys; a token of no request has none.
+    end = gl.minimum(length - count + gl.minimum(offset + T, count), length)
+    parts = splits
+    if SPLIT:
+        parts = gl.minimum(splits, gl.maximum(end // LEAST, 1))
+    part = gl.cdiv(gl.cdiv(gl.maximum(end, 0), KEYS), parts) * KEYS
+    begin = split * part
+    end = gl.minimum(begin + part, end)
+    many = gl.cdiv(gl.maximum(end - begin, 0), KEYS)
+    if SPLIT and many == 0:
+        for group in gl.static_range(2):
+            token, g, live = rows_of(base, offset, count, group, G, ROW)
+            at = ((split * tokens + token) * K + gl.program_id(1)) * G + g
+            gl.store(part_lse + at, gl.full([ROWS], float("-inf"), gl.float32, ROW), mask=live)
+    elif offset < count:
         queries = gl.allocate_shared_memory(DTYPE, [2, ROWS, DIM], TILE)
         k_ring = gl.allocate_shared_memory(DTYPE, [STAGES, KEYS, DIM], TILE)
         v_ring = gl.allocate_shared_memory(DTYPE, [STAGES, KEYS, DIM], TILE)
@@ -325,12 +340,6 @@ def extend_rows(
             mbarrier.init(k_empty.index(s), count=2)
             mbarrier.init(v_empty.index(s), count=2)
         fence_async_shared()
-        # A request's own part of the keys; a token of no request has none.
-        end = gl.minimum(length - count + gl.minimum(offset + T, count), length)
-        part = gl.cdiv(gl.cdiv(gl.maximum(end, 0), KEYS), splits) * KEYS
-        begin = split * part
-        end = gl.minimum(begin + part, end)
-        many = gl.cdiv(gl.maximum(end - begin, 0), KEYS)
         rings = (k_ring, v_ring)
         bars = (k_full, k_empty, v_full, v_empty)
         row = (request * K + gl.program_id(1)) * reach + begin

@@ -163,6 +163,14 @@ def test_attention(
             monkeypatch.setattr(attention, "GATHER_TOKENS", 1)
     if ranges:
         monkeypatch.setattr(attention, "_extend_splits", lambda *args: ranges)
+        monkeypatch.setattr(attention, "PART_KEYS", random.choice((1, 16, 64)))
+        empty = torch.empty
+
+        def poisoned(*shape, **options):  # what no part wrote must not be read
+            x = empty(*shape, **options)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        monkeypatch.setattr(torch, "empty", poisoned)
     blocks = sum(-(-context // s) for context in contexts) + 2
     batch = batch_of(counts, contexts, s, blocks, spare, dec)
     n = sum(counts) + spare[0]
