@@ -19,7 +19,7 @@ from .slots import Step
 # Steps of 64: a larger one would change in how many waves attention's programs run.
 TOKENS = (16, 32, *range(64, 1025, 64))
 # Of mixed steps, beside so many requests that decode.
-DECODES = (4, 16, 32, 64)
+_DECODES = (4, 16, 32, 64, 128, 256)
 MIXED_TOKENS = (64, 128, 256, 512, 1024)
 ROWS = 16
 _LEAST_DECODES = 2
@@ -127,7 +127,7 @@ class ExtendGraphs:
 
     def __init__(self, runner: Runner, tables: DeviceTables, most: int, pool: Any) -> None:
         self.sizes = _sizes(TOKENS, most, 0, runner)
-        self.decodes = tuple(each for each in DECODES if each <= runner.num_slots)
+        self.decodes = decode_places(runner.num_slots)
         # The largest first: the others fit the memory that it took.
         wanted = [
             (decodes, size)
@@ -162,6 +162,11 @@ class ExtendGraphs:
         )
         found = min(fitting, default=None)
         return self._graphs[found] if found else None
+
+
+def decode_places(num_slots: int) -> tuple[int, ...]:
+    """Return for how many requests that decode mixed steps are captured, rising."""
+    return _DECODES[: bisect_left(_DECODES, min(num_slots, _DECODES[-1])) + 1]
 
 
 def _sizes(wanted: Sequence[int], most: int, decodes: int, runner: Runner) -> tuple[int, ...]:

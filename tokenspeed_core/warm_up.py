@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .decode_graph import buckets
 from .device_tables import DeviceTables
-from .extend_graph import DECODES, TOKENS
+from .extend_graph import TOKENS, decode_places
 from .graphs import Graphs
 from .kernels.triton_backend import compile_ahead
 from .kernels.tuning import TABLE
@@ -92,7 +92,8 @@ def warm_up(runner: Runner, chunk: int) -> int:
 
     def largest() -> None:
         runner.forward(scratch_batch(tables, 1, 0, 0, buckets(runner.num_slots)[-1]))
-        runner.forward(scratch_batch(tables, min(chunk, TOKENS[-1]), 0, 1, DECODES[-1]))
+        most = decode_places(runner.num_slots)[-1]
+        runner.forward(scratch_batch(tables, min(chunk, TOKENS[-1]), 0, 1, most))
 
     with torch.inference_mode():
         about = (runner.program_hash.hex(), runner.num_slots, runner.max_model_len, chunk)

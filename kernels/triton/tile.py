@@ -59,7 +59,8 @@ def vector_tile(rows: int, columns: int, device: Device, narrow: bool = False) -
         # Of eight bits short pieces were the best in four shapes on an H200.
         found = Tile(8, min(triton.next_power_of_2(columns), 512), stages=3)
     elif found is None:
-        found = Tile(8, _piece(columns, 256))
+        # Many rows are bound by memory alone, whose bursts are longer.
+        found = Tile(8, _piece(columns, 512 if rows >= 64 * device.processors else 256))
     return attrs.evolve(found, stages=min(found.stages, device.max_stages))
 
 
