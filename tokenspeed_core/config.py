@@ -163,6 +163,14 @@ class EngineConfig:
         low=0,
         metavar="TOKENS",
     )
+    decode_stretch: float = option(
+        1.5,
+        "scheduling",
+        "longest step with prefill, in steps without it; more: sooner first tokens, less even ones "
+        "after them; 0: any",
+        low=0,
+        metavar="X",
+    )
 
     kv_cache: str = option(
         "auto", "cache", "type of keys and values", choices=("auto", "bf16", "fp32", "fp8")
@@ -254,6 +262,11 @@ class EngineConfig:
             raise ConfigError(
                 "max_model_len = 1 has no room for a prompt and its answer; give at least 2, or 0 "
                 "for the model's"
+            )
+        if 0 < self.decode_stretch < 1:
+            raise ConfigError(
+                f"decode_stretch = {self.decode_stretch:g} would make steps with prefill shorter "
+                f"than those without; give 0, or at least 1"
             )
         if self.layout and self.tp > 1:
             raise ConfigError(

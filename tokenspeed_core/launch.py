@@ -182,6 +182,7 @@ class Engine:
             max_step_tokens=config.step_tokens,
             max_model_len=config.max_model_len,
             max_waiting=config.max_waiting,
+            decode_stretch=config.decode_stretch,
             vocab_size=self._vocab_size,
             prefix_caching=config.prefix_caching,
             parent_pid=os.getpid(),

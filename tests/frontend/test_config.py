@@ -130,6 +130,8 @@ def test_what_the_scheduler_would_refuse_is_refused_before_it_starts() -> None:
         EngineConfig(model="m", max_waiting=0)
     with pytest.raises(ConfigError, match="max_model_len = 1 has no room"):
         EngineConfig(model="m", max_model_len=1)
+    with pytest.raises(ConfigError, match=r"decode_stretch = 0\.5 would make .* give 0, or"):
+        EngineConfig(model="m", decode_stretch=0.5)
 
 
 def test_a_step_must_have_room_for_every_running_request() -> None:

@@ -131,6 +131,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "max_waiting": (f"{CORE}::test_each_setting_has_its_effect",),
     "max_step_tokens": (f"{CORE}::test_each_setting_has_its_effect",),
+    "decode_stretch": (
+        "scheduler/test_policy.py::test_a_long_prefill_leaves_the_cadence_of_others_alone",
+    ),
     "kv_cache": (f"{FLOAT8}::test_a_cache_in_float8_takes_half_the_memory_of_bfloat16",),
     "block_size": (f"{RANK}::test_blocks_hold_the_tokens_that_are_asked_for",),
     "kv_cache_bytes": (
@@ -274,6 +277,7 @@ def test_the_scheduler_has_the_settings(tiny_llama: Path, tmp_path: Path) -> Non
         ({"max_step_tokens": 99}, {"max_step_tokens": 99}),
         ({"max_model_len": 99}, {"max_model_len": 99}),
         ({"max_waiting": 7}, {"max_waiting": 7}),
+        ({"decode_stretch": 3.0}, {"decode_stretch": 3.0}),
         ({"prefix_caching": False}, {"prefix_caching": False}),
         ({"transfer_ms": 7}, {"transfer_ms": 7}),
         ({"tp": 2}, {"num_ranks": 2}),
