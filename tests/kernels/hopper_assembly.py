@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import tempfile
-from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,21 +18,9 @@ from tokenspeed_core.kernels.triton import attention
 
 
 def main() -> None:
-    """Print a JSON line for each variant: what its machine code has."""
+    """Print JSON of what the machine code has, where keys are in several ranges and have sinks."""
     target, device = TARGETS["sm_90"]
-    with recorded(pytest.MonkeyPatch(), device) as launches:
-        for group, context, dtype, sinks in (
-            (5, 2048, torch.bfloat16, False),  # keys in one range
-            (4, 100000, torch.float16, True),  # and in several
-        ):
-            _call(group, context, dtype, sinks)()
-    for launch in launches:
-        if launch.function.__name__ == "extend_rows":
-            print(json.dumps(_read(launch.compile(target).asm["ptx"])), flush=True)
-
-
-def _call(group: int, context: int, dtype: torch.dtype, sinks: bool) -> partial[torch.Tensor]:
-    queries = 300
+    queries, context = 300, 100000
     batch = SimpleNamespace(
         cache_slots=torch.zeros(queries, dtype=torch.int64),
         query_starts=torch.tensor([0, queries], dtype=torch.int32),
@@ -46,23 +34,23 @@ def _call(group: int, context: int, dtype: torch.dtype, sinks: bool) -> partial[
         shared_rows=None,
         most_parts=0,
     )
-    q, k = (
-        torch.empty(queries, 8, group, 128, dtype=dtype),
-        torch.empty(queries, 8, 128, dtype=dtype),
+    q, k, cache, sinks = (
+        torch.empty(*shape, dtype=torch.bfloat16)
+        for shape in ((queries, 8, 5, 128), (queries, 8, 128), (2, 8, 16, 128), (8, 5))
     )
-    cache = torch.empty(2, 8, 16, 128, dtype=dtype)
-    sink = torch.empty(8, group, dtype=dtype) if sinks else None
-    return partial(attention.paged_attention, q, k, k, cache, cache, batch, 0.1, 0, sink)
+    with recorded(pytest.MonkeyPatch(), device) as launches:
+        attention.paged_attention(q, k, k, cache, cache, batch, 0.1, 0, sinks)
+    (launch,) = (each for each in launches if each.function.__name__ == "extend_rows")
+    print(json.dumps(_read(launch.compile(target).asm["ptx"])))
 
 
 def _read(ptx: str) -> dict[str, int]:
     """Assemble, and count bytes spilled, and the instructions that the kernel is about."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source:
-        source.write(ptx)
-        source.flush()
-        made = f"{source.name}.cubin"
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = f"{folder}/source.ptx", f"{folder}/made.cubin"
+        Path(source).write_text(ptx)
         said = subprocess.run(
-            [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", source.name, "-o", made],
+            [knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", source, "-o", made],
             check=True, capture_output=True, text=True,
         ).stderr  # fmt: skip
         code = subprocess.run(
@@ -73,7 +61,7 @@ def _read(ptx: str) -> dict[str, int]:
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
         "serialized": said.count("serialized"),
         "copies": sum(line.startswith("UTMALDG") for line in lines),
-        "products of registers": len([line for line in lines if _OF_REGISTERS.match(line)]),
+        "products of registers": sum(bool(_OF_REGISTERS.match(line)) for line in lines),
         "early": _overwritten(lines),
     }
 

@@ -52,14 +52,13 @@ def test_every_kernel_compiles(target: str, kind: str, tmp_path: Path) -> None:
 
 
 def test_the_assembler_keeps_to_what_the_hopper_attention_is_written_for(tmp_path: Path) -> None:
-    lines = _ran(tmp_path, "tests.kernels.hopper_assembly")
-    assert len(lines) == 2
-    for line in lines:
-        counts = json.loads(line)
-        assert counts.pop("copies") == 4  # keys and values, 64 numbers of a row at a time
-        # Of 16 keys each, in the two loops and behind them, of two groups of warps.
-        assert counts.pop("products of registers") == 8 * 3 * 2
-        assert not any(counts.values()), counts
+    (line,) = _ran(tmp_path, "tests.kernels.hopper_assembly")
+    counts = json.loads(line)
+    assert counts.pop("copies") == 4  # keys and values, 64 numbers of a row at a time
+    # Of 16 keys each, in the two loops and behind them, of two groups of warps.
+    assert counts.pop("products of registers") == 8 * 3 * 2
+    assert counts.pop("spilled") <= 16  # a number or two, stored before the loops and read behind
+    assert not any(counts.values()), counts
 
 
 def test_kernels_are_compiled_ahead_in_other_processes(tmp_path: Path) -> None:
