@@ -41,7 +41,7 @@ WIDE = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
 WIDE_ROW = gl.constexpr(gl.SliceLayout(1, WIDE.value))
 WIDE_DIM = gl.constexpr(gl.SliceLayout(0, WIDE.value))
 # Tiles of keys, and of values, that are copied ahead.
-STAGES = 2
+STAGES = gl.constexpr(3)
 
 
 def extend_gathered(
@@ -60,8 +60,6 @@ def extend_gathered(
     scale: float,
     block: int,
     least: int,
-    stages: int = STAGES,
-    turns: bool = True,
 ) -> None:
     """Do what `extend` does with keys and values of `gather`, `[requests,k,reach,128]` each.
 
@@ -79,7 +77,7 @@ def extend_gathered(
     extend_rows[grid](
         q, *tiles, starts, lengths, sink, out, part_o, part_lse, tokens, skipped, lengths.shape[0],
         q.stride(0), reach, splits, scale, heads, group, sinks is not None, block, splits > 1,
-        least, stages, turns, **options,
+        least, **options,
     )  # fmt: skip
 
 
@@ -165,7 +163,7 @@ def weighed(x, m, mass, last, n, MASK: gl.constexpr):
 
 
 @gluon.jit
-def copy_tiles(keys, values, rings, bars, row, many, STAGES: gl.constexpr):
+def copy_tiles(keys, values, rings, bars, row, many):
     """Copy `many` tiles, the first of which is at `row`, into the rings, the last first."""
     k_ring, v_ring = rings
     k_full, k_empty, v_full, v_empty = bars
@@ -184,7 +182,7 @@ def copy_tiles(keys, values, rings, bars, row, many, STAGES: gl.constexpr):
 @gluon.jit
 def fold(
     query, rings, bars, p, m, mass, acc, last, j, n,
-    GROUP: gl.constexpr, MASK: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
+    GROUP: gl.constexpr, MASK: gl.constexpr,
 ):  # fmt: skip
     """Score tile `j`, whose keys begin at `n`; sum the tile before it, of weights `p`."""
     k_ring, v_ring = rings
@@ -194,13 +192,11 @@ def fold(
     phase = (j // STAGES) & 1
     none = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
     mbarrier.wait(k_full.index(stage), phase)
-    if TURNS:
-        take_turn(GROUP)
+    take_turn(GROUP)
     k = k_ring.index(stage).permute((1, 0))
     x = warpgroup_mma(query, k, none, use_acc=False, is_async=True)
     acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
-    if TURNS:
-        pass_turn(GROUP)
+    pass_turn(GROUP)
     x = warpgroup_mma_wait(1, deps=(x,))
     mbarrier.arrive(k_empty.index(stage))
     w, m, mass, fade = weighed(x, m, mass, last, n, MASK)
@@ -218,7 +214,7 @@ def attend(
     q, sinks, out, part_o, part_lse, queries, rings, bars, base, offset, count, length, begin, end,
     many, tokens, q_stride, scale,
     GROUP: gl.constexpr, K: gl.constexpr, G: gl.constexpr, SINKS: gl.constexpr,
-    SPLIT: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
+    SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Attend a group's rows over `many` tiles of keys, from `begin` to `end`."""
     DTYPE: gl.constexpr = out.dtype.element_ty
@@ -255,19 +251,17 @@ def attend(
         w, m, mass, _fade = weighed(x, m, mass, last, n, True)
         p = rounded(w, DTYPE)
         mbarrier.wait(v_full.index(0), 0)
-        if TURNS and GROUP == 1:
+        if GROUP == 1:
             pass_turn(GROUP)
         for j in range(1, masked):
             p, m, mass, acc = fold(
-                query, rings, bars, p, m, mass, acc, last, j, n - j * KEYS, GROUP, True, STAGES,
-                TURNS,
+                query, rings, bars, p, m, mass, acc, last, j, n - j * KEYS, GROUP, True,
             )  # fmt: skip
         for j in range(gl.maximum(masked, 1), many):
             p, m, mass, acc = fold(
-                query, rings, bars, p, m, mass, acc, last, j, n - j * KEYS, GROUP, False, STAGES,
-                TURNS,
+                query, rings, bars, p, m, mass, acc, last, j, n - j * KEYS, GROUP, False,
             )  # fmt: skip
-        if TURNS and GROUP == 0:
+        if GROUP == 0:
             take_turn(GROUP)
         acc = warpgroup_mma(p, v_ring.index((many - 1) % STAGES), acc)
     result = acc * (1 / gl.where(mass == 0, 1.0, mass))[:, None]
@@ -300,7 +294,7 @@ def extend_rows(
     q, keys, values, starts, lengths, sinks, out, part_o, part_lse, tokens, skipped, requests,
     q_stride, reach, splits, scale,
     K: gl.constexpr, G: gl.constexpr, SINKS: gl.constexpr, BR: gl.constexpr, SPLIT: gl.constexpr,
-    LEAST: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
+    LEAST: gl.constexpr,
 ):  # fmt: skip
     """See `extend_gathered`, and `extend` for what is written where."""
     T: gl.constexpr = 2 * ROWS // G
@@ -348,14 +342,12 @@ def extend_rows(
                 (attend, (
                     q, sinks, out, part_o, part_lse, queries, rings, bars, base, offset, count,
                     length, begin, end, many, tokens, q_stride, scale, 0, K, G, SINKS, SPLIT,
-                    STAGES, TURNS,
                 )),
                 (attend, (
                     q, sinks, out, part_o, part_lse, queries, rings, bars, base, offset, count,
                     length, begin, end, many, tokens, q_stride, scale, 1, K, G, SINKS, SPLIT,
-                    STAGES, TURNS,
                 )),
-                (copy_tiles, (keys, values, rings, bars, row, many, STAGES)),
+                (copy_tiles, (keys, values, rings, bars, row, many)),
             ],
             [4, 1],
             [240, 24],
