@@ -89,9 +89,10 @@ def test_agents_through_real_processes_beside_an_earlier_run(
     (tmp_path / "before.jsonl").write_text(text)
     assert main(["bench", "agentic", *options, "--compare", str(tmp_path / "before.jsonl")]) == 0
     assert "agentic 3 sessions, 2 turns, step" in capsys.readouterr().err
-    assert main(["bench", "throughput", *options]) == 0
+    assert main(["bench", "throughput", *options, "--decode-stretch", "0"]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (row["bench"], row["case"]) == ("throughput", "3 requests, 20 in, 4 out")
+    assert row["model"] == "tiny stretch=0"
 
 
 def test_rows_stand_beside_the_anchors_of_another_engine(tmp_path: Path) -> None:

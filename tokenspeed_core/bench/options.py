@@ -25,6 +25,7 @@ class Options:
     layout: str = ""
     kv_cache: str = "auto"
     weights: str = "auto"
+    decode_stretch: float = 1.5
 
     def __attrs_post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -48,6 +49,7 @@ class Options:
             layout=self.layout,
             kv_cache=self.kv_cache,
             weights=self.weights,
+            decode_stretch=self.decode_stretch,
         )
 
     @property
@@ -56,4 +58,5 @@ class Options:
         spread = self.layout or (f"tp={self.tp}" if self.tp > 1 else "")
         kept = f"kv={self.kv_cache}" if self.kv_cache != "auto" else ""
         form = f"weights={self.weights}" if self.weights != "auto" else ""
-        return " ".join(filter(None, (self.shape, spread, kept, form)))
+        pace = f"stretch={self.decode_stretch:g}" if self.decode_stretch != 1.5 else ""
+        return " ".join(filter(None, (self.shape, spread, kept, form, pace)))

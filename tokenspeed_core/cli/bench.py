@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", default="auto", choices=("auto", "plain", "fp8", "fp8-block", "fp8-tensor")
     )
     parser.add_argument(
+        "--decode-stretch", type=float, default=1.5, metavar="X", help="of agentic, throughput"
+    )
+    parser.add_argument(
         "--compare",
         metavar="FILE",
         help="JSON lines of an earlier run, or of vLLM's anchors: print both and their ratios",
@@ -95,6 +98,7 @@ def _timed(arguments: argparse.Namespace) -> "list[Row]":
         layout=arguments.layout,
         kv_cache=arguments.kv_cache,
         weights=arguments.weights,
+        decode_stretch=arguments.decode_stretch,
     )
     if arguments.bench not in ("agentic", "throughput"):
         from ..bench.ranks import time_ranks
