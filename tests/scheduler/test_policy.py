@@ -430,7 +430,7 @@ def test_who_has_waited_for_an_ageing_time_is_passed_no_more(ageing_ms: int) -> 
 
 
 def test_short_prompts_that_keep_coming_do_not_stop_those_who_decode() -> None:
-    """Beyond what was saved they have the share of every prefill."""
+    """Beyond what was saved they have the share of a crowd."""
     device = busy_device(0.03)
     times: list[float] = []
     for i in range(1000):
@@ -438,7 +438,25 @@ def test_short_prompts_that_keep_coming_do_not_stop_those_who_decode() -> None:
         assert device.core.submit(1, 100 + i, int32_column(prompt(500, i)), 1, time_ns=now) is None
         times += [time for request, time in device.step() if request == 0]
     settled = gaps(times)[300:]
-    assert sum(settled) / len(settled) <= 1.5 * 9
+    assert sum(settled) / len(settled) <= 2 * 9
+
+
+@pytest.mark.parametrize(("decoding", "few", "many"), [(32, 16, 60), (8, 4, 24)])
+def test_a_crowd_that_waits_has_twice_the_share_of_a_long_prefill(
+    decoding: int, few: int, many: int
+) -> None:
+    means = {}
+    for count in (few, many):
+        device = busy_device(0.03, decoding)
+        idle = [time for _ in range(100) for request, time in device.step() if request == 0]
+        now = int(device.now * MS)
+        for i in range(count):
+            ids = int32_column(prompt(50_000, i))
+            assert device.core.submit(1, 100 + i, ids, 2, time_ns=now) is None
+        times = [time for _ in range(200) for request, time in device.step() if request == 0]
+        means[count] = sum(gaps(times)) / len(gaps(times)) / gaps(idle)[-1]
+    assert means[many] <= 2
+    assert 1.8 < (means[many] - 1) / (means[few] - 1) < 2.2
 
 
 def test_stretches_below_one_are_refused() -> None:

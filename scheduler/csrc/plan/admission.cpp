@@ -18,12 +18,17 @@ constexpr int kMostGuests = 8;  // running at a time, and looked at behind a hea
 
 }  // namespace
 
-PrefillBudget Scheduler::BudgetBeside(int decode_rows, int room) const {
+double Scheduler::Stretch(int decode_rows) const {
+  const size_t crowd = prefilling_.size() + std::min(waiting_.size(), free_slots_.size());
+  return Cadence::Stretch(limits_.decode_stretch, static_cast<int>(crowd), decode_rows);
+}
+
+PrefillBudget Scheduler::BudgetBeside(int decode_rows, int room, double stretch) const {
   int context = 0;
   if (!prefilling_.empty()) {
     context = std::get_if<fsm::Prefilling>(&prefilling_.front()->state)->context;
   }
-  const int tokens = cadence_.PrefillTokens(decode_rows, context, limits_.decode_stretch);
+  const int tokens = cadence_.PrefillTokens(decode_rows, context, stretch);
   return {.tokens = std::min(tokens, room), .room = room, .saved = cadence_.saved()};
 }
 

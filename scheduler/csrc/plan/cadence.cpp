@@ -65,6 +65,11 @@ void Cadence::Observe(const StepWork& work, TimeNs duration) {
   known_ = true;
 }
 
+double Cadence::Stretch(double least, int crowd, int decode_rows) {
+  if (least == 0 || decode_rows == 0) return least;
+  return std::clamp(1 + (crowd - 1.0) / decode_rows, least, 2 * least - 1);
+}
+
 int Cadence::PrefillTokens(int decode_rows, int context, double stretch) const {
   constexpr int kAll = std::numeric_limits<int32_t>::max();
   if (decode_rows == 0 || stretch == 0) return kAll;

@@ -54,6 +54,14 @@ class Cadence {
   // A step took `duration`; 0 or less: nobody knows.
   void Observe(const StepWork& work, TimeNs duration);
 
+  // How long a step with prefill may be, in steps without, where a long prefill may stretch it to
+  // `least` and `crowd` requests wait for their first token: beside a crowd each of them counts as
+  // much as one that decodes, until the prefill's share is twice that of a long one.
+  static double Stretch(double least, int crowd, int decode_rows);
+
+  // ... and the mean of steps where prefills end that take what was kept.
+  static double KeptStretch(double least) { return least == 0 ? 0 : 1 + 1.5 * (least - 1); }
+
   // Prefill tokens behind `context` of their request that keep a step with `decode_rows` within
   // `stretch` times its length without them. INT32_MAX: there is nobody to protect, or nothing is
   // known yet.

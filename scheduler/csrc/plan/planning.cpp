@@ -28,7 +28,8 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
   }
   const int decodes = batch_.size() + static_cast<int>(drafting_.size());
   const int spare = limits_.max_step_tokens - decodes;
-  PrefillBudget budget = BudgetBeside(decodes, spare);
+  const double stretch = Stretch(decodes);
+  PrefillBudget budget = BudgetBeside(decodes, spare, stretch);
   for (size_t i = 0; i < prefilling_.size();) {
     Request* request = prefilling_[i];
     PlanChunk(*request, budget);
@@ -64,7 +65,7 @@ const StepPlan* Scheduler::Plan(TimeNs now) {
     if (!slot(id).announced) return Known::kNot;
     return slot(id).stale ? Known::kBehind : Known::kWhole;
   });
-  cadence_.Planned(step.work, limits_.decode_stretch);
+  cadence_.Planned(step.work, std::max(stretch, Cadence::KeptStretch(limits_.decode_stretch)));
   pool_->Planned(last_step_);
   for (const auto& pool : other_pools_) pool->Planned(last_step_);
   return &plan_;

@@ -166,7 +166,8 @@ class Scheduler {
   void Displace(Request& request);
   void Withdraw(Request& request);  // off its slot; it runs again from what is known of it
   // What the cadence of those who decode leaves for prefill, of so many tokens.
-  PrefillBudget BudgetBeside(int decode_rows, int room) const;
+  double Stretch(int decode_rows) const;
+  PrefillBudget BudgetBeside(int decode_rows, int room, double stretch) const;
 
   // Admission and preemption.
   void Admit(TimeNs now, PrefillBudget& budget);

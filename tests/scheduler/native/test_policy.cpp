@@ -125,6 +125,21 @@ void WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill() {
   EXPECT(cadence.PrefillTokens(8, 0, 16) > 800);
 }
 
+void ACrowdStretchesStepsToTwiceTheShareOfALongPrefill() {
+  EXPECT(Cadence::Stretch(1.5, 1, 1) == 1.5);
+  EXPECT(Cadence::Stretch(1.5, 17, 32) == 1.5);
+  EXPECT(Cadence::Stretch(1.5, 25, 32) == 1.75);
+  EXPECT(Cadence::Stretch(1.5, 4000, 32) == 2);
+  EXPECT(Cadence::Stretch(3, 4000, 1) == 5);
+  EXPECT(Cadence::Stretch(1, 4000, 32) == 1);
+  EXPECT(Cadence::Stretch(1.5, 0, 32) == 1.5);
+  EXPECT(Cadence::Stretch(1.5, 4000, 0) == 1.5);  // nobody to protect
+  EXPECT(Cadence::Stretch(0, 4000, 32) == 0);     // protection is off
+  EXPECT(Cadence::KeptStretch(1.5) == 1.75);
+  EXPECT(Cadence::KeptStretch(1) == 1);
+  EXPECT(Cadence::KeptStretch(0) == 0);
+}
+
 void OneSlowStepIsNotTheCadence() {
   Cadence cadence;
   for (int i = 0; i < 50; ++i) cadence.Observe({8, 0, 0}, kMillisecond);
@@ -197,6 +212,7 @@ int main() {
   NobodyToProtectIsNoBound();
   TheBudgetKeepsTheStretchOfADeviceItHasLearnt();
   WhatEveryStepWithPrefillCostsIsWorthAsMuchPrefill();
+  ACrowdStretchesStepsToTwiceTheShareOfALongPrefill();
   OneSlowStepIsNotTheCadence();
   WhatStepsLeaveOfTheirShareIsKeptForThoseThatEndByIt();
   EstimatesStayFiniteWhateverTheTimes();
