@@ -116,19 +116,19 @@ def sum_ranks(
                 data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
                 g = r * PART + tl.arange(0, PART)
                 value = tl.load(data + summed + g, volatile=True)
-                _finish(value, residual, y, start + g, size, ADDS)
+                finish(value, residual, y, start + g, size, ADDS)
         else:
             total = tl.zeros((REGION,), tl.float32)
             for r in tl.static_range(RANKS):
                 peer = tl.load(addresses + r).to(tl.pointer_type(tl.int32))
                 data = tl.multiple_of((peer + flag_count).to(x.dtype), 16)
                 total += tl.load(data + base + e, volatile=True).to(tl.float32)
-            _finish(total.to(x.dtype.element_ty), residual, y, at, size, ADDS)
+            finish(total.to(x.dtype.element_ty), residual, y, at, size, ADDS)
     tl.store(turns + pid, turn)
 
 
 @triton.jit
-def _finish(total, residual, y, at, size, ADDS: tl.constexpr):
+def finish(total, residual, y, at, size, ADDS: tl.constexpr):
     """Store a sum, rounded as it is without a residual."""
     ok = at < size
     if ADDS:
@@ -142,6 +142,14 @@ def can_sum(x: Tensor) -> bool:
     return x.is_floating_point() and x.itemsize in (2, 4) and 0 < x.nbytes <= MOST_BYTES
 
 
+def operands(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return both, contiguous; `x` stands in for a residual that is none."""
+    x = x.contiguous()
+    kept = x if residual is None else residual.contiguous()
+    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
+    return x, kept
+
+
 def all_reduce(
     x: Tensor, exchange: Exchange, twice: bool = False, residual: Tensor | None = None
 ) -> Tensor:
@@ -151,9 +159,7 @@ def all_reduce(
     ranks call it with the same shape, in the same order.  Reads nothing on the host.
     """
     assert can_sum(x), (x.dtype, x.shape)
-    x = x.contiguous()
-    kept = x if residual is None else residual.contiguous()
-    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
+    x, kept = operands(x, residual)
     y = torch.empty_like(x)
     device = device_of(x)
     wide = x.nbytes > PROGRAMS * REGION_BYTES
@@ -187,7 +193,7 @@ def sum_parts(
     for part in tl.static_range(1, PARTS):
         more = tl.load(parts + part * stride + at, mask=ok, other=0.0)
         total += more.to(tl.float32)
-    _finish(total.to(y.dtype.element_ty), residual, y, at, size, ADDS)
+    finish(total.to(y.dtype.element_ty), residual, y, at, size, ADDS)
 
 
 def rank_sum(parts: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -43,13 +43,23 @@ class Source:
     def compile(self, target: GPUTarget) -> Any:
         """Compile for a target, which need not be here; the result stays in Triton's cache."""
         function = getattr(import_module(self.module), self.name)
-        kind = ASTSource
-        if function.is_gluon():
-            from triton.experimental.gluon._runtime import GluonASTSource
-
-            kind = GluonASTSource
-        source = kind(function, self.signature, self.constants, self.attributes)
+        source = source_of(function, self.signature, self.constants, self.attributes)
         return triton.compile(source, target=target, options=self.options)
+
+
+def source_of(
+    function: Any,
+    signature: dict[str, str],
+    constants: dict[tuple[int, ...], Any],
+    attributes: dict[tuple[int, ...], Any],
+) -> Any:
+    """Return what `triton.compile` takes of a kernel, in Triton's language or in Gluon's."""
+    kind = ASTSource
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        kind = GluonASTSource
+    return kind(function, signature, constants, attributes)
 
 
 def compile_ahead(

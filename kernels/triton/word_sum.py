@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .all_reduce import Exchange, can_sum
+from .all_reduce import Exchange, can_sum, finish, operands
 from .device import device_of
 
 WORDS = 512  # of a program
@@ -104,11 +104,7 @@ def sum_words(
         else:
             first += (came & 0xFFFFFFFF).to(tl.int32).to(DTYPE, bitcast=True)
     total = tl.join(first, second) if PAIRS else tl.reshape(first, (WORDS, 1))
-    total = total.to(DTYPE)
-    if ADDS:
-        kept = tl.load(residual + e, mask=ok, other=0.0).to(tl.float32)
-        total = (kept + total.to(tl.float32)).to(DTYPE)
-    tl.store(y + e, total, mask=ok)
+    finish(total.to(DTYPE), residual, y, e, size, ADDS)
     tl.store(turns + pid, turn)
 
 
@@ -123,9 +119,7 @@ def sum_by_words(x: Tensor, exchange: Exchange, residual: Tensor | None = None) 
     `exchange` is of `word_bytes(ranks)` of zeros, apart from what other sums use.
     """
     assert can_sum_words(x), (x.dtype, x.shape)
-    x = x.contiguous()
-    kept = x if residual is None else residual.contiguous()
-    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
+    x, kept = operands(x, residual)
     y = torch.empty_like(x)
     device = device_of(x)
     grid = (triton.cdiv(x.nbytes, WORDS * _DATA_BYTES),)

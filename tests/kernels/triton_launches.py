@@ -10,8 +10,7 @@ from typing import Any
 import attrs
 import torch
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel, compile
-from triton.experimental.gluon._runtime import GluonASTSource
+from triton.compiler import CompiledKernel, compile
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
@@ -34,6 +33,7 @@ from tokenspeed_core.kernels.triton import (
     sampling,
     word_sum,
 )
+from tokenspeed_core.kernels.triton.compilation import source_of
 from tokenspeed_core.kernels.triton.device import Device
 
 NAMES = {
@@ -57,8 +57,7 @@ class Launch:
         return repr((self.function.__name__, self.signature, self.constants, self.options))
 
     def compile(self, target: GPUTarget) -> CompiledKernel:
-        kind = GluonASTSource if self.function.is_gluon() else ASTSource
-        source = kind(self.function, self.signature, self.constants, self.divisible)
+        source = source_of(self.function, self.signature, self.constants, self.divisible)
         return compile(source, target=target, options=self.options)
 
 
