@@ -123,4 +123,9 @@ def shared_columns(runner: Runner, bucket: int) -> SharedColumns | None:
 
 def buckets(num_slots: int) -> tuple[int, ...]:
     """Return the sizes of decode steps that are captured for so many slots."""
-    return BUCKETS[: bisect_left(BUCKETS, num_slots) + 1]
+    return up_to(BUCKETS, num_slots)
+
+
+def up_to(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Return rising sizes up to the first that holds `most`; all if none does."""
+    return sizes[: bisect_left(sizes, most) + 1]

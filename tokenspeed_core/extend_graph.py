@@ -2,7 +2,6 @@
 """Small prefill and mixed steps, captured once by size: eager they wait for their launches."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .block_table import Int32
+from .decode_graph import up_to
 from .device_tables import DeviceTables
 from .graph import Graph
 from .ops import Batch
@@ -166,13 +166,12 @@ class ExtendGraphs:
 
 def decode_places(num_slots: int) -> tuple[int, ...]:
     """Return for how many requests that decode mixed steps are captured, rising."""
-    return _DECODES[: bisect_left(_DECODES, min(num_slots, _DECODES[-1])) + 1]
+    return up_to(_DECODES, num_slots) if num_slots > _LEAST_DECODES else ()
 
 
-def _sizes(wanted: Sequence[int], most: int, decodes: int, runner: Runner) -> tuple[int, ...]:
+def _sizes(wanted: tuple[int, ...], most: int, decodes: int, runner: Runner) -> tuple[int, ...]:
     """Return the sizes up to the first that holds `most` tokens, as far as graphs can hold them."""
-    fitting = wanted[: bisect_left(wanted, min(most, wanted[-1])) + 1]
-    return tuple(size for size in fitting if runner.captures(decodes + size))
+    return tuple(size for size in up_to(wanted, most) if runner.captures(decodes + size))
 
 
 def _is_long(tokens: int, context: int) -> bool:

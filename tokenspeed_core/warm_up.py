@@ -92,7 +92,7 @@ def warm_up(runner: Runner, chunk: int) -> int:
 
     def largest() -> None:
         runner.forward(scratch_batch(tables, 1, 0, 0, buckets(runner.num_slots)[-1]))
-        most = decode_places(runner.num_slots)[-1]
+        most = max(decode_places(runner.num_slots), default=0)
         runner.forward(scratch_batch(tables, min(chunk, TOKENS[-1]), 0, 1, most))
 
     with torch.inference_mode():
