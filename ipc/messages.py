@@ -291,7 +291,7 @@ class SchedulerConfig(_Message, frozen=True, tag=50):
     parent_pid: int = 0  # exit when this process is gone; 0 watches nobody
     max_prefill_tokens: int = 0  # longest prefill chunk of one row in a step; 0: max_step_tokens
     eviction: str = "reuse"  # "reuse": least expected reuse x cost first; "lru"
-    decode_stretch: float = 1.5  # a step with prefill lasts at most this many decode steps
+    decode_stretch: float = 1.5  # a step with a long prefill lasts at most so many decode steps
     ageing_ms: int = 10_000  # a waiting request gains one priority level in this time
     record_path: str = ""  # the black box of events; empty: none
     record_bytes: int = 50 * 1024 * 1024  # its bound

@@ -166,8 +166,8 @@ class EngineConfig:
     decode_stretch: float = option(
         1.5,
         "scheduling",
-        "longest step with prefill, in steps without it; more: sooner first tokens, less even ones "
-        "after them; 0: any",
+        "longest step beside a long prefill, in steps without; a crowd that waits may add twice as "
+        "much; more: sooner first tokens, less even ones after them; 0: any",
         low=0,
         metavar="X",
     )

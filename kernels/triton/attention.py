@@ -288,8 +288,8 @@ def _extend_tile(
     rows = max(128, triton.next_power_of_2(group))
     if device.processors <= 4:  # the interpreter
         return max(16, triton.next_power_of_2(group)), 16, 1, 4
-    if gathered and device.has_gluon:
-        return 128, 128, 2, 12
+    if gathered and device.has_gluon:  # what `hopper_attention.py` is written for
+        return 128, 128, 3, 12
     if gathered:
         return (64, 64, 3, 4) if gathered < 4096 else (128, 128, 3, 8)
     if itemsize > 2 or head_block > 128:

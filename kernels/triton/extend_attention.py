@@ -286,7 +286,7 @@ def merge(
     mass = tl.zeros([BR], tl.float32)
     acc = tl.zeros([BR, BD], tl.float32)
     for i in range(0, splits, BP):
-        # All are on their way before one is waited for.
+        # All weights, then all parts, are on their way before one of them is waited for.
         lses, parts = (), ()
         top = m
         for p in tl.static_range(BP):

@@ -78,9 +78,10 @@ def matrix_tile(
     elif found is None:
         # Long rows are read in longer pieces, in parts where tiles alone would not fill the device.
         tiles = -(-rows // 32)
-        splits = 1 if gated or columns < 4096 or tiles > 2 * device.processors else 2
-        splits = 4 if splits == 2 and 4 * tiles < 3 * device.processors else splits
-        inputs, stages = (256, 3) if columns >= 4096 else (128, 5)
+        long, splits = columns >= 4096, 1
+        if long and not gated and tiles <= 2 * device.processors:
+            splits = 4 if 4 * tiles < 3 * device.processors else 2
+        inputs, stages = (256, 3) if long else (128, 5)
         found = Tile(32, _piece(columns // splits, inputs), splits, stages)
     if gated:
         found = attrs.evolve(found, splits=1)

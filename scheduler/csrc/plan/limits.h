@@ -24,7 +24,7 @@ struct Limits {
   bool prefix_caching = true;
   bool evict_by_reuse = true;      // rank cached blocks by expected reuse; else least recently used
   int64_t transfer_ms = 10'000;    // a copy between tiers that takes longer has failed; 0: never
-  double decode_stretch = 1.5;     // longest step with prefill, in steps without; 0: any
+  double decode_stretch = 1.5;     // longest step with a long prefill, in steps without; 0: any
   TimeNs ageing = 10'000'000'000;  // a waiting request gains a level of priority each
 
   Status Validate() const;

@@ -165,7 +165,7 @@ class Scheduler {
   bool Grow(Request& request);
   void Displace(Request& request);
   void Withdraw(Request& request);  // off its slot; it runs again from what is known of it
-  // What the cadence of those who decode leaves for prefill, of so many tokens.
+  // How long a step with prefill may be, and what that leaves for prefill, of so many tokens.
   double Stretch(int decode_rows) const;
   PrefillBudget BudgetBeside(int decode_rows, int room, double stretch) const;
 
